@@ -1,0 +1,49 @@
+"""The console script `msr`: finds the command, runs it, turns a `UserError` into one line and exit code 2."""
+
+import importlib
+import os
+import sys
+
+from msr_jax.errors import UserError
+
+# name: (module with `main(argv) -> int | None`, one line for the overview). Imported on use: `msr --help` stays quick.
+COMMANDS = {
+    "separate": ("msr_jax.infer.separate_cli", "separate songs into stems"),
+    "train": ("msr_jax.train.main", "train a model from a config"),
+    "evaluate": ("msr_jax.infer.evaluate", "SI-SDRi and SDR of a model over a folder of tracks"),
+    "import": ("msr_jax.weights.import_cli", "read an official checkpoint into a model folder"),
+    "export": ("msr_jax.weights.export_cli", "write a model folder as a PyTorch checkpoint"),
+    "parity": ("msr_jax.parity", "check network fixtures against this implementation"),
+    "bench": ("msr_jax.bench.main", "measure speed and memory beside the peers"),
+}
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
+    return f"usage: msr COMMAND …\n\n{rows}\n\n`msr COMMAND --help` tells the rest."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"msr: there is no command '{argv[0]}'; known are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
+    except UserError as error:
+        print(f"msr {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"msr {argv[0]}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `msr … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Layers of the one-dimensional U-Net, channels-last, with float32 parameters and a chosen compute precision.
+
+Parameter names (`weight`, `bias`, `g`) are those of the published PyTorch program; layouts are channels-last.
+`dtype` is the precision of matrix products and activations; statistics of norms, softmax and parameters stay float32.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+Array = jax.Array
+EPSILON = 1e-5  # of every norm
+
+
+def uniform_fan(fan: int):
+    """Initialiser U(-1/√fan, 1/√fan): the published program's default for convolutions, linear layers and their biases."""
+    bound = 1.0 / np.sqrt(fan)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def product(x: Array, weight: Array, dtype) -> Array:
+    """`(…, in) @ (in, out)`, accumulated in float32: on a CPU, bfloat16 reaches the matrix units in this form alone."""
+    contract = (((x.ndim - 1,), (0,)), ((), ()))
+    return lax.dot_general(x.astype(dtype), weight.astype(dtype), contract, preferred_element_type=jnp.float32)
+
+
+def convolve(x: Array, weight: Array, stride: int, padding: int, dtype) -> Array:
+    """Cross-correlation of x (batch, time, in) with weight (k, in, out), zeros on both sides; float32 result.
+
+    On a CPU in bfloat16 it is written as one matrix product per tap, the form that the matrix units take.
+    """
+    x, weight = x.astype(dtype), weight.astype(dtype)
+    taps = weight.shape[0]
+    if taps == 1 and stride == 1:
+        return product(x, weight[0], dtype)
+    if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        length = (x.shape[1] + 2 * padding - taps) // stride + 1
+        padded = jnp.pad(x, ((0, 0), (padding, padding), (0, 0)))
+        span = (length - 1) * stride + 1
+        return sum(product(padded[:, tap : tap + span : stride], weight[tap], dtype) for tap in range(taps))
+    accumulate = None if dtype == jnp.float32 else jnp.float32
+    return lax.conv_general_dilated(
+        x, weight, (stride,), [(padding, padding)], dimension_numbers=("NWC", "WIO", "NWC"), preferred_element_type=accumulate
+    )
+
+
+class Linear(nn.Module):
+    """`y = x W + b` with W (in, out)."""
+
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = uniform_fan(x.shape[-1])
+        y = product(x, self.param("weight", init, (x.shape[-1], self.features)), self.dtype)
+        if self.use_bias:
+            y = y + self.param("bias", init, (self.features,))
+        return y.astype(self.dtype)
+
+
+class Conv(nn.Module):
+    """One-dimensional convolution with symmetric zero padding; weight (k, in, out)."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+    zero_init: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel_size, x.shape[-1], self.features)
+        init = nn.initializers.zeros if self.zero_init else uniform_fan(shape[0] * shape[1])
+        y = convolve(x, self.param("weight", init, shape), self.stride, self.padding, self.dtype)
+        if self.use_bias:
+            y = y + self.param("bias", init, (self.features,))
+        return y.astype(self.dtype)
+
+
+class Upsample(nn.Module):
+    """Transposed convolution, kernel 2f, stride f, that maps length L to exactly fL; weight (2f, in, out).
+
+    Every input gives two blocks of f outputs, one matrix product for all; the second block of an input falls on the
+    first block of the next. An input-dilated convolution is the same function, but XLA's backward pass of it on a CPU
+    is over ten times slower.
+    """
+
+    features: int
+    factor: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, length, channels = x.shape
+        f, out = self.factor, self.features
+        init = uniform_fan(out * 2 * f)
+        weight = self.param("weight", init, (2 * f, channels, out))
+        bias = self.param("bias", init, (out,))
+        blocks = product(x, jnp.moveaxis(weight, 0, 1).reshape(channels, 2 * f * out), self.dtype)
+        first, second = jnp.split(blocks, 2, axis=-1)  # each (batch, L, f·out)
+        summed = jnp.pad(first, ((0, 0), (0, 1), (0, 0))) + jnp.pad(second, ((0, 0), (1, 0), (0, 0)))
+        padding = f // 2 + f % 2
+        y = summed.reshape(batch, (length + 1) * f, out)[:, padding : padding + f * length]
+        return (y + bias).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Normalises over time and the channels of each of `groups` consecutive groups; float32 result."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, length, channels = x.shape
+        weight = self.param("weight", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        grouped = x.astype(jnp.float32).reshape(batch, length, self.groups, channels // self.groups)
+        mean = grouped.mean((1, 3), keepdims=True)
+        # Two passes: E[x²]-E[x]² loses quiet signals in float32.
+        variance = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
+        scale = lax.rsqrt(variance + EPSILON) * weight.reshape(self.groups, -1)  # (batch, 1, groups, channels/groups)
+        return ((grouped - mean) * scale).reshape(x.shape) + bias
+
+
+class LayerNorm(nn.Module):
+    """Normalises over channels, gain only; float32 result."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        gain = self.param("g", nn.initializers.ones, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON) * gain
+
+
+class Under(nn.Module):
+    """Makes and runs a module one level deeper in the parameter tree, where the published names have such a level."""
+
+    make: Callable[[], nn.Module]
+
+    @nn.compact
+    def __call__(self, *args) -> Array:
+        return self.make()(*args)
+
+
+class ConvBlock(nn.Module):
+    """GroupNorm, optional scale and shift, SiLU, convolution of three taps."""
+
+    features: int
+    groups: int
+    zero_init: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, scale_shift: tuple[Array, Array] | None = None) -> Array:
+        h = GroupNorm(self.groups, name="groupnorm")(x)
+        if scale_shift is not None:
+            scale, shift = scale_shift  # (batch, 1, channels)
+            h = h * (scale + 1) + shift
+        return Conv(self.features, 3, padding=1, zero_init=self.zero_init, dtype=self.dtype, name="project")(nn.silu(h))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolution blocks, the second scaled and shifted by the conditioning vector z (batch, 4·base channels)."""
+
+    features: int
+    groups: int
+    zero_init: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, z: Array) -> Array:
+        h = ConvBlock(self.features, self.groups, dtype=self.dtype, name="block1")(x)
+        film = partial(Linear, 2 * self.features, dtype=self.dtype, name="to_scale_shift_1")
+        film = Under(film, name="to_scale_shift")(nn.silu(z)).astype(jnp.float32)
+        scale_shift = tuple(jnp.split(film[:, None], 2, axis=-1))
+        h = ConvBlock(self.features, self.groups, self.zero_init, self.dtype, name="block2")(h, scale_shift)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, 1, zero_init=self.zero_init, dtype=self.dtype, name="to_out")(x)
+        return h + x
+
+
+class _AttentionOutput(nn.Module):
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = Linear(self.features, use_bias=False, dtype=self.dtype, name="to_out_0")(x)
+        return LayerNorm(name="to_out_1")(x)
+
+
+class _AttentionInner(nn.Module):
+    heads: int
+    head_features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, length, channels = x.shape
+        width = self.heads * self.head_features
+        u = LayerNorm(name="norm")(x)
+        q = Linear(width, use_bias=False, dtype=self.dtype, name="to_q")(u)
+        k, v = jnp.split(Linear(2 * width, use_bias=False, dtype=self.dtype, name="to_kv")(u), 2, axis=-1)
+        q, k, v = (a.reshape(batch, length, self.heads, self.head_features) for a in (q, k, v))
+        mixed = jax.nn.dot_product_attention(q, k, v)  # scale 1/√features, softmax in float32
+        return _AttentionOutput(channels, self.dtype, name="attention")(mixed.reshape(batch, length, width))
+
+
+class Attention(nn.Module):
+    """Full self-attention over time without positions; a norm before, a norm after the output projection, no residual."""
+
+    heads: int
+    head_features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return _AttentionInner(self.heads, self.head_features, self.dtype, name="fn")(x).astype(self.dtype)
+
+
+class FeedForward(nn.Module):
+    """Two 1×1 convolutions with exact GELU; the second norm stands between GELU and the second convolution."""
+
+    multiplier: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        conv = {"kernel_size": 1, "use_bias": False, "dtype": self.dtype}
+        h = LayerNorm(name="feed_forward_0")(x)
+        h = Conv(self.multiplier * channels, name="feed_forward_1", **conv)(h)
+        h = LayerNorm(name="feed_forward_3")(nn.gelu(h.astype(jnp.float32), approximate=False))
+        return Conv(channels, name="feed_forward_4", **conv)(h)
+
+
+class Transformer(nn.Module):
+    """Attention and feed-forward, each with a residual."""
+
+    heads: int
+    head_features: int
+    multiplier: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = Attention(self.heads, self.head_features, self.dtype, name="attention")(x) + x
+        feed_forward = FeedForward(self.multiplier, self.dtype)
+        nn.share_scope(self, feed_forward)  # the published names have no level of its own for it
+        return feed_forward(x) + x

@@ -1,0 +1,213 @@
+"""The waveform U-Net: deterministic, diffusion and consistency networks from one definition.
+
+The three differ only in the noise-level input `tau` (the last two have it) and in the list of features that is added to
+the running activation (paper, section on feature injection).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from msr_jax.models.layers import Attention, Conv, Linear, ResidualBlock, Transformer, Under, Upsample
+
+Array = jax.Array
+
+
+def patch(x: Array, size: int) -> Array:
+    """(batch, length, q) -> (batch, length/size, q·size); channel q·size + r holds sample r of the patch."""
+    batch, length, q = x.shape
+    return x.reshape(batch, length // size, size, q).swapaxes(2, 3).reshape(batch, length // size, q * size)
+
+
+def unpatch(x: Array, size: int) -> Array:
+    """The inverse of `patch`: (batch, length, q·size) -> (batch, length·size, q)."""
+    batch, length, channels = x.shape
+    q = channels // size
+    return x.reshape(batch, length, q, size).swapaxes(2, 3).reshape(batch, length * size, q)
+
+
+def _edge_block(name: str, features: int, groups: int, zero_init: bool, dtype: Any) -> Under:
+    block = partial(ResidualBlock, features, groups, zero_init, dtype, name="block")
+    return Under(partial(Under, block, name="module_list_0"), name=name)
+
+
+class TimeEmbedding(nn.Module):
+    """Learned Fourier features of tau (batch,): (batch, 2·half + 1) in the order tau, sines, cosines."""
+
+    half: int
+
+    @nn.compact
+    def __call__(self, tau: Array) -> Array:
+        frequencies = self.param("weights", nn.initializers.normal(1.0), (self.half,))
+        tau = tau[:, None]
+        angles = 2 * np.pi * tau * frequencies
+        return jnp.concatenate([tau, jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class EncoderLevel(nn.Module):
+    """Down-sampling, residual blocks, optional transformer; returns the output and the level's skips in order."""
+
+    features: int
+    factor: int
+    kernel_multiplier: int
+    num_blocks: int
+    groups: int
+    transformer: Transformer | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, z: Array) -> tuple[Array, list[Array]]:
+        f, skips = self.factor, []
+        kernel = self.kernel_multiplier * f + 1
+        x = Conv(self.features, kernel, f, (kernel - 1) // 2, dtype=self.dtype, name="downsample")(x)
+        for b in range(self.num_blocks):
+            x = ResidualBlock(self.features, self.groups, dtype=self.dtype, name=f"blocks_{b}")(x, z)
+            skips.append(x)
+        if self.transformer is not None:
+            x = self.transformer(x)
+            skips.append(x)
+        return x, skips
+
+
+class Bottleneck(nn.Module):
+    """Residual block, attention without a residual, residual block."""
+
+    features: int
+    groups: int
+    heads: int
+    head_features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, z: Array) -> Array:
+        x = ResidualBlock(self.features, self.groups, dtype=self.dtype, name="pre_block")(x, z)
+        x = Attention(self.heads, self.head_features, self.dtype, name="attention")(x)
+        return ResidualBlock(self.features, self.groups, dtype=self.dtype, name="post_block")(x, z)
+
+
+class DecoderLevel(nn.Module):
+    """One residual block per skip (the last first, scaled by √½), optional transformer, up-sampling."""
+
+    inner_features: int
+    features: int
+    factor: int
+    groups: int
+    transformer: Transformer | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, skips: Sequence[Array], z: Array) -> Array:
+        for b, skip in enumerate(reversed(skips)):
+            x = jnp.concatenate([x, skip * 2**-0.5], axis=-1)
+            x = ResidualBlock(self.inner_features, self.groups, dtype=self.dtype, name=f"blocks_{b}")(x, z)
+        if self.transformer is not None:
+            x = self.transformer(x)
+        return Upsample(self.features, self.factor, self.dtype, name="upsample")(x)
+
+
+class UNet1d(nn.Module):
+    """Fields are those of the published config; official values as defaults.
+
+    `zero_init_output` starts the last residual block at zero (for small models trained from scratch; off as published).
+    `remat` lists the levels (0 is the shallowest) whose activations are computed again in the backward pass.
+    """
+
+    in_channels: int = 1
+    channels: int = 256
+    patch_factor: int = 16
+    multipliers: Sequence[int] = (1, 2, 4, 4, 4, 4, 4)
+    factors: Sequence[int] = (4, 4, 4, 2, 2, 2)
+    num_blocks: Sequence[int] = (2, 2, 2, 2, 2, 2)
+    attentions: Sequence[bool] = (False, False, False, True, True, True)
+    attention_heads: int = 8
+    attention_features: int = 128
+    attention_multiplier: int = 2
+    resnet_groups: int = 8
+    kernel_multiplier_downsample: int = 2
+    context_features: int = 4
+    zero_init_output: bool = False
+    remat: Sequence[int] = ()
+    dtype: Any = jnp.float32
+
+    def _transformer(self, level: int) -> Transformer | None:
+        if not self.attentions[level]:
+            return None
+        sizes = (self.attention_heads, self.attention_features, self.attention_multiplier)
+        return Transformer(*sizes, self.dtype, name="transformer", parent=None)
+
+    def _conditioning(self, label: Array, tau: Array | None) -> Array:
+        """The vector z (batch, 4·channels) that every residual block takes, from the label and the noise level."""
+        width = 4 * self.channels
+        gelu = lambda x: nn.gelu(x.astype(jnp.float32), approximate=False)  # noqa: E731
+        # Float32 whatever the compute precision: it costs nothing and tau spans fine steps.
+        z = gelu(Linear(width, name="to_features_0")(label))
+        self.sow("intermediates", "to_features", z)
+        if tau is not None:
+            embedded = gelu(Linear(width, name="to_time_0_1")(TimeEmbedding(self.channels // 2, name="to_time_0_0")(tau)))
+            self.sow("intermediates", "to_time", embedded)
+            z = z + embedded
+        z = gelu(Linear(width, name="to_mapping_2")(gelu(Linear(width, name="to_mapping_0")(z))))
+        self.sow("intermediates", "to_mapping", z)
+        return z
+
+    @nn.compact
+    def __call__(
+        self, x: Array, label: Array, tau: Array | None = None, injected: Sequence[Array] | None = None
+    ) -> tuple[Array, list[Array]]:
+        """One evaluation of the network.
+
+        Args:
+          x: (batch, time, channels) waveform; time a multiple of `length_multiple`.
+          label: (batch, labels) one-hot.
+          tau: (batch,) noise-level input ln(σ)/4; None for the deterministic network, which has no such parameters.
+          injected: the 2n+3 arrays of a deterministic network's feature list, added to the running activation.
+
+        Returns:
+          The output (batch, time, channels) in float32 and this network's own feature list: x, the output of every stage,
+          the last of them with the long skip added, i.e. what enters each stage.
+        """
+        n, width = len(self.factors), [self.channels * m for m in self.multipliers]
+        add = lambda x, k: x if injected is None else x + injected[k].astype(x.dtype)  # noqa: E731
+        remat = lambda module, level: nn.remat(module) if level in self.remat else module  # noqa: E731
+        groups = min(self.patch_factor, self.in_channels)
+        z = self._conditioning(label, tau)
+        features = [x]
+        h = add(x, 0)
+        h = patch(_edge_block("to_in", self.channels // self.patch_factor, groups, False, self.dtype)(h, z), self.patch_factor)
+        features.append(h)
+        long_skip, skips = h, []
+        for i in range(n):
+            level = remat(EncoderLevel, i)(
+                width[i + 1], self.factors[i], self.kernel_multiplier_downsample, self.num_blocks[i], self.resnet_groups,
+                self._transformer(i), self.dtype, name=f"downsamples_{i}",
+            )  # fmt: skip
+            h, level_skips = level(add(h, 1 + i), z)
+            skips.append(level_skips)
+            features.append(h)
+        sizes = (self.attention_heads, self.attention_features)
+        h = Bottleneck(width[n], self.resnet_groups, *sizes, self.dtype, name="bottleneck")(add(h, n + 1), z)
+        features.append(h)
+        for j in range(n):
+            i = n - 1 - j
+            level = remat(DecoderLevel, i)(
+                width[i + 1], width[i], self.factors[i], self.resnet_groups, self._transformer(i), self.dtype,
+                name=f"upsamples_{j}",
+            )  # fmt: skip
+            h = level(add(h, n + 2 + j), skips.pop(), z)
+            features.append(h)
+        self.sow("intermediates", "last_level", h)
+        h = h + long_skip
+        features[-1] = h
+        h = unpatch(add(h, 2 * n + 2), self.patch_factor)
+        y = _edge_block("to_out", self.in_channels, groups, self.zero_init_output, self.dtype)(h, z)
+        return y.astype(jnp.float32), features
+
+    @property
+    def length_multiple(self) -> int:
+        """Samples that the input length must be a multiple of."""
+        return self.patch_factor * int(np.prod(self.factors))
