@@ -1,0 +1,110 @@
+"""Fields that all configs share, at their released values; `configs/README.md` has a line for each choice.
+
+A config file is `get_config()` returning an `ml_collections.ConfigDict`; any leaf is overridden on the command line
+with `--config.a.b=value`.
+"""
+
+from ml_collections import ConfigDict
+
+SLAKH_STEMS = ("bass", "drums", "guitar", "piano")
+
+
+def unet_base() -> ConfigDict:
+    """The U-Net track on Slakh2100 at official sizes; method, optimiser and lengths of training are the stage's."""
+    c = ConfigDict()
+    c.seed = 0
+    c.method = "deterministic"
+    c.stems = SLAKH_STEMS
+    c.sample_rate = 22_050  # Hz
+    c.channels = 1
+    c.segment = 262_144  # samples, 11.9 s
+    c.compute_dtype = "bfloat16"
+    c.input_level = 0.0
+    c.loss = "mse"
+    c.model = ConfigDict(
+        {
+            "name": "unet1d",
+            "in_channels": 1,
+            "channels": 256,
+            "patch_factor": 16,
+            "multipliers": (1, 2, 4, 4, 4, 4, 4),
+            "factors": (4, 4, 4, 2, 2, 2),
+            "num_blocks": (2, 2, 2, 2, 2, 2),
+            "attentions": (False, False, False, True, True, True),
+            "attention_heads": 8,
+            "attention_features": 128,
+            "attention_multiplier": 2,
+            "resnet_groups": 8,
+            "kernel_multiplier_downsample": 2,
+            "context_features": 4,
+            "zero_init_output": False,
+            "remat": (),
+        }
+    )
+    c.diffusion = ConfigDict(
+        {
+            "sigma_data": 0.2,
+            "p_mean": -3.0,
+            "p_std": 1.0,
+            "estimate_probability": 0.0,
+            "loss_weight": "edm",
+            "clip": 1.0,
+            "sampler": {
+                "num_steps": 2,
+                "num_resamples": 2,
+                "s_churn": 20.0,
+                "sigma_min": 1e-4,
+                "sigma_max": 0.01,
+                "rho": 9.0,
+                "solver": "euler",
+            },
+        }
+    )
+    c.consistency = ConfigDict(
+        {
+            "sigma_data": 0.2,
+            "num_levels": 18,
+            "sigma_min": 1e-4,
+            "sigma_max": 10.0,
+            "rho": 9.0,
+            "draw": "released",
+            "consistency_weight": 1.0,
+            "dsm_weight": 1.0,
+            "dsm_uniform_limit": 0.7,
+            "target_rate": 0.999,
+            "evaluate": "online",
+            "sampler": {"num_steps": 1, "sigma_max": 0.01244, "renoise": "released", "clip": 1.0},
+        }
+    )
+    c.optim = ConfigDict(
+        {
+            "name": "adam",
+            "lr": 1e-4,
+            "b1": 0.9,
+            "b2": 0.99,
+            "eps": 1e-8,
+            "accumulate": 1,
+            "clip_norm": 0.0,
+            "schedule": "constant",
+            "warmup_steps": 0,
+        }
+    )
+    c.ema_rate = 0.0
+    c.init_from = ConfigDict({"deterministic": "", "diffusion": ""})
+    c.data = ConfigDict(
+        {
+            "train": "",
+            "validation": "",
+            "batch": 50,
+            "crop": 262_144,
+            "mix_across_songs": 0.0,
+            "gain_db": (0.0, 0.0),
+            "workers": 0,
+            "preload": False,
+        }
+    )
+    c.train = ConfigDict(
+        {"steps": 100_000, "steps_per_dispatch": 1, "log_every": 50, "validate_every": 1000, "checkpoint_every": 1000, "keep": 2}
+    )
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    return c
