@@ -199,10 +199,10 @@ class _AttentionOutput(nn.Module):
         return LayerNorm(name="to_out_1")(x)
 
 
-class _AttentionInner(nn.Module):
+class AttentionInner(nn.Module):
     heads: int
     head_features: int
-    dtype: jnp.dtype
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -225,7 +225,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return _AttentionInner(self.heads, self.head_features, self.dtype, name="fn")(x).astype(self.dtype)
+        return AttentionInner(self.heads, self.head_features, self.dtype, name="fn")(x).astype(self.dtype)
 
 
 class FeedForward(nn.Module):

@@ -1,0 +1,143 @@
+"""The model folder: `config.json` and one safetensors file per network, tensors named by their parameter path."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from msr_jax.errors import UserError
+from msr_jax.models.backbone import Backbone, make_backbone
+
+FORMAT = 1
+NETWORKS = ("deterministic", "diffusion", "consistency", "target")
+# The fields of a config that a model needs to run; those of its training stay with the training.
+FIELDS = ("stems", "sample_rate", "channels", "segment", "input_level", "model", "diffusion", "consistency")
+
+
+class Model(NamedTuple):
+    """A model in memory: the config's fields as plain values, and the parameters of each network in the folder."""
+
+    config: dict[str, Any]
+    weights: dict[str, Any]
+
+
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dict -> {"a/b/c": array}."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b/c": array} -> nested dict."""
+    params: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        *parents, leaf = name.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = tensor
+    return params
+
+
+def parameter_shapes(backbone: Backbone, network: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a network by its path; nothing is computed."""
+    timed = network != "deterministic"
+    return {k: v.shape for k, v in flatten(jax.eval_shape(lambda: backbone.init(jax.random.key(0), timed))).items()}
+
+
+def check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raises UserError unless names and shapes are the expected ones."""
+    wrong = [f"{k} is {tensors[k].shape}, not {s}" for k, s in expected.items() if k in tensors and tensors[k].shape != s]
+    for found, what in (
+        ([k for k in expected if k not in tensors], "lacks"),
+        ([k for k in tensors if k not in expected], "holds what the config does not know:"),
+        (wrong, "contradicts the config:"),
+    ):
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise UserError(f"{where} {what} {', '.join(found[:3])}{more}; take the config that these weights were made with")
+
+
+def save_model(folder: str | Path, config: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Write a model folder, whole or not at all; an older model folder of that name is replaced.
+
+    Args:
+      config: at least the keys of `FIELDS`, plain values.
+      weights: parameters by network name, among `NETWORKS`; float32.
+
+    Raises:
+      UserError: the place cannot be written, or holds something that is no model folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / "config.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is no model folder; name another place")
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    kept = {"format": FORMAT, "networks": [n for n in NETWORKS if n in weights], **{k: config[k] for k in FIELDS}}
+    try:
+        beside.mkdir(parents=True)
+        for name in kept["networks"]:
+            arrays = {k: np.ascontiguousarray(v) for k, v in flatten(weights[name]).items()}
+            save_file(arrays, beside / f"{name}.safetensors")
+        (beside / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
+        if folder.exists():
+            os.replace(folder, replaced)
+        os.replace(beside, folder)
+    except OSError as error:
+        raise UserError(f"cannot write the model folder {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def find_model(folder: str | Path) -> Path:
+    """The model folder itself, or `model` inside the working directory of a training run.
+
+    Raises:
+      UserError: there is neither.
+    """
+    folder = Path(folder)
+    for place in (folder, folder / "model"):
+        if (place / "config.json").is_file() and any(place.glob("*.safetensors")):
+            return place
+    reason = "holds no config.json with weights beside it" if folder.is_dir() else "is no folder"
+    raise UserError(f"{folder} {reason}; name a model folder, or the --workdir of a training run that has saved")
+
+
+def load_model(folder: str | Path) -> Model:
+    """Read a model folder (or a training run's working directory).
+
+    Raises:
+      UserError: no such folder, unreadable or foreign config, a tensor missing, surplus, misshapen or not float32.
+    """
+    folder = find_model(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} is not readable as JSON ({error})") from error
+    missing = [k for k in ("format", "networks", *FIELDS) if k not in config] if isinstance(config, dict) else ["format"]
+    if missing:
+        raise UserError(f"{folder / 'config.json'} lacks {', '.join(missing)}; it is not a config of a model folder")
+    if config["format"] != FORMAT:
+        raise UserError(f"{folder} has format {config['format']}, this version reads format {FORMAT}; upgrade msr_jax")
+    backbone = make_backbone(config["model"])
+    weights = {}
+    for name in config["networks"]:
+        path = folder / f"{name}.safetensors"
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read ({error}); fetch or save the model again") from error
+        check_tensors(tensors, parameter_shapes(backbone, name), str(path))
+        halves = [k for k, v in tensors.items() if v.dtype != np.float32]
+        if halves:
+            raise UserError(f"{path} holds {tensors[halves[0]].dtype} in {halves[0]}; parameters must be float32")
+        weights[name] = unflatten(tensors)
+    return Model(config, weights)
