@@ -1,1 +1,20 @@
-"""Music source separation in JAX, refined by diffusion and by consistency distillation."""
+"""Music source separation in JAX, refined by diffusion and by consistency distillation.
+
+    stems = msr_jax.load("model").separate(audio, sample_rate)
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from msr_jax.infer.separate import load
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str):
+    # JAX is imported on use: `msr --help` and Grain's worker processes do without.
+    if name == "load":
+        from msr_jax.infer.separate import load
+
+        return load
+    raise AttributeError(f"module 'msr_jax' has no attribute '{name}'")

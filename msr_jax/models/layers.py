@@ -23,30 +23,68 @@ def uniform_fan(fan: int):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def _accumulate(x: Array, y: Array, contract: tuple) -> Array:
+    return lax.dot_general(x, y, (contract, ((), ())), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _product(x: Array, weight: Array) -> Array:
+    return _accumulate(x, weight, ((x.ndim - 1,), (0,)))
+
+
+def _product_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    # The cotangent comes in float32. Left so, both products would fall back to float32 and off the matrix units.
+    x, weight = saved
+    cotangent = cotangent.astype(x.dtype)
+    leading = tuple(range(x.ndim - 1))
+    x_bar = _accumulate(cotangent, weight, ((x.ndim - 1,), (1,)))
+    weight_bar = _accumulate(x, cotangent, (leading, leading))
+    return x_bar.astype(x.dtype), weight_bar.astype(weight.dtype)
+
+
+_product.defvjp(lambda x, weight: (_product(x, weight), (x, weight)), _product_backward)
+
+
 def product(x: Array, weight: Array, dtype) -> Array:
-    """`(…, in) @ (in, out)`, accumulated in float32: on a CPU, bfloat16 reaches the matrix units in this form alone."""
-    contract = (((x.ndim - 1,), (0,)), ((), ()))
-    return lax.dot_general(x.astype(dtype), weight.astype(dtype), contract, preferred_element_type=jnp.float32)
+    """`(…, in) @ (in, out)` in `dtype`, accumulated in float32; gradients likewise.
+
+    On a CPU, bfloat16 reaches the matrix units in this form alone.
+    """
+    if dtype == jnp.float32:
+        return _accumulate(x.astype(dtype), weight.astype(dtype), ((x.ndim - 1,), (0,)))
+    return _product(x.astype(dtype), weight.astype(dtype))
 
 
 def convolve(x: Array, weight: Array, stride: int, padding: int, dtype) -> Array:
-    """Cross-correlation of x (batch, time, in) with weight (k, in, out), zeros on both sides; float32 result.
+    """Cross-correlation of x (batch, time, in) with weight (k, in, out), zeros on both sides.
 
-    On a CPU in bfloat16 it is written as one matrix product per tap, the form that the matrix units take.
+    The result is float32 or, on accelerators, `dtype`; sums are float32 everywhere.
     """
     x, weight = x.astype(dtype), weight.astype(dtype)
     taps = weight.shape[0]
     if taps == 1 and stride == 1:
         return product(x, weight[0], dtype)
     if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        length = (x.shape[1] + 2 * padding - taps) // stride + 1
-        padded = jnp.pad(x, ((0, 0), (padding, padding), (0, 0)))
-        span = (length - 1) * stride + 1
-        return sum(product(padded[:, tap : tap + span : stride], weight[tap], dtype) for tap in range(taps))
-    accumulate = None if dtype == jnp.float32 else jnp.float32
-    return lax.conv_general_dilated(
-        x, weight, (stride,), [(padding, padding)], dimension_numbers=("NWC", "WIO", "NWC"), preferred_element_type=accumulate
-    )
+        return _convolve_by_products(x, weight, stride, padding)
+    return lax.conv_general_dilated(x, weight, (stride,), [(padding, padding)], dimension_numbers=("NWC", "WIO", "NWC"))
+
+
+def _convolve_by_products(x: Array, weight: Array, stride: int, padding: int) -> Array:
+    """`convolve` as matrix products, the form that a CPU's bfloat16 units take, forward and backward."""
+    taps, channels, features = weight.shape
+    batch, samples, _ = x.shape
+    length = (samples + 2 * padding - taps) // stride + 1
+    if stride == 1:  # one product to the contributions of all taps, added where they belong
+        blocks = product(x, jnp.moveaxis(weight, 0, 1).reshape(channels, taps * features), x.dtype)
+        blocks = jnp.pad(blocks, ((0, 0), (padding, padding), (0, 0)))
+        return sum(blocks[:, k : k + length, k * features : (k + 1) * features] for k in range(taps))
+    steps = -(-taps // stride)  # `stride` samples side by side are one wide frame; `steps` frames make one output
+    frames = length - 1 + steps
+    x = jnp.pad(x, ((0, 0), (padding, frames * stride - samples - padding), (0, 0)))
+    x = x.reshape(batch, frames, stride * channels)
+    rows = np.minimum(stride, taps - stride * np.arange(steps)) * channels
+    weight = jnp.split(weight.reshape(taps * channels, features), np.cumsum(rows)[:-1])
+    return sum(product(x[:, j : j + length, : rows[j]], weight[j], x.dtype) for j in range(steps))
 
 
 class Linear(nn.Module):

@@ -1,0 +1,249 @@
+"""Separation of songs of any length, rate and channel count with a model that takes fixed segments at one rate.
+
+The song flows through in blocks: resampling, chunks that overlap, the network, overlap-add, resampling back. Memory
+holds a few segments, however long the song is.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import soxr
+
+from msr_jax.errors import UserError
+from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
+from msr_jax.models.backbone import make_backbone
+from msr_jax.weights.model_folder import Model, load_model
+
+OVERLAP = 0.25  # of a segment
+# (segments (chunks, samples, channels), index of the first) -> estimates (chunks, stems, samples, channels)
+ChunkFunction = Callable[[np.ndarray, int], np.ndarray]
+
+
+def cross_fade(segment: int, overlap: int) -> np.ndarray:
+    """Weights (segment,) that rise and fall linearly over `overlap` samples and are nowhere 0."""
+    ramp = np.minimum(np.arange(1, segment + 1), np.arange(segment, 0, -1)) / (overlap + 1)
+    return np.minimum(ramp, 1.0).astype(np.float32)
+
+
+def cut_chunks(blocks: Iterable[np.ndarray], segment: int, hop: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Cut a stream of blocks (any length, channels) into overlapping segments.
+
+    Yields:
+      (start, length, chunk (segment, channels)). The last chunk is moved back so that it ends with the stream; a stream
+      shorter than a segment gives one chunk, zeros after its `length` samples.
+    """
+    held, base, start = None, 0, 0  # `held` are the samples from `base` on; `start` is where the next chunk begins
+    for block in blocks:
+        held = block if held is None else np.concatenate([held, block])
+        while base + len(held) >= start + segment:
+            yield start, segment, held[start - base : start - base + segment]
+            held, base = held[start - base :], start  # the last chunk may have to reach back as far as this one
+            start += hop
+    end = base + (0 if held is None else len(held))
+    if held is not None and start == 0:
+        yield 0, len(held), np.pad(held, ((0, segment - len(held)), (0, 0)))
+    elif end > base + segment:
+        yield end - segment, segment, held[-segment:]
+
+
+def overlap_add(
+    chunks: Iterator[tuple[int, int, np.ndarray]], run: ChunkFunction, stems: int, segment: int, overlap: int, group: int
+) -> Iterator[np.ndarray]:
+    """Run chunks through the model, `group` at a time, and cross-fade the results.
+
+    Yields:
+      Blocks (stems, samples, channels) that together are as long as the stream was.
+    """
+    fade = cross_fade(segment, overlap)[:, None]
+    total = weight = None
+    base = count = 0
+
+    def flush(upto: int) -> np.ndarray:
+        nonlocal total, weight, base
+        ready = total[:, : upto - base] / weight[: upto - base]
+        total, weight, base = total[:, upto - base :], weight[upto - base :], upto
+        return ready
+
+    end = 0
+    while batch := [c for _, c in zip(range(group), chunks, strict=False)]:
+        estimates = run(np.stack([chunk for _, _, chunk in batch]), count)
+        count += len(batch)
+        for (start, length, _), estimate in zip(batch, estimates, strict=True):
+            if total is None:
+                total = np.zeros((stems, 0, estimate.shape[-1]), np.float32)
+                weight = np.zeros((0, 1), np.float32)
+            if start > base:
+                yield flush(start)
+            grow = start + length - base - total.shape[1]
+            total = np.pad(total, ((0, 0), (0, grow), (0, 0)))
+            weight = np.pad(weight, ((0, grow), (0, 0)))
+            total[:, start - base : start - base + length] += (estimate * fade)[:, :length]
+            weight[start - base : start - base + length] += fade[:length]
+            end = start + length
+    if total is not None:
+        yield flush(end)
+
+
+def _resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channels: int) -> Iterator[np.ndarray]:
+    if rate_in == rate_out:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(np.ascontiguousarray(block)).reshape(-1, channels)
+    yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
+
+
+class Separator:
+    """A loaded model, ready to separate. Made by `msr_jax.load`."""
+
+    def __init__(
+        self,
+        model: Model,
+        refine: str | None = None,
+        num_steps: int | None = None,
+        seed: int = 0,
+        overlap: float = OVERLAP,
+        batch_size: int | None = None,
+    ):
+        """`batch_size`: examples per network call (stem × channel × chunk); it changes speed and memory, not the result."""
+        config = model.config
+        if refine is None:
+            refine = next((r for r in ("consistency", "diffusion") if network_of(config, r) in model.weights), "none")
+        if refine not in REFINEMENTS:
+            raise UserError(f"refine must be one of {', '.join(REFINEMENTS)}, not '{refine}'")
+        if network_of(config, refine) not in model.weights:
+            have = ", ".join(model.weights)
+            raise UserError(f"the model cannot refine by {refine}: its folder holds the networks {have}")
+        if not 0 <= overlap <= 0.5:
+            raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap}")
+        if config["channels"] != 1:
+            raise UserError(f"the model takes {config['channels']} channels at once; only mono models can be run so far")
+        self.config, self.refine, self.num_steps, self.seed = config, refine, num_steps, seed
+        self.stems: list[str] = list(config["stems"])
+        self.segment, self.sample_rate = config["segment"], config["sample_rate"]
+        self.overlap = int(overlap * self.segment)
+        self.batch_size = batch_size or len(self.stems)
+        backbone = make_backbone(config["model"])
+        backbone.check_length(self.segment)
+        needed = {"deterministic", network_of(config, refine)}
+        self.weights = {k: jax.device_put(v) for k, v in model.weights.items() if k in needed}
+        self._run = jax.jit(_batch_function(make_refiner(config, backbone, refine, num_steps), len(self.stems)))
+
+    def _run_chunks(self, chunks: np.ndarray, first: int) -> np.ndarray:
+        """(chunks, samples, channels) -> (chunks, stems, samples, channels), in batches of one fixed size."""
+        count, samples, channels = chunks.shape
+        index = np.stack(np.meshgrid(range(count), range(len(self.stems)), range(channels), indexing="ij"), -1).reshape(-1, 3)
+        out = np.empty((len(index), samples), np.float32)
+        for at in range(0, len(index), self.batch_size):
+            chosen = index[at : at + self.batch_size]
+            padded = np.resize(chosen, (self.batch_size, 3))
+            mixture = chunks[padded[:, 0], :, padded[:, 2]][..., None]
+            place = padded + np.array([first, 0, 0])
+            result = self._run(self.weights, mixture, place, self.seed)
+            out[at : at + len(chosen)] = np.asarray(result)[: len(chosen), :, 0]
+        return out.reshape(count, len(self.stems), channels, samples).swapaxes(2, 3)
+
+    def stream(
+        self,
+        blocks: Iterable[np.ndarray],
+        sample_rate: int,
+        channels: int,
+        frames: int | None = None,
+        progress: Callable[[int], Any] | None = None,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Separate a stream of blocks (samples, channels); memory does not grow with its length.
+
+        Args:
+          sample_rate: of the blocks and of what is yielded, Hz.
+          frames: length of the stream in samples where it is known; what comes back has exactly this length.
+          progress: called with the number of samples done so far, at the input's rate.
+
+        Yields:
+          {stem: (samples, channels) float32}, one after another.
+        """
+        group = max(1, self.batch_size // (len(self.stems) * channels))
+        taken = 0
+
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal taken
+            for block in blocks:
+                taken += len(block)
+                yield block
+
+        at_model_rate = _resampled(counted(), sample_rate, self.sample_rate, channels)
+        chunks = cut_chunks((b for b in at_model_rate if len(b)), self.segment, self.segment - self.overlap)
+        separated = overlap_add(chunks, self._run_chunks, len(self.stems), self.segment, self.overlap, group)
+        wide = len(self.stems) * channels  # all stems share one resampler, as so many channels
+        flat = (np.ascontiguousarray(b.swapaxes(0, 1)).reshape(b.shape[1], wide) for b in separated)
+        done = 0
+        for block in _resampled(flat, self.sample_rate, sample_rate, wide):
+            block = block[: None if frames is None else frames - done]
+            done += len(block)
+            if len(block):
+                yield self._named(block, channels)
+            if progress:
+                progress(done)
+        wanted = taken if frames is None else frames
+        if done < wanted:  # rounding of the two rates
+            yield self._named(np.zeros((wanted - done, wide), np.float32), channels)
+            if progress:
+                progress(wanted)
+
+    def _named(self, block: np.ndarray, channels: int) -> dict[str, np.ndarray]:
+        by_stem = block.reshape(len(block), len(self.stems), channels)
+        return {stem: by_stem[:, k] for k, stem in enumerate(self.stems)}
+
+    def separate(self, audio: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
+        """Separate a song in memory.
+
+        A mono model separates every channel on its own, so that stems have the channels of the song. Songs longer than
+        a segment are cut into segments that overlap and are cross-faded; shorter ones are padded with zeros.
+
+        Args:
+          audio: (samples,) or (samples, channels), about [-1, 1].
+          sample_rate: Hz.
+
+        Returns:
+          {stem: float32 array of audio's shape}.
+
+        Raises:
+          UserError: no samples, another shape, NaN or infinite samples, or a rate that is not positive.
+        """
+        audio = np.asarray(audio, np.float32)
+        if audio.ndim not in (1, 2) or audio.size == 0:
+            raise UserError(f"audio must be (samples,) or (samples, channels) with at least one sample, not {audio.shape}")
+        if not np.isfinite(audio).all():
+            raise UserError("audio holds NaN or infinite samples")
+        if sample_rate <= 0:
+            raise UserError(f"the sample rate must be positive, not {sample_rate}")
+        wide = audio.reshape(len(audio), -1)
+        parts = list(self.stream([wide], sample_rate, wide.shape[1], len(wide)))
+        return {s: np.concatenate([p[s] for p in parts]).reshape(audio.shape) for s in self.stems}
+
+
+def _batch_function(refiner: Callable, num_stems: int) -> Callable:
+    def run(weights, mixture, place, seed):  # place (batch, 3): chunk, stem, channel
+        # A key per example from its place in the song: the result does not depend on how examples are batched.
+        key = lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p[0]), p[1]), p[2])  # noqa: E731
+        return refiner(weights, mixture, jax.nn.one_hot(place[:, 1], num_stems), jax.vmap(key)(jnp.asarray(place)))
+
+    return run
+
+
+def load(folder: str | Path, refine: str | None = None, num_steps: int | None = None, seed: int = 0, **options) -> Separator:
+    """Load a model folder (or a training run's working directory) for separation.
+
+    Args:
+      refine: "none", "diffusion" or "consistency"; None takes the best that the folder has, in the reverse order.
+      num_steps: refinement steps T; None takes the model's own.
+      seed: of the refinement's noise.
+
+    Raises:
+      UserError: the folder is no model folder, is damaged, or lacks the refinement.
+    """
+    return Separator(load_model(folder), refine, num_steps, seed, **options)

@@ -1,0 +1,78 @@
+"""`msr separate`: songs in, a folder of stems for each out."""
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from msr_jax.audio.io import AudioInfo, AudioWriter, audio_info, read_blocks
+from msr_jax.errors import UserError
+from msr_jax.infer.separate import OVERLAP, Separator, load
+from msr_jax.methods.stages import REFINEMENTS
+
+BLOCK_SECONDS = 10
+
+
+def separate_file(separator: Separator, song: Path, info: AudioInfo, folder: Path, suffix: str, progress=None) -> list[Path]:
+    """Separate one file into `folder`/<stem>.<suffix>; all stems appear, or none.
+
+    Raises:
+      UserError: the song turns out damaged, or a stem cannot be written.
+    """
+    paths = {stem: folder / f"{stem}.{suffix}" for stem in separator.stems}
+    is_new = not folder.exists()
+    try:
+        with ExitStack() as stack:
+            writers = {
+                stem: stack.enter_context(AudioWriter(path, info.sample_rate, info.channels)) for stem, path in paths.items()
+            }
+            frames = None if info.subtype == "MPEG_LAYER_III" else info.frames  # an mp3's header only estimates
+            blocks = read_blocks(song, BLOCK_SECONDS * info.sample_rate)
+            for part in separator.stream(blocks, info.sample_rate, info.channels, frames, progress):
+                for stem, audio in part.items():
+                    writers[stem].write(audio)
+    except BaseException:
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    return list(paths.values())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="msr separate", description=__doc__)
+    parser.add_argument("songs", nargs="+", metavar="SONG", type=Path, help="audio files: wav, flac, ogg, mp3, …")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", type=Path, help="gets a folder of stems for each song")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model folder, or --workdir of a training run")
+    parser.add_argument("--refine", choices=REFINEMENTS, help="default: the best that the model has")
+    parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
+    parser.add_argument("--format", choices=["wav", "flac"], default="wav", help="wav (32-bit float) or flac (24-bit)")
+    parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
+    parser.add_argument("--overlap", type=float, default=OVERLAP, help="of neighbouring segments, 0 to 0.5")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    infos = {song: audio_info(song) for song in args.songs}
+    names = [song.stem for song in infos]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two songs are named {twice[0]} and would share a folder; separate them into different folders")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is a file; -o must name a folder")
+    separator = load(args.model, args.refine, args.steps, args.seed, overlap=args.overlap)
+    steps = f", T = {args.steps}" if args.steps else ""
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        for song, info in infos.items():
+            task = bar.add_task(song.name, total=info.frames)
+            update = lambda done, task=task: bar.update(task, completed=done)  # noqa: E731
+            written = separate_file(separator, song, info, args.out / song.stem, args.format, update)
+            bar.console.print(
+                f"{song.name}: {len(written)} stems in {written[0].parent} (refinement: {separator.refine}{steps})",
+                markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
+    return 0
