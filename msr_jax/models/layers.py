@@ -50,8 +50,6 @@ def product(x: Array, weight: Array, dtype) -> Array:
 
     On a CPU, bfloat16 reaches the matrix units in this form alone.
     """
-    if dtype == jnp.float32:
-        return _accumulate(x.astype(dtype), weight.astype(dtype), ((x.ndim - 1,), (0,)))
     return _product(x.astype(dtype), weight.astype(dtype))
 
 
