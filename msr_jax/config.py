@@ -104,7 +104,7 @@ def unet_base() -> ConfigDict:
         }
     )
     c.train = ConfigDict(
-        {"steps": 100_000, "steps_per_dispatch": 1, "log_every": 50, "validate_every": 1000, "checkpoint_every": 1000, "keep": 2}
+        {"steps": 100_000, "steps_per_dispatch": 1, "log_every": 50, "validate_every": 1000, "checkpoint_every": 1000, "keep": 2, "validation_windows": 64}
     )
     c.mesh = ConfigDict({"data": -1, "fsdp": 1})
     return c
