@@ -73,8 +73,8 @@ def _convolve_by_products(x: Array, weight: Array, stride: int, padding: int) ->
     batch, samples, _ = x.shape
     length = (samples + 2 * padding - taps) // stride + 1
     if stride == 1:  # one product to the contributions of all taps, added where they belong
+        x = jnp.pad(x, ((0, 0), (padding, padding), (0, 0)))
         blocks = product(x, jnp.moveaxis(weight, 0, 1).reshape(channels, taps * features), x.dtype)
-        blocks = jnp.pad(blocks, ((0, 0), (padding, padding), (0, 0)))
         return sum(blocks[:, k : k + length, k * features : (k + 1) * features] for k in range(taps))
     steps = -(-taps // stride)  # `stride` samples side by side are one wide frame; `steps` frames make one output
     frames = length - 1 + steps
