@@ -42,6 +42,8 @@ class WindowScores(NamedTuple):
     si_sdri: np.ndarray  # dB, silent references included
     si_sdr: np.ndarray  # dB
     sdr: np.ndarray  # dB, 10 log10((‖s‖² + 1e-5) / (‖s - ŝ‖² + 1e-5))
+    si_snr: np.ndarray  # dB, SI-SDR with the means removed
+    output_rms: np.ndarray  # dB, 20 log10(rms of the estimate + 1e-10)
     silent: np.ndarray  # bool
 
 
@@ -63,11 +65,23 @@ def score_windows(estimates: np.ndarray, references: np.ndarray, sample_rate: in
         improvement = score - si_sdr(mixture, reference).mean(-1)
         energy = np.square(reference, dtype=np.float64).sum(-1) + 1e-5
         error = np.square(reference.astype(np.float64) - estimate).sum(-1) + 1e-5
-        rows.append((window.start, improvement, score, (10 * np.log10(energy / error)).mean(-1), silent))
+        centred = [x - x.mean(-1, keepdims=True) for x in (estimate, reference)]
+        rms = np.sqrt(np.square(estimate, dtype=np.float64).mean((1, 2)))
+        rows.append(
+            (
+                window.start,
+                improvement,
+                score,
+                (10 * np.log10(energy / error)).mean(-1),
+                si_sdr(*centred).mean(-1),
+                20 * np.log10(rms + 1e-10),
+                silent,
+            )
+        )
     stems = references.shape[0]
     if not rows:
         empty = np.zeros((0, stems))
-        return WindowScores(np.zeros(0, int), empty, empty, empty, empty.astype(bool))
+        return WindowScores(np.zeros(0, int), *(empty,) * 5, empty.astype(bool))
     return WindowScores(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 

@@ -85,6 +85,27 @@ def _convolve_by_products(x: Array, weight: Array, stride: int, padding: int) ->
     return sum(product(x[:, j : j + length, : rows[j]], weight[j], x.dtype) for j in range(steps))
 
 
+def convolve_frames(x: Array, weight: Array, frame: int, dtype) -> Array:
+    """Convolution over samples, same length, of x (batch, frames, in·frame) with weight (k, in, out), k 1 or 3.
+
+    Channel i of a frame's sample r is x[..., i·frame + r]. Matrix units and vectors do nothing well with the few channels
+    of full-rate audio; with frames side by side it is one product with a banded matrix.
+    """
+    taps, channels, features = weight.shape
+    reach = taps // 2
+    position = np.arange(-reach, frame + reach)
+    # A sample at `position` of a frame meets output r of the frame with this tap.
+    meets = position[:, None] == np.arange(frame) + np.arange(-reach, reach + 1)[:, None, None]  # (tap, position, r)
+    banded = jnp.einsum("kio,kpr->pior", weight, meets.astype(np.float32))
+    inside = banded[reach : reach + frame].swapaxes(0, 1).reshape(channels * frame, features * frame)
+    if not reach:
+        return product(x, inside, dtype)
+    outside = banded[:: frame + 1].reshape(2 * channels, features * frame)
+    before = jnp.pad(x[:, :-1, frame - 1 :: frame], ((0, 0), (1, 0), (0, 0)))  # last samples of the frame before
+    after = jnp.pad(x[:, 1:, ::frame], ((0, 0), (0, 1), (0, 0)))
+    return product(jnp.concatenate([x, before, after], axis=-1), jnp.concatenate([inside, outside]), dtype)
+
+
 class Linear(nn.Module):
     """`y = x W + b` with W (in, out)."""
 
@@ -102,7 +123,7 @@ class Linear(nn.Module):
 
 
 class Conv(nn.Module):
-    """One-dimensional convolution with symmetric zero padding; weight (k, in, out)."""
+    """One-dimensional convolution with symmetric zero padding; weight (k, in, out). For `frame` see `convolve_frames`."""
 
     features: int
     kernel_size: int
@@ -110,15 +131,20 @@ class Conv(nn.Module):
     padding: int = 0
     use_bias: bool = True
     zero_init: bool = False
+    frame: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = (self.kernel_size, x.shape[-1], self.features)
+        shape = (self.kernel_size, x.shape[-1] // self.frame, self.features)
         init = nn.initializers.zeros if self.zero_init else uniform_fan(shape[0] * shape[1])
-        y = convolve(x, self.param("weight", init, shape), self.stride, self.padding, self.dtype)
+        weight = self.param("weight", init, shape)
+        if self.frame == 1:
+            y = convolve(x, weight, self.stride, self.padding, self.dtype)
+        else:
+            y = convolve_frames(x, weight, self.frame, self.dtype)
         if self.use_bias:
-            y = y + self.param("bias", init, (self.features,))
+            y = y + jnp.repeat(self.param("bias", init, (self.features,)), self.frame)
         return y.astype(self.dtype)
 
 
@@ -153,11 +179,13 @@ class GroupNorm(nn.Module):
     """Normalises over time and the channels of each of `groups` consecutive groups; float32 result."""
 
     groups: int
+    frame: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        weight = self.param("weight", nn.initializers.ones, (x.shape[-1] // self.frame,))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1] // self.frame,))
+        weight, bias = jnp.repeat(weight, self.frame), jnp.repeat(bias, self.frame)
         x = x.astype(jnp.float32)
         mean = self._over_groups(x.mean(1))
         # Two passes: E[x²]-E[x]² loses quiet signals in float32.
@@ -202,33 +230,40 @@ class ConvBlock(nn.Module):
     groups: int
     zero_init: bool = False
     dtype: jnp.dtype = jnp.float32
+    frame: int = 1
 
     @nn.compact
     def __call__(self, x: Array, scale_shift: tuple[Array, Array] | None = None) -> Array:
-        h = GroupNorm(self.groups, name="groupnorm")(x)
+        h = GroupNorm(self.groups, self.frame, name="groupnorm")(x)
         if scale_shift is not None:
-            scale, shift = scale_shift  # (batch, 1, channels)
+            scale, shift = (jnp.repeat(a, self.frame, axis=-1) for a in scale_shift)  # (batch, 1, channels)
             h = h * (scale + 1) + shift
-        return Conv(self.features, 3, padding=1, zero_init=self.zero_init, dtype=self.dtype, name="project")(nn.silu(h))
+        conv = {"padding": 1, "zero_init": self.zero_init, "dtype": self.dtype, "frame": self.frame}
+        return Conv(self.features, 3, name="project", **conv)(nn.silu(h))
 
 
 class ResidualBlock(nn.Module):
-    """Two convolution blocks, the second scaled and shifted by the conditioning vector z (batch, 4·base channels)."""
+    """Two convolution blocks, the second scaled and shifted by the conditioning vector z (batch, 4·base channels).
+
+    With `frame` above 1 it runs at full rate on frames of so many samples; layout as in `convolve_frames`.
+    """
 
     features: int
     groups: int
     zero_init: bool = False
     dtype: jnp.dtype = jnp.float32
+    frame: int = 1
 
     @nn.compact
     def __call__(self, x: Array, z: Array) -> Array:
-        h = ConvBlock(self.features, self.groups, dtype=self.dtype, name="block1")(x)
+        h = ConvBlock(self.features, self.groups, dtype=self.dtype, frame=self.frame, name="block1")(x)
         film = partial(Linear, 2 * self.features, dtype=self.dtype, name="to_scale_shift_1")
         film = Under(film, name="to_scale_shift")(nn.silu(z)).astype(jnp.float32)
         scale_shift = tuple(jnp.split(film[:, None], 2, axis=-1))
-        h = ConvBlock(self.features, self.groups, self.zero_init, self.dtype, name="block2")(h, scale_shift)
-        if x.shape[-1] != self.features:
-            x = Conv(self.features, 1, zero_init=self.zero_init, dtype=self.dtype, name="to_out")(x)
+        last = {"zero_init": self.zero_init, "dtype": self.dtype, "frame": self.frame}
+        h = ConvBlock(self.features, self.groups, name="block2", **last)(h, scale_shift)
+        if x.shape[-1] != self.features * self.frame:
+            x = Conv(self.features, 1, name="to_out", **last)(x)
         return h + x
 
 

@@ -31,8 +31,9 @@ def unpatch(x: Array, size: int) -> Array:
     return x.reshape(batch, length, q, size).swapaxes(2, 3).reshape(batch, length * size, q)
 
 
-def _edge_block(name: str, features: int, groups: int, zero_init: bool, dtype: Any) -> Under:
-    block = partial(ResidualBlock, features, groups, zero_init, dtype, name="block")
+def _edge_block(name: str, features: int, groups: int, zero_init: bool, dtype: Any, patch_factor: int) -> Under:
+    """A full-rate residual block that takes and gives patches."""
+    block = partial(ResidualBlock, features, groups, zero_init, dtype, patch_factor, name="block")
     return Under(partial(Under, block, name="module_list_0"), name=name)
 
 
@@ -178,7 +179,8 @@ class UNet1d(nn.Module):
         z = self._conditioning(label, tau)
         features = [x]
         h = add(x, 0)
-        h = patch(_edge_block("to_in", self.channels // self.patch_factor, groups, False, self.dtype)(h, z), self.patch_factor)
+        to_in = _edge_block("to_in", self.channels // self.patch_factor, groups, False, self.dtype, self.patch_factor)
+        h = to_in(patch(h, self.patch_factor), z)
         features.append(h)
         long_skip, skips = h, []
         for i in range(n):
@@ -203,9 +205,9 @@ class UNet1d(nn.Module):
         self.sow("intermediates", "last_level", h)
         h = h + long_skip
         features[-1] = h
-        h = unpatch(add(h, 2 * n + 2), self.patch_factor)
-        y = _edge_block("to_out", self.in_channels, groups, self.zero_init_output, self.dtype)(h, z)
-        return y.astype(jnp.float32), features
+        to_out = _edge_block("to_out", self.in_channels, groups, self.zero_init_output, self.dtype, self.patch_factor)
+        y = to_out(add(h, 2 * n + 2), z)
+        return unpatch(y, self.patch_factor).astype(jnp.float32), features
 
     @property
     def length_multiple(self) -> int:

@@ -125,10 +125,15 @@ def train(config: Mapping[str, Any], workdir: str | Path, dataset: grain.MapData
     timed = config["method"] != "deterministic"
 
     def initial(student: Any) -> TrainState:
-        key = jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 1)
-        return init_state(student if is_student else backbone.init(key, timed), tx, config["ema_rate"], is_student)
+        if is_student:
+            return init_state(student, tx, config["ema_rate"], True)
+        params = backbone.init(jax.random.fold_in(jax.random.key(config["seed"]), 2**31 - 1), timed)
+        if timed and config["init_from"]["warm_start"]:
+            params = {k: student[k] if k in student else v for k, v in params.items()}
+        return init_state(params, tx, config["ema_rate"], False)
 
-    student = frozen.get("diffusion")  # distillation starts the student, its target and the teacher alike
+    # Distillation starts the student, its target and the teacher alike; diffusion can start from the deterministic network.
+    student = frozen.get("diffusion" if is_student else "deterministic")
     abstract = jax.eval_shape(initial, student)
     shardings = tree_sharding(mesh, abstract)
     steps = jax.jit(

@@ -1,0 +1,17 @@
+"""Consistency stage of a small U-Net that trains in minutes on a CPU; the demo's.
+
+    msr train --config configs/unet_consistency_small.py --workdir runs/consistency --config.data.train=RECORDS --config.init_from.diffusion=runs/diffusion
+"""
+
+from ml_collections import ConfigDict
+
+from msr_jax.config import unet_small
+
+
+def get_config() -> ConfigDict:
+    config = unet_small()
+    config.method = "consistency"
+    config.optim.update({"name": "radam", "lr": 1e-4, "b1": 0.9, "b2": 0.999})
+    config.consistency.target_rate = 0.99
+    config.train.steps = 150
+    return config
