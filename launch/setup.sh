@@ -1,0 +1,27 @@
+# Sourced by the other scripts: makes .venv from the lock if it is not there yet, and puts it on the PATH.
+# MSR_VENV names another place for it, MSR_PYTHON another interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv=${MSR_VENV:-$PWD/.venv}
+
+find_python() {
+  for candidate in ${MSR_PYTHON:-} python3 python3.13 python3.12 python3.11 python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "Python 3.11 or newer is needed; set MSR_PYTHON to one" >&2
+  return 1
+}
+
+stamp=$(cat requirements.lock pyproject.toml | cksum)
+if [ "$(cat "$venv/.msr-stamp" 2>/dev/null)" != "$stamp" ]; then
+  python=$(find_python)
+  echo "setting up $venv with $("$python" --version)"
+  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+  echo "$stamp" > "$venv/.msr-stamp"
+fi
+export PATH="$venv/bin:$PATH"
