@@ -67,12 +67,16 @@ class Song:
             progression, length = patterns[rng.integers(len(patterns))], int(rng.choice([2, 4, 4, 4, 8]))
             for k in range(length):
                 root, chord = progression[k % len(progression)]
-                self.bars.append(Bar(len(self.bars) * per_bar, per_bar, root, chord, section, k == length - 1))
+                self.bars.append(
+                    Bar(len(self.bars) * per_bar, per_bar, root, chord, section, k == length - 1)
+                )
             section += 1
         self.sections = section
 
     def _progression(self, rng: np.random.Generator) -> list[tuple[int, tuple[int, ...]]]:
-        degrees = [0, *rng.choice(7, 7, p=[0.22, 0.1, 0.1, 0.2, 0.2, 0.14, 0.04])][: int(rng.choice([2, 4, 4, 8]))]
+        degrees = [0, *rng.choice(7, 7, p=[0.22, 0.1, 0.1, 0.2, 0.2, 0.14, 0.04])][
+            : int(rng.choice([2, 4, 4, 8]))
+        ]
         size = 4 if rng.random() < 0.35 else 3
         tones = lambda d: tuple((self.key + self.scale[(d + 2 * k) % 7]) % 12 for k in range(size))  # noqa: E731
         return [(tones(int(d))[0], tones(int(d))) for d in degrees]
@@ -112,7 +116,9 @@ def _drums(p: Player, song: Song, plays: np.ndarray) -> None:
     for bar in song.bars:
         if bar.start == 0 or song.bars[bar.start // bar.length - 1].section != bar.section:
             steps = bar.length
-            kick = (rng.random(steps) < np.where(np.arange(steps) % 4 == 0, 0.35, np.where(np.arange(steps) % 2, 0.07, 0.2)))
+            kick = rng.random(steps) < np.where(
+                np.arange(steps) % 4 == 0, 0.35, np.where(np.arange(steps) % 2, 0.07, 0.2)
+            )
             kick[0] = True
             if rng.random() < 0.2:
                 kick = np.arange(steps) % 4 == 0
@@ -157,14 +163,21 @@ def _spans(hits: list[int], steps: int) -> list[tuple[int, int]]:
 def _bass(p: Player, song: Song, plays: np.ndarray) -> None:
     rng, around = p.rng, p.rng.uniform(30, 42)
     style = str(rng.choice(["eighths", "riff", "riff", "walking", "long", "octaves", "fifths"]))
-    hits, tones, short = _rhythm(rng, song.bars[0].length, rng.uniform(0.25, 0.6)), rng.integers(0, 3, 64), rng.uniform(0.4, 1.0)
+    hits, tones, short = (
+        _rhythm(rng, song.bars[0].length, rng.uniform(0.25, 0.6)),
+        rng.integers(0, 3, 64),
+        rng.uniform(0.4, 1.0),
+    )
     for bar in song.bars:
         if not plays[bar.section]:
             continue
         root = _nearest(bar.root, around)
         fifth = root + 7 if rng.random() < 0.5 else root - 5
         if style == "walking":
-            line = [(4 * b, 4, root if b == 0 else _nearest(int(rng.choice(bar.chord)), root + rng.normal(0, 4))) for b in range(song.beats)]
+            line = [
+                (4 * b, 4, root if b == 0 else _nearest(int(rng.choice(bar.chord)), root + rng.normal(0, 4)))
+                for b in range(song.beats)
+            ]
         elif style == "eighths":
             line = [(k, 2, root) for k in range(0, bar.length, 2)]
         elif style == "long":
@@ -174,7 +187,10 @@ def _bass(p: Player, song: Song, plays: np.ndarray) -> None:
         elif style == "fifths":
             line = [(4 * b, 4, root if b % 2 == 0 else fifth) for b in range(song.beats)]
         else:
-            line = [(k, n, (root, fifth, root + 12)[tones[i % 64]] if i else root) for i, (k, n) in enumerate(_spans(hits, bar.length))]
+            line = [
+                (k, n, (root, fifth, root + 12)[tones[i % 64]] if i else root)
+                for i, (k, n) in enumerate(_spans(hits, bar.length))
+            ]
         for step, length, pitch in line:
             p.play(bar.start + step, length * short, pitch)
 
@@ -195,7 +211,23 @@ def _chords(p: Player, song: Song, plays: np.ndarray, group: str) -> None:
     """Chordal playing of guitar, piano and others, in a style drawn once per part."""
     rng = p.rng
     around = rng.uniform(48, 60) if group == "guitar" else rng.uniform(52, 68)
-    style = str(rng.choice(["strum", "strum", "arpeggio", "arpeggio", "block", "block", "comp", "comp", "chug", "stride", "pad"]))
+    style = str(
+        rng.choice(
+            [
+                "strum",
+                "strum",
+                "arpeggio",
+                "arpeggio",
+                "block",
+                "block",
+                "comp",
+                "comp",
+                "chug",
+                "stride",
+                "pad",
+            ]
+        )
+    )
     if style == "stride" and group != "piano":
         style = "arpeggio"
     if style == "chug" and group != "guitar":
@@ -226,7 +258,9 @@ def _chords(p: Player, song: Song, plays: np.ndarray, group: str) -> None:
                 for pitch in pitches:
                     p.play(bar.start + 4 * b, 3, pitch)
         else:
-            spans = {"pad": [(0, bar.length)], "block": [(4 * b, 4) for b in range(song.beats)]}.get(style, _spans(hits, bar.length))
+            spans = {"pad": [(0, bar.length)], "block": [(4 * b, 4) for b in range(song.beats)]}.get(
+                style, _spans(hits, bar.length)
+            )
             for step, length in spans:
                 up = style == "strum" and step % 4 != 0
                 for i, pitch in enumerate(reversed(voices) if up else voices):

@@ -43,7 +43,13 @@ TEST_PROGRAMS = {
 SYNTHESISED = {"train": 0.4, "validation": 0.4, "test": 0.0}
 LEVEL_DB = {"drums": -20.0, "bass": -20.0, "guitar": -24.0, "piano": -23.0, "other": -26.0}
 PEAK = 10 ** (-1 / 20)
-NAMES = {"drums": "Drums", "bass": "Bass", "guitar": "Guitar", "piano": "Piano", "other": "Strings (continued)"}
+NAMES = {
+    "drums": "Drums",
+    "bass": "Bass",
+    "guitar": "Guitar",
+    "piano": "Piano",
+    "other": "Strings (continued)",
+}
 
 
 def render_track(index: int, out: Path, split: str, seconds: float, seed: int, soundfonts: list[str]) -> None:
@@ -70,7 +76,12 @@ def render_track(index: int, out: Path, split: str, seconds: float, seed: int, s
     shutil.rmtree(beside, ignore_errors=True)
     for name, x in [*zip((f"stems/{n}" for n in entries), stems, strict=True), ("mix", np.sum(stems, 0))]:
         write_audio(beside / f"{name}.flac", x[:, None].astype(np.float32), RATE, "PCM_16")
-    described = {"UUID": f"{seed}-{split}-{index}", "audio_dir": "stems", "overall_gain": float(gain), "stems": entries}
+    described = {
+        "UUID": f"{seed}-{split}-{index}",
+        "audio_dir": "stems",
+        "overall_gain": float(gain),
+        "stems": entries,
+    }
     (beside / "metadata.yaml").write_text(yaml.safe_dump(described))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
@@ -84,7 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tracks", type=int, required=True)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--soundfont", action="append", metavar="FILE.sf2", help="repeatable; default: pretty_midi's")
+    parser.add_argument(
+        "--soundfont", action="append", metavar="FILE.sf2", help="repeatable; default: pretty_midi's"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args(argv)
     try:
@@ -94,7 +107,14 @@ def main(argv: list[str] | None = None) -> int:
         missing = [f for f in fonts if not Path(f).is_file()]
         if missing:
             raise UserError(f"the SoundFont {missing[0]} does not exist")
-        work = partial(render_track, out=args.out, split=args.split, seconds=args.seconds, seed=args.seed, soundfonts=fonts)
+        work = partial(
+            render_track,
+            out=args.out,
+            split=args.split,
+            seconds=args.seconds,
+            seed=args.seed,
+            soundfonts=fonts,
+        )
         with ProcessPoolExecutor(args.workers) as pool:
             list(pool.map(work, range(args.tracks)))
     except OSError as error:
@@ -103,7 +123,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"data_prep.render: {error}", file=sys.stderr)
         return 2
-    print(f"rendered {args.tracks} tracks of {args.seconds:g} s in {args.out / args.split} (seed {args.seed})")
+    print(
+        f"rendered {args.tracks} tracks of {args.seconds:g} s in {args.out / args.split} (seed {args.seed})"
+    )
     return 0
 
 

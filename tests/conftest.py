@@ -5,7 +5,100 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
+import pytest
 from absl import flags
 
 jax.config.update("jax_default_matmul_precision", "highest")
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+
+TINY_SIZES = {
+    "channels": 16,
+    "patch_factor": 8,
+    "multipliers": (1, 2, 2),
+    "factors": (2, 2),
+    "num_blocks": (1, 1),
+    "attentions": (False, True),
+    "attention_heads": 2,
+    "attention_features": 8,
+    "resnet_groups": 4,
+}
+TINY_SEGMENT = 2048
+
+
+@pytest.fixture
+def tiny_config():
+    """A released-recipe config of a U-Net that trains in seconds: plain nested dicts, safe to change."""
+    from msr_jax.config import unet_base
+
+    config = unet_base()
+    config.model.update(TINY_SIZES)
+    config.segment = config.data.crop = TINY_SEGMENT
+    config.compute_dtype = "float32"
+    config.data.batch = 8
+    config.consistency.num_levels = 4
+    config.train.update({"steps": 12, "steps_per_dispatch": 2, "log_every": 4, "validate_every": 12, "checkpoint_every": 4})
+    return config.to_dict()
+
+
+@pytest.fixture
+def tiny_backbone(tiny_config):
+    from msr_jax.models.backbone import make_backbone
+
+    return make_backbone(tiny_config["model"])
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A model folder with all four networks, random weights."""
+    from msr_jax.config import unet_base
+    from msr_jax.models.backbone import make_backbone
+    from msr_jax.weights.model_folder import save_model
+
+    config = unet_base()
+    config.model.update(TINY_SIZES)
+    config.segment = TINY_SEGMENT
+    backbone = make_backbone(config.model.to_dict())
+    names = ("deterministic", "diffusion", "consistency", "target")
+    weights = {n: backbone.init(jax.random.key(k), n != "deterministic") for k, n in enumerate(names)}
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(folder, config.to_dict(), jax.device_get(weights))
+    return folder
+
+
+def make_corpus(root, splits=("train", "validation", "test"), tracks=2, seconds=13.0, rate=8000):
+    """Write tracks of tones and noise, one file per stem; the second track of each split has no guitar."""
+    import soundfile
+
+    t = np.arange(int(seconds * rate)) / rate
+    for s, split in enumerate(splits):
+        for k in range(tracks):
+            rng = np.random.default_rng([s, k])
+            sounds = {
+                "bass": 0.2 * np.sin(2 * np.pi * (60 + 5 * k) * t),
+                "drums": 0.1 * rng.standard_normal(len(t)) * (np.sin(2 * np.pi * 2 * t) > 0.7),
+                "guitar": 0.15 * np.sign(np.sin(2 * np.pi * (300 + 40 * k) * t)),
+                "piano": 0.15 * np.sin(2 * np.pi * (700 + 90 * k) * t) * (1 + np.sin(2 * np.pi * t)) / 2,
+            }
+            folder = root / split / f"Track{k:05d}"
+            folder.mkdir(parents=True)
+            for stem, audio in sounds.items():
+                if not (stem == "guitar" and k == 1):
+                    soundfile.write(folder / f"{stem}.wav", audio, rate, subtype="PCM_16")
+    return root
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A small corpus with three splits in the layout of one file per stem."""
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def records(corpus, tmp_path_factory):
+    """Training records made from the corpus by the command a user would run."""
+    from data_prep.slakh2100 import main
+
+    out = tmp_path_factory.mktemp("prepared") / "records"
+    assert main([str(corpus), str(out), "--crop", str(4 * TINY_SEGMENT)]) == 0
+    return out

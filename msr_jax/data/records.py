@@ -3,6 +3,8 @@
 ArrayRecord cannot read part of a record, so each holds half a crop more than a crop, which leaves room for a random one.
 """
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -53,7 +55,13 @@ def track_records(name: str, stems: np.ndarray, crop: int) -> Iterator[tuple[str
         audio = stems[:, span.offset : span.offset + size]
         valid = max(audio.shape[1], crop)  # a track shorter than a crop counts the silence after it
         audio = np.pad(audio, ((0, 0), (0, size - audio.shape[1])))
-        record = {"stems": audio, "track": name, "offset": span.offset, "valid": valid, "is_window": span.is_window}
+        record = {
+            "stems": audio,
+            "track": name,
+            "offset": span.offset,
+            "valid": valid,
+            "is_window": span.is_window,
+        }
         yield f"{name}@{span.offset}", record
 
 
@@ -73,7 +81,13 @@ class Segments(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description="Aligned stems of fixed time spans; a record is (stems, samples) int16.",
             features=tfds.features.FeaturesDict(
-                {"stems": pcm, "track": tfds.features.Text(), "offset": np.int64, "valid": np.int64, "is_window": np.bool_}
+                {
+                    "stems": pcm,
+                    "track": tfds.features.Text(),
+                    "offset": np.int64,
+                    "valid": np.int64,
+                    "is_window": np.bool_,
+                }
             ),
         )
 
@@ -95,7 +109,7 @@ def write_records(out: str | Path, sources: dict[str, Iterable], manifest: dict[
       UserError: `out` exists and holds something else than records, or cannot be written.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists and holds no records; name another place")
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -105,7 +119,8 @@ def write_records(out: str | Path, sources: dict[str, Iterable], manifest: dict[
             data_dir=beside, file_format="array_record",
         )  # fmt: skip
         tfds.display_progress_bar(False)
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of a download, which this is not
+            builder.download_and_prepare()
         made = Path(builder.data_dir)
         (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         if out.exists():
@@ -131,7 +146,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 class RecordSource:
-    """Random access to the records of one split: `source[k]` is a dict with "stems" (stems, samples) int16.
+    """Random access to the records of one split: `source[k]` is a dict with "stems" (stems, samples) int16, "track",
+    "offset" and "valid" in samples, and "is_window".
 
     With `preload`, all records are decoded into memory once: for small corpora and few cores.
     """
@@ -149,7 +165,8 @@ class RecordSource:
         return len(self._data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._data[int(index)]
+        record = self._data[int(index)]
+        return {**record, "track": record["track"].decode()}
 
 
 def check_stems(source: RecordSource, stems: Sequence[str], sample_rate: int, crop: int) -> None:
@@ -157,6 +174,10 @@ def check_stems(source: RecordSource, stems: Sequence[str], sample_rate: int, cr
     held = source.manifest
     for what, wanted in (("stems", list(stems)), ("sample_rate", sample_rate)):
         if held[what] != wanted:
-            raise UserError(f"the records hold {what} {held[what]}, the config asks for {wanted}; prepare the data again")
+            raise UserError(
+                f"the records hold {what} {held[what]}, the config asks for {wanted}; prepare the data again"
+            )
     if crop > held["crop"]:
-        raise UserError(f"data.crop is {crop} samples, the records were made for crops of {held['crop']} at most")
+        raise UserError(
+            f"data.crop is {crop} samples, the records were made for crops of {held['crop']} at most"
+        )

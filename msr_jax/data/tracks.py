@@ -28,7 +28,9 @@ def is_track(folder: Path, stems: Sequence[str]) -> bool:
     """Whether a folder holds a track in one of the two layouts."""
     if not folder.is_dir() or folder.name.startswith(("._", "__MACOSX", ".")):
         return False
-    return (folder / "metadata.yaml").is_file() or any((folder / f"{s}{a}").is_file() for s in stems for a in AUDIO)
+    return (folder / "metadata.yaml").is_file() or any(
+        (folder / f"{s}{a}").is_file() for s in stems for a in AUDIO
+    )
 
 
 def find_tracks(folder: str | Path, stems: Sequence[str]) -> list[Path]:
@@ -50,10 +52,12 @@ def find_tracks(folder: str | Path, stems: Sequence[str]) -> list[Path]:
 
 def _slakh_sources(track: Path) -> Iterator[tuple[str, Path]]:
     try:
-        described = yaml.safe_load((track / "metadata.yaml").read_text())["stems"]
+        described = yaml.safe_load((track / "metadata.yaml").read_text(encoding="utf-8"))["stems"]
         entries = [(str(name), entry or {}) for name, entry in described.items()]
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f"{track / 'metadata.yaml'} cannot be read as Slakh2100 metadata ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{track / 'metadata.yaml'} cannot be read as Slakh2100 metadata ({type(error).__name__}: {error})"
+        ) from error
     for name, entry in entries:
         program = entry.get("program_num")
         group = group_of(program, bool(entry.get("is_drum")), str(entry.get("inst_class", "")))
@@ -64,8 +68,10 @@ def _slakh_sources(track: Path) -> Iterator[tuple[str, Path]]:
                 yield group, path
                 break
         else:
-            if entry.get("audio_rendered", True):
-                raise UserError(f"{track} lacks stems/{name}.flac, which its metadata says was rendered; copy the track anew")
+            if entry.get("audio_rendered"):
+                raise UserError(
+                    f"{track} lacks stems/{name}.flac, which its metadata says was rendered; copy the track anew"
+                )
 
 
 def _plain_sources(track: Path, stems: Sequence[str]) -> Iterator[tuple[str, Path]]:
@@ -95,7 +101,9 @@ def load_track(track: str | Path, stems: Sequence[str], sample_rate: int) -> np.
         raise UserError(f"{track} holds no audio for any of {', '.join(stems)}")
     seconds = [len(samples) / rate for sources in audio.values() for samples, rate in sources]
     if max(seconds) - min(seconds) > LENGTH_TOLERANCE:
-        raise UserError(f"stems of {track} last between {min(seconds):.2f} and {max(seconds):.2f} s; they must be of one length")
+        raise UserError(
+            f"stems of {track} last between {min(seconds):.2f} and {max(seconds):.2f} s; they must be of one length"
+        )
     mixed = {}
     for stem, sources in audio.items():
         at_rate = [resample(samples[:, None], rate, sample_rate)[:, 0] for samples, rate in sources]

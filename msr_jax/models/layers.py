@@ -176,30 +176,38 @@ class Upsample(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Normalises over time and the channels of each of `groups` consecutive groups; float32 result."""
+    """Normalises over time and the channels of each of `groups` consecutive groups; float32 result.
+
+    `scale_shift`, two arrays (batch, 1, channels), is applied after the norm's own gain and bias, as x·(scale + 1) + shift.
+    With `frame` above 1 every channel stands there as `frame` samples, see `convolve_frames`.
+    """
 
     groups: int
     frame: int = 1
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        weight = self.param("weight", nn.initializers.ones, (x.shape[-1] // self.frame,))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1] // self.frame,))
-        weight, bias = jnp.repeat(weight, self.frame), jnp.repeat(bias, self.frame)
+    def __call__(self, x: Array, scale_shift: tuple[Array, Array] | None = None) -> Array:
+        channels = x.shape[-1] // self.frame
+        gain = self.param("weight", nn.initializers.ones, (channels,))
+        offset = self.param("bias", nn.initializers.zeros, (channels,))
+        if scale_shift is not None:
+            scale, shift = scale_shift
+            gain, offset = gain * (scale + 1), offset * (scale + 1) + shift
+        gain, offset = (jnp.repeat(a, self.frame, axis=-1) for a in (gain, offset))
         x = x.astype(jnp.float32)
-        mean = self._over_groups(x.mean(1))
-        # Two passes: E[x²]-E[x]² loses quiet signals in float32.
-        variance = self._over_groups(jnp.square(x - mean).mean(1))
-        return (x - mean) * (lax.rsqrt(variance + EPSILON) * weight) + bias
+        # Over time first, then over groups: sums over both at once leave a CPU's vectors mostly empty. And in two passes:
+        # E[x²]-E[x]² loses quiet signals in float32.
+        means = x.mean(1, keepdims=True)  # (batch, 1, channels)
+        variances = jnp.square(x - means).mean(1, keepdims=True)
+        mean = self._over_groups(means)
+        deviation = jnp.sqrt(self._over_groups(variances + jnp.square(means - mean)) + EPSILON)
+        # Division comes last because XLA then stores these small arrays; others it works out again at every sample.
+        return x * (gain / deviation) + (offset * deviation - mean * gain) / deviation
 
-    def _over_groups(self, means: Array) -> Array:
-        """Means of channels (batch, channels) -> the mean of each one's group, (batch, 1, channels).
-
-        Time first, then groups: a sum over both at once leaves a CPU's vectors of a group's few channels mostly empty.
-        """
-        batch, channels = means.shape
-        grouped = means.reshape(batch, 1, self.groups, -1)
-        return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(batch, 1, channels)
+    def _over_groups(self, x: Array) -> Array:
+        """Every channel of x (batch, 1, channels) replaced by the mean of its group."""
+        grouped = x.reshape(x.shape[0], 1, self.groups, -1)
+        return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(x.shape)
 
 
 class LayerNorm(nn.Module):
@@ -234,10 +242,7 @@ class ConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, scale_shift: tuple[Array, Array] | None = None) -> Array:
-        h = GroupNorm(self.groups, self.frame, name="groupnorm")(x)
-        if scale_shift is not None:
-            scale, shift = (jnp.repeat(a, self.frame, axis=-1) for a in scale_shift)  # (batch, 1, channels)
-            h = h * (scale + 1) + shift
+        h = GroupNorm(self.groups, self.frame, name="groupnorm")(x, scale_shift)
         conv = {"padding": 1, "zero_init": self.zero_init, "dtype": self.dtype, "frame": self.frame}
         return Conv(self.features, 3, name="project", **conv)(nn.silu(h))
 

@@ -1,9 +1,10 @@
-"""Checkpoints by Orbax: parameters, averages, optimiser and a JSON of the rest as separate items of one atomic step."""
+"""Checkpoints by Orbax: parameters, averages, optimiser and a JSON of the rest, separate items of one step."""
 
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -12,18 +13,28 @@ from msr_jax.train.state import TrainState
 
 FORMAT = 1
 ITEMS = ("params", "opt_state", "ema_params", "target_params")
+READ_ERRORS = (ValueError, KeyError, TypeError, OSError)
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`/<step>/; the newest `keep` are kept. Use in `with`: leaving waits for writes."""
+    """The checkpoints of one run, `folder`/STEP/ each; the newest `keep` are kept. A step is there whole or not at all.
+
+    For use in `with`: leaving it waits until everything is written.
+    """
 
     def __init__(self, folder: str | Path, keep: int):
+        """Raises UserError if the folder cannot be written or `keep` is below 1."""
         self.folder = Path(folder).absolute()
+        if keep < 1:
+            raise UserError(f"train.keep must be at least 1, not {keep}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from error
-        options = ocp.CheckpointManagerOptions(preservation_policy=policies.LatestN(keep))
+        # What a killed run left half-written goes.
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True
+        )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -33,7 +44,7 @@ class Checkpoints:
         self.manager.close()
 
     def latest_step(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Step of the newest checkpoint; None if there is none."""
         return self.manager.latest_step()
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
@@ -47,26 +58,46 @@ class Checkpoints:
         self.manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
 
     def meta(self) -> dict[str, Any]:
-        """The JSON of the newest checkpoint."""
-        restored = self.manager.restore(self.latest_step(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        return restored.meta
+        """The JSON of the newest checkpoint: format, step and what `save` was given.
+
+        Raises:
+          UserError: it cannot be read, or another version of the program wrote it.
+        """
+        step = self.latest_step()
+        try:
+            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            meta = self.manager.restore(step, args=args).meta
+            if meta["format"] == FORMAT:
+                return meta
+        except READ_ERRORS as error:
+            raise UserError(
+                f"{self.folder / str(step)} is not a checkpoint of msr train ({_first_line(error)}); "
+                "remove it or use another --workdir"
+            ) from error
+        raise UserError(
+            f"the checkpoint {self.folder / str(step)} has format {meta['format']}, this version reads format {FORMAT}; "
+            "use the version that wrote it, or another --workdir"
+        )
 
     def restore(self, abstract: TrainState) -> TrainState:
         """The newest state, laid out as `abstract` (shapes, dtypes and shardings).
 
         Raises:
-          UserError: the checkpoint holds another model or optimiser.
+          UserError: the checkpoint holds another model or optimiser, or is damaged.
         """
         step = self.latest_step()
         items = {name: getattr(abstract, name) for name in ITEMS if getattr(abstract, name) is not None}
         args = {name: ocp.args.StandardRestore(value) for name, value in items.items()}
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**args))
-        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-            first = str(error).strip().splitlines()[0][:200]
+        except READ_ERRORS as error:
             raise UserError(
-                f"the checkpoint of step {step} in {self.folder} holds another model or optimiser than the config ({first}); "
-                "use another --workdir"
+                f"the checkpoint {self.folder / str(step)} is damaged or holds another model or optimiser than the config "
+                f"({_first_line(error)}); remove it or use another --workdir"
             ) from error
-        counter = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
+        counter = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
         return abstract.replace(step=counter, **{name: restored[name] for name in items})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -14,24 +14,34 @@ from tensorboardX import SummaryWriter
 
 
 class RunLog:
-    """Log of a run in `workdir`. On resume, lines after the restored step are dropped, so the file has no seam."""
+    """Log of a run in `workdir`.
+
+    `metrics.jsonl` holds no times: on resume the lines after the restored step are dropped, and the file then becomes
+    that of a run that was never interrupted. TensorBoard and the progress line have means over `log_every` steps.
+    """
 
     def __init__(self, workdir: Path, start_step: int, total_steps: int, log_every: int):
-        self.path = workdir / "metrics.jsonl"
-        if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= start_step]
-            beside = self.path.with_suffix(".tmp")
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
+            beside = path.with_suffix(".tmp")
             beside.write_text("".join(line + "\n" for line in kept))
-            os.replace(beside, self.path)
-        self.file = open(self.path, "a")
+            os.replace(beside, path)
+        self.file = open(path, "a")
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self.log_every, self.total = log_every, total_steps
         self.pending: list[dict[str, float]] = []
         self.validation = ""
         self.clock, self.clock_step = time.monotonic(), start_step
         self.console = Console()
-        columns = (BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeRemainingColumn(), TextColumn("{task.description}"))
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.bar = Progress(
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
         self.task = self.bar.add_task("", total=total_steps, completed=start_step)
         self.bar.start()
 
@@ -49,10 +59,12 @@ class RunLog:
     def _interval(self, step: int, examples_per_step: int) -> None:
         means = {name: float(np.mean([v[name] for v in self.pending])) for name in self.pending[0]}
         now = time.monotonic()
-        means["examples_per_second"] = (step - self.clock_step) * examples_per_step / max(now - self.clock, 1e-9)
+        examples = (step - self.clock_step) * examples_per_step
+        means["examples_per_second"] = examples / max(now - self.clock, 1e-9)
         self.clock, self.clock_step, self.pending = now, step, []
         for name, value in means.items():
             self.board.add_scalar(name, value, step)
+        self.board.flush()  # a killed run must not lack what came before its checkpoint
         text = (
             f"loss {means['loss']:.4g}  grad {means['grad_norm']:.3g}  lr {means['lr']:.2g}  "
             f"{means['examples_per_second']:.1f} examples/s{self.validation}"
@@ -63,12 +75,16 @@ class RunLog:
             print(f"step {step}/{self.total}  {text}", flush=True)
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Log validation figures of a step."""
+        """Log validation figures (dB) of a step."""
         self.file.write(json.dumps({"step": step, **scores}) + "\n")
         self.file.flush()
         for name, value in scores.items():
             self.board.add_scalar(name, value, step)
-        self.validation = "".join(f"  {name} {value:.2f} dB" for name, value in scores.items())
+        self.board.flush()
+        text = "".join(f"  {name.replace('_', ' ')} {value:.2f} dB" for name, value in scores.items())
+        if not self.console.is_terminal:
+            print(f"step {step}/{self.total}{text}", flush=True)
+        self.validation = text
 
     def close(self) -> None:
         self.bar.stop()

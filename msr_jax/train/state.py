@@ -1,4 +1,4 @@
-"""The training state and the compiled training step: several optimiser steps per dispatch, as one `lax.scan`."""
+"""The training state and the compiled training step: several optimiser steps per dispatch, in one `lax.scan`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +17,11 @@ Params = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes. `target_params` is the running average that distillation compares with."""
+    """Everything that a step changes.
+
+    `ema_params` is a running average of the parameters after each step, for use instead of them; `target_params` the
+    one that distillation compares with.
+    """
 
     step: Array
     params: Params
@@ -26,9 +30,14 @@ class TrainState:
     target_params: Params | None = None
 
 
-def init_state(params: Params, tx: optax.GradientTransformation, ema_rate: float, has_target: bool) -> TrainState:
-    """State before the first step; averages start as copies of the parameters (copies: the state is donated)."""
-    copy = lambda: jax.tree.map(jnp.copy, params)  # noqa: E731
+def init_state(
+    params: Params, tx: optax.GradientTransformation, ema_rate: float, has_target: bool
+) -> TrainState:
+    """State before the first step. Averages start as copies: the state is donated, so no buffer may be in it twice."""
+
+    def copy():
+        return jax.tree.map(jnp.copy, params)
+
     ema, target = copy() if ema_rate else None, copy() if has_target else None
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, target)
 
@@ -44,37 +53,44 @@ def make_train_steps(
     """Steps to be jitted by the caller (who knows the sharding), with the state donated.
 
     Returns:
-      steps(state, frozen, batches) -> (state, metrics). Leaves of `batches` are (steps, accumulate, batch, …): gradients are
-      averaged over the second axis. Metrics are (steps,): loss, grad_norm, lr and the objective's own.
+      steps(state, frozen, batches) -> (state, metrics). Leaves of `batches` are (steps, micro-batches, batch, …); the
+      gradients of a step's micro-batches are averaged. Metrics are (steps,): loss, grad_norm (before clipping), lr and
+      the objective's own.
 
-    The key of micro-batch m of step s is fold_in(fold_in(key(seed), s), m): nothing random is carried. As released, the
-    distillation target is averaged with the parameters that the gradient was taken at, before the optimiser's update.
+    The key of micro-batch m of step s is fold_in(fold_in(key(seed), s), m): nothing random is carried. The target of
+    distillation moves once a step towards the parameters from before the optimiser's update, and after the forward
+    pass of the first micro-batch: where the released program zeroes its gradients.
     """
 
     def step(state: TrainState, frozen: Mapping[str, Params], batches: Mapping[str, Array]):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        if state.target_params is not None:
-            frozen = {**frozen, "target": state.target_params}
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         count = jax.tree.leaves(batches)[0].shape[0]
 
-        def accumulate(total, item):
-            index, batch = item
-            result = grad_fn(state.params, frozen, batch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, result), None
+        def micro_step(target, index, batch):
+            """One micro-batch: ((loss, metrics), gradients), and the target for the next."""
+            inputs = frozen if target is None else {**frozen, "target": target}
+            result = grad_fn(state.params, inputs, batch, jax.random.fold_in(key, index))
+            if target is not None:
+                moved = jnp.where(index == 0, 1 - target_rate, 0.0)
+                target = optax.incremental_update(state.params, target, moved)
+            return result, target
 
+        def accumulate(carry, item):
+            total, target = carry
+            result, target = micro_step(target, *item)
+            return (jax.tree.map(jnp.add, total, result), target), None
+
+        first = jax.tree.map(lambda x: x[0], batches)
         if count == 1:
-            batch = jax.tree.map(lambda x: x[0], batches)
-            (loss, aux), grads = grad_fn(state.params, frozen, batch, jax.random.fold_in(key, 0))
+            ((loss, aux), grads), target = micro_step(state.target_params, 0, first)
         else:
-            first = jax.tree.map(lambda x: x[0], batches)
-            shapes = jax.eval_shape(grad_fn, state.params, frozen, first, key)
+            shapes, _ = jax.eval_shape(micro_step, state.target_params, 0, first)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            total, _ = lax.scan(accumulate, zeros, (jnp.arange(count), batches))
+            (total, target), _ = lax.scan(
+                accumulate, (zeros, state.target_params), (jnp.arange(count), batches)
+            )
             (loss, aux), grads = jax.tree.map(lambda x: x / count, total)
-        target = state.target_params
-        if target is not None:
-            target = optax.incremental_update(state.params, target, 1 - target_rate)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema_params

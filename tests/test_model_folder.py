@@ -1,0 +1,58 @@
+"""Model folders: written whole, read strictly."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from msr_jax.errors import UserError
+from msr_jax.weights.model_folder import load_model, save_model
+
+
+def test_a_model_comes_back_as_it_was_saved(tiny_model, tmp_path):
+    model = load_model(tiny_model)
+    assert sorted(model.weights) == ["consistency", "deterministic", "diffusion", "target"]
+    save_model(tmp_path / "copy", model.config, model.weights)
+    again = load_model(tmp_path / "copy")
+    assert again.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, again.weights, model.weights)
+    save_model(tmp_path / "copy", model.config, {"deterministic": model.weights["deterministic"]})  # replaced, not mixed
+    assert list(load_model(tmp_path / "copy").weights) == ["deterministic"]
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize(
+    "damage,words",
+    [
+        (lambda t: t.pop("to_mapping_0/weight"), "lacks to_mapping_0/weight"),
+        (lambda t: t.update(extra=np.zeros(3, np.float32)), "does not know: extra"),
+        (lambda t: t.update({"to_mapping_0/bias": np.zeros(3, np.float32)}), r"to_mapping_0/bias is \(3,\), not \(64,\)"),
+        (lambda t: t.update({"to_mapping_0/bias": np.zeros(64, np.float16)}), "must be float32"),
+    ],
+)
+def test_a_tensor_that_is_missing_surplus_or_wrong_is_named(tiny_model, tmp_path, damage, words):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = load_file(folder / "diffusion.safetensors")
+    damage(tensors)
+    save_file(tensors, folder / "diffusion.safetensors")
+    with pytest.raises(UserError, match=words):
+        load_model(folder)
+
+
+def test_other_folders_are_refused_and_left_alone(tiny_model, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    model = load_model(tiny_model)
+    with pytest.raises(UserError, match="is no model folder"):
+        save_model(tmp_path, model.config, model.weights)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(UserError, match="is no folder"):
+        load_model(tmp_path / "nowhere")
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for text, words in (("{", "not readable as JSON"), ("{}", "lacks format"), (json.dumps({**config, "format": 9}), "format 9")):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match=words):
+            load_model(folder)

@@ -1,0 +1,148 @@
+"""Tracks of both layouts load into four aligned stems; faulty ones are refused with their reason."""
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from msr_jax.config import SLAKH_STEMS
+from msr_jax.data.tracks import find_tracks, group_of, load_track, split_of
+from msr_jax.errors import UserError
+
+RATE = 8000
+
+
+def tone(frequency, seconds=1.0, rate=RATE):
+    return 0.1 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)
+
+
+def write(path, audio, rate=RATE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, audio, rate, subtype="PCM_16")
+
+
+def slakh_track(folder, entries):
+    """Write a track as Slakh2100 is distributed; entries: name -> (metadata of the stem, audio or None)."""
+    folder.mkdir(parents=True)
+    described = {name: entry for name, (entry, _) in entries.items()}
+    (folder / "metadata.yaml").write_text(yaml.safe_dump({"UUID": "x", "stems": described}))
+    for name, (_, audio) in entries.items():
+        if audio is not None:
+            write(folder / "stems" / f"{name}.flac", audio)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("program", "is_drum", "group"),
+    [
+        *((p, False, "piano") for p in (0, 7)),
+        *((p, False, "guitar") for p in (24, 31)),
+        *((p, False, "bass") for p in (32, 39)),
+        *((p, False, None) for p in (8, 23, 40, 127)),
+        (128, False, "drums"),
+        (0, True, "drums"),
+    ],
+)
+def test_programs_belong_to_the_groups_of_the_paper(program, is_drum, group):
+    assert group_of(program, is_drum) == group
+
+
+def test_slakh_sources_of_one_group_are_summed_and_others_left_out(tmp_path):
+    track = slakh_track(
+        tmp_path / "Track1",
+        {
+            "S00": ({"program_num": 26, "is_drum": False}, tone(300)),
+            "S03": ({"program_num": 30, "is_drum": False}, tone(500)),
+            "S04": ({"program_num": 128, "is_drum": True}, tone(100)),
+            "S05": ({"program_num": 48, "is_drum": False}, tone(900)),
+            "S07": ({"program_num": 33, "is_drum": False, "audio_rendered": False}, None),
+        },
+    )
+    bass, drums, guitar, piano = load_track(track, SLAKH_STEMS, RATE)
+    assert np.abs(guitar - tone(300) - tone(500)).max() < 2**-14
+    assert np.abs(drums - tone(100)).max() < 2**-15
+    assert not bass.any() and not piano.any()
+
+
+def test_metadata_without_programs_is_read_by_class(tmp_path):
+    track = slakh_track(tmp_path / "Track1", {"S00": ({"inst_class": "Bass"}, tone(60))})
+    stems = load_track(track, SLAKH_STEMS, RATE)
+    assert stems[0].any() and not stems[1:].any()
+
+
+def test_plain_layout_takes_a_missing_file_as_silence(tmp_path):
+    write(tmp_path / "Ünïcode" / "piano.wav", tone(700))
+    stems = load_track(tmp_path / "Ünïcode", SLAKH_STEMS, RATE)
+    assert stems.shape == (4, RATE) and stems.dtype == np.float32
+    assert stems[3].any() and not stems[:3].any()
+
+
+def test_stereo_is_averaged_and_other_rates_are_resampled(tmp_path):
+    write(tmp_path / "t" / "bass.wav", np.stack([tone(200, rate=48_000), 0 * tone(200, rate=48_000)], 1), 48_000)
+    write(tmp_path / "t" / "drums.wav", tone(100))
+    bass = load_track(tmp_path / "t", SLAKH_STEMS, RATE)[0]
+    middle = slice(500, -500)
+    assert np.abs(bass[middle] - 0.5 * tone(200)[middle]).max() < 1e-3
+
+
+def test_small_differences_of_length_are_cut_large_ones_refused(tmp_path):
+    write(tmp_path / "near" / "bass.wav", tone(60, 1.0))
+    write(tmp_path / "near" / "drums.wav", tone(60, 1.1))
+    assert load_track(tmp_path / "near", SLAKH_STEMS, RATE).shape == (4, RATE)
+    write(tmp_path / "far" / "bass.wav", tone(60, 1.0))
+    write(tmp_path / "far" / "drums.wav", tone(60, 1.3))
+    with pytest.raises(UserError, match="one length"):
+        load_track(tmp_path / "far", SLAKH_STEMS, RATE)
+
+
+def empty_stem(track):
+    (track / "stems" / "S00.flac").write_bytes(b"")
+
+
+def no_stem(track):
+    (track / "stems" / "S00.flac").unlink()
+
+
+def cut_stem(track):
+    data = (track / "stems" / "S00.flac").read_bytes()
+    (track / "stems" / "S00.flac").write_bytes(data[: len(data) // 2])
+
+
+def no_yaml(track):
+    (track / "metadata.yaml").write_text("stems: [unclosed")
+
+
+def yaml_of_another_kind(track):
+    (track / "metadata.yaml").write_text("UUID: y\n")
+
+
+@pytest.mark.parametrize("spoil", [empty_stem, no_stem, cut_stem, no_yaml, yaml_of_another_kind])
+def test_damaged_tracks_are_named(tmp_path, spoil):
+    entry = {"program_num": 33, "is_drum": False, "audio_rendered": True}
+    noise = 0.1 * np.random.default_rng(0).standard_normal(RATE)
+    track = slakh_track(tmp_path / "Track7", {"S00": (entry, noise)})
+    load_track(track, SLAKH_STEMS, RATE)
+    spoil(track)
+    with pytest.raises(UserError, match="Track7"):
+        load_track(track, SLAKH_STEMS, RATE)
+
+
+def test_find_tracks_sorts_by_name_and_passes_over_what_is_none(tmp_path):
+    for name in ("Track2", "Track10", "._Track2", "__MACOSX"):
+        write(tmp_path / name / "bass.wav", tone(60))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "readme.txt").write_text("hello")
+    assert [t.name for t in find_tracks(tmp_path, SLAKH_STEMS)] == ["Track10", "Track2"]
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_a_folder_without_tracks_is_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=name):
+        find_tracks(tmp_path / name, SLAKH_STEMS)
+
+
+def test_a_split_is_its_folder_or_a_bare_folder_of_tracks(tmp_path):
+    (tmp_path / "test").mkdir()
+    assert split_of(tmp_path, "test") == tmp_path / "test"
+    assert split_of(tmp_path, "train") == tmp_path

@@ -1,0 +1,104 @@
+"""The U-Net: size, initialisation, precision, recomputation, conditioning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from msr_jax.errors import UserError
+from msr_jax.models.backbone import make_backbone
+from msr_jax.models.unet1d import patch, unpatch
+from tests.conftest import TINY_SIZES
+
+
+def inputs(backbone, batch=2, seed=0):
+    x = jax.random.normal(jax.random.key(seed), (batch, 4 * backbone.length_multiple, 1))
+    return x, jnp.eye(4)[jnp.arange(batch) % 4]
+
+
+def count(tree):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def test_the_official_networks_have_the_published_numbers_of_parameters():
+    backbone = make_backbone({"name": "unet1d"})
+    assert count(jax.eval_shape(lambda: backbone.init(jax.random.key(0), False))) == 405_231_900
+    assert count(jax.eval_shape(lambda: backbone.init(jax.random.key(0), True))) == 405_496_220
+    assert backbone.length_multiple == 8192
+
+
+def test_initialisation_is_uniform_by_fan_with_unit_norms(tiny_backbone):
+    params = tiny_backbone.init(jax.random.key(0), True)
+    conv = params["downsamples_0"]["downsample"]
+    bound = 1 / np.sqrt(5 * 16)
+    for leaf in (conv["weight"], conv["bias"]):
+        assert np.abs(leaf).max() <= bound
+    assert np.std(conv["weight"]) == pytest.approx(bound / np.sqrt(3), rel=0.05)
+    up = params["upsamples_0"]["upsample"]["weight"]  # a transposed convolution counts its outputs
+    assert np.abs(up).max() <= 1 / np.sqrt(32 * 4) and np.abs(up).max() > 0.97 / np.sqrt(32 * 4)
+    assert (params["downsamples_0"]["blocks_0"]["block1"]["groupnorm"]["weight"] == 1).all()
+    assert np.std(params["to_time_0_0"]["weights"]) > 0.4
+
+
+def test_patches_hold_a_channel_s_samples_side_by_side():
+    x = jnp.arange(12.0).reshape(1, 6, 2)
+    patched = patch(x, 3)
+    assert patched.shape == (1, 2, 6)
+    assert patched[0, 0].tolist() == [0, 2, 4, 1, 3, 5]
+    assert (unpatch(patched, 3) == x).all()
+
+
+def test_bfloat16_compute_is_near_float32_and_keeps_float32_parameters(tiny_backbone):
+    coarse = make_backbone({"name": "unet1d", **TINY_SIZES}, "bfloat16")
+    params = tiny_backbone.init(jax.random.key(0), False)
+    x, label = inputs(tiny_backbone)
+    exact, rough = tiny_backbone.apply(params, x, label)[0], coarse.apply(params, x, label)[0]
+    assert rough.dtype == jnp.float32
+    assert 0 < np.abs(exact - rough).max() < 0.1 * np.abs(exact).max()
+    grads = jax.grad(lambda p: coarse.apply(p, x, label)[0].sum())(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+def test_recomputation_changes_neither_names_nor_gradients(tiny_backbone):
+    remat = make_backbone({"name": "unet1d", **TINY_SIZES, "remat": (0, 1)})
+    params = tiny_backbone.init(jax.random.key(0), False)
+    assert jax.tree.structure(params) == jax.tree.structure(remat.init(jax.random.key(0), False))
+    x, label = inputs(tiny_backbone)
+    loss = lambda b: lambda p: jnp.square(b.apply(p, x, label)[0]).mean()  # noqa: E731
+    assert "remat" in str(jax.make_jaxpr(jax.grad(loss(remat)))(params))
+    for a, b in zip(*(jax.tree.leaves(jax.grad(loss(n))(params)) for n in (tiny_backbone, remat)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_zero_initialised_output_is_silence():
+    backbone = make_backbone({"name": "unet1d", **TINY_SIZES, "zero_init_output": True})
+    x, label = inputs(backbone)
+    assert not np.any(backbone.apply(backbone.init(jax.random.key(0), False), x, label)[0])
+
+
+def test_label_noise_level_and_features_all_reach_the_output(tiny_backbone):
+    params = tiny_backbone.init(jax.random.key(0), True)
+    x, label = inputs(tiny_backbone)
+    tau = jnp.full((2,), -0.5)
+    _, features = tiny_backbone.apply(tiny_backbone.init(jax.random.key(1), False), x, label)
+    y = tiny_backbone.apply(params, x, label, tau, features)[0]
+    variants = [
+        tiny_backbone.apply(params, x, label[::-1], tau, features)[0],
+        tiny_backbone.apply(params, x, label, tau + 0.3, features)[0],
+        tiny_backbone.apply(params, x, label, tau, None)[0],
+    ]
+    for k in range(len(features)):
+        changed = [f + 0.1 if i == k else f for i, f in enumerate(features)]
+        variants.append(tiny_backbone.apply(params, x, label, tau, changed)[0])
+    assert all(np.abs(v - y).max() > 1e-6 * np.abs(y).max() for v in variants)
+
+
+def test_lengths_and_sizes_that_do_not_fit_are_refused(tiny_backbone):
+    with pytest.raises(UserError, match="multiple of 32"):
+        tiny_backbone.check_length(100)
+    with pytest.raises(UserError, match="unknown fields: chanels"):
+        make_backbone({"name": "unet1d", "chanels": 4})
+    with pytest.raises(UserError, match="different numbers of levels"):
+        make_backbone({"name": "unet1d", **TINY_SIZES, "factors": (2,)})
+    with pytest.raises(UserError, match="no backbone 'unet2d'"):
+        make_backbone({"name": "unet2d"})
