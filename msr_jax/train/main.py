@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -18,51 +19,59 @@ def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
     return found
 
 
+def _parse(path: str, overrides: list[str]) -> ConfigDict:
+    values = flags.FlagValues()  # not the process's own: this can then be called again
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    values(["msr train", f"--config={path}", *overrides])
+    return values.config
+
+
 def read_config(path: str, overrides: list[str]) -> dict[str, Any]:
     """The config of a file with overrides (`--config.a.b=value`) applied, as plain nested dicts.
 
     Raises:
       UserError: no such file, a file that does not give a config, an unknown key or a value of another type.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    if not Path(path).is_file():
+        raise UserError(f"--config {path} is not there; name a file such as configs/unet_det.py")
     try:
-        values(["msr train", f"--config={path}"])
-        plain: ConfigDict = values.config
-    except FileNotFoundError as error:
-        raise UserError(f"--config {path} does not exist; name a file such as configs/unet_det.py") from error
-    except (AttributeError, ImportError, SyntaxError, TypeError, IsADirectoryError, flags.Error, ValueError) as error:
-        raise UserError(f"--config {path} is no config file ({type(error).__name__}: {error})") from error
-    known = _leaves(plain)
-    for override in overrides:
-        key = re.match(r"--config\.([^=]+)", override)
-        if not key or "=" not in override:
+        known = _leaves(_parse(path, []))
+    except Exception as error:  # the file is a program: it can fail in any way
+        raise UserError(f"--config {path} gives no config ({type(error).__name__}: {error})") from error
+    config = None
+    for k, override in enumerate(overrides):
+        key = re.match(r"--config\.([^=]+)=", override)
+        if not key:
             raise UserError(f"cannot read '{override}'; settings are written --config.a.b=value")
-        if key[1] not in known and not any(k.startswith(key[1] + ".") for k in known):
+        if key[1] not in known:
             near = difflib.get_close_matches(key[1], known, 3, 0.4)
-            raise UserError(f"the config has no key '{key[1]}'" + (f"; near it are {', '.join(near)}" if near else ""))
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
-    try:
-        values(["msr train", f"--config={path}", *overrides])
-        return values.config.to_dict()
-    except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"cannot set {' '.join(overrides)}: {str(error).splitlines()[0]}") from error
+            hint = f"; near it are {', '.join(near)}" if near else ""
+            raise UserError(f"the config has no setting '{key[1]}'{hint}")
+        try:
+            config = _parse(path, overrides[: k + 1])
+        except (flags.Error, TypeError, ValueError, KeyError, AttributeError, SyntaxError) as error:
+            raise UserError(f"{override}: {str(error).splitlines()[0]}") from error
+    return (config or _parse(path, [])).to_dict()
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="msr train", description=__doc__, epilog="Every leaf of the config is a setting: --config.optim.lr=3e-4"
+        prog="msr train",
+        description="Train one stage of a model; goes on from its last checkpoint if --workdir holds one.",
+        epilog="Every leaf of the config is a setting: --config.optim.lr=3e-4",
+        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, metavar="FILE.py", help="a file with get_config()")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, logs and the model go here")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="checkpoints, logs and the model go here"
+    )
     args, overrides = parser.parse_known_args(argv)
     config = read_config(args.config, overrides)
-    flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
     # Imported late: a mistyped setting is answered at once.
     from msr_jax.train.loop import enable_compilation_cache, train
 
     enable_compilation_cache()
-    state = train(config, args.workdir)
-    print(f"done: step {int(state.step)}, model in {args.workdir}/model")
+    step = int(train(config, args.workdir).step)
+    if step >= config["train"]["steps"]:
+        print(f"done: step {step}, model in {Path(args.workdir) / 'model'}")
     return 0

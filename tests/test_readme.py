@@ -1,0 +1,81 @@
+"""Every command of the README runs, one after the other, on sizes that take seconds."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from msr_jax.cli import main
+from tests.conftest import TINY_SEGMENT, TINY_SIZES
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.strip()
+]
+SHRUNK = {"--tracks": "1", "--seconds": "13", "--crop": str(TINY_SEGMENT)}
+TRAINING = {
+    "segment": TINY_SEGMENT,
+    "data.crop": TINY_SEGMENT,
+    "data.batch": 2,
+    "compute_dtype": "float32",
+    "consistency.num_levels": 3,
+    **{f"train.{k}": 1 for k in ("steps", "steps_per_dispatch", "log_every", "validate_every", "checkpoint_every")},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "configs", place / "configs")
+    shutil.copytree(ROOT / "tests" / "fixtures", place / "tests" / "fixtures")
+    shutil.copy(ROOT / "tests" / "fixtures" / "unet" / "ckpt" / "unet_cd_mini.ckpt", place / "model.ckpt")
+    return place
+
+
+def run(words):
+    """Run one command in this process; returns its exit code."""
+    if words[0] == "msr":
+        if words[1] == "train":
+            words += [f"--config.model.{k}={v}".replace(" ", "") for k, v in TINY_SIZES.items()]
+            words += [f"--config.{k}={v}" for k, v in TRAINING.items()]
+        if words[1] == "bench":
+            words += ["--tiny", "--no-peer"]
+        return main(words[1:])
+    if words[:2] == ["python", "-m"]:
+        module = importlib.import_module(words[2])
+        return module.main([SHRUNK.get(before, word) for before, word in zip(words[2:], words[3:], strict=False)])
+    if words[0] == "bash":
+        return subprocess.run(["bash", "-n", ROOT / words[1]]).returncode
+    assert words[:2] == ["pip", "install"], words
+    return 0
+
+
+def test_every_command_of_the_readme_runs(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert len(COMMANDS) > 12
+    for command in COMMANDS:
+        for part in command.split("&&"):
+            words = shlex.split(part)
+            if words[:2] == ["msr", "separate"] and not Path("song.flac").exists():
+                shutil.copy("corpus/test/Track00000/mix.flac", "song.flac")
+            needs_torch = words[:2] == ["msr", "export"] and importlib.util.find_spec("torch") is None
+            assert run(words) == (2 if needs_torch else 0), (command, capsys.readouterr().err)
+    assert sorted(p.name for p in Path("stems/song").iterdir() if p.suffix == ".flac") == [
+        f"{s}.flac" for s in ("bass", "drums", "guitar", "piano")
+    ]
+
+
+def test_the_python_example_runs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    scope = {}
+    exec(code, scope)  # the README's own three lines
+    assert sorted(scope["stems"]) == ["bass", "drums", "guitar", "piano"]
