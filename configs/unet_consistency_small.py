@@ -1,6 +1,6 @@
 """Consistency stage of a small U-Net that trains in minutes on a CPU; the demo's.
 
-    msr train --config configs/unet_consistency_small.py --workdir runs/consistency --config.data.train=RECORDS --config.init_from.diffusion=runs/diffusion
+msr train --config configs/unet_consistency_small.py --workdir runs/consistency --config.data.train=RECORDS --config.init_from.diffusion=runs/diffusion
 """
 
 from ml_collections import ConfigDict

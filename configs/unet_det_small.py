@@ -1,6 +1,6 @@
 """Deterministic stage of a small U-Net that trains in minutes on a CPU; the demo's.
 
-    msr train --config configs/unet_det_small.py --workdir runs/det --config.data.train=RECORDS
+msr train --config configs/unet_det_small.py --workdir runs/det --config.data.train=RECORDS
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """Diffusion stage of a small U-Net that trains in minutes on a CPU; the demo's.
 
-    msr train --config configs/unet_diffusion_small.py --workdir runs/diffusion --config.data.train=RECORDS --config.init_from.deterministic=runs/det
+msr train --config configs/unet_diffusion_small.py --workdir runs/diffusion --config.data.train=RECORDS --config.init_from.deterministic=runs/det
 """
 
 from ml_collections import ConfigDict

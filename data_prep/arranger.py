@@ -67,18 +67,14 @@ class Song:
             progression, length = patterns[rng.integers(len(patterns))], int(rng.choice([2, 4, 4, 4, 8]))
             for k in range(length):
                 root, chord = progression[k % len(progression)]
-                self.bars.append(
-                    Bar(len(self.bars) * per_bar, per_bar, root, chord, section, k == length - 1)
-                )
+                self.bars.append(Bar(len(self.bars) * per_bar, per_bar, root, chord, section, k == length - 1))
             section += 1
         self.sections = section
 
     def _progression(self, rng: np.random.Generator) -> list[tuple[int, tuple[int, ...]]]:
-        degrees = [0, *rng.choice(7, 7, p=[0.22, 0.1, 0.1, 0.2, 0.2, 0.14, 0.04])][
-            : int(rng.choice([2, 4, 4, 8]))
-        ]
+        degrees = [0, *rng.choice(7, 7, p=[0.22, 0.1, 0.1, 0.2, 0.2, 0.14, 0.04])][: int(rng.choice([2, 4, 4, 8]))]
         size = 4 if rng.random() < 0.35 else 3
-        tones = lambda d: tuple((self.key + self.scale[(d + 2 * k) % 7]) % 12 for k in range(size))  # noqa: E731
+        tones = lambda d: tuple((self.key + self.scale[(d + 2 * k) % 7]) % 12 for k in range(size))
         return [(tones(int(d))[0], tones(int(d))) for d in degrees]
 
     def when(self, step: float) -> float:

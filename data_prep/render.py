@@ -95,9 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tracks", type=int, required=True)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--soundfont", action="append", metavar="FILE.sf2", help="repeatable; default: pretty_midi's"
-    )
+    parser.add_argument("--soundfont", action="append", metavar="FILE.sf2", help="repeatable; default: pretty_midi's")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args(argv)
     try:
@@ -123,9 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"data_prep.render: {error}", file=sys.stderr)
         return 2
-    print(
-        f"rendered {args.tracks} tracks of {args.seconds:g} s in {args.out / args.split} (seed {args.seed})"
-    )
+    print(f"rendered {args.tracks} tracks of {args.seconds:g} s in {args.out / args.split} (seed {args.seed})")
     return 0
 
 

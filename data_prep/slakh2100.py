@@ -63,9 +63,7 @@ class Report:
                 active += length * (np.abs(stems).max(1) > 0)
                 yield from track_records(track.name, stems, crop)
         if not used:
-            raise UserError(
-                f"none of the {len(tracks)} tracks of {split} can be used; the first: {self.skipped[-1]}"
-            )
+            raise UserError(f"none of the {len(tracks)} tracks of {split} can be used; the first: {self.skipped[-1]}")
         rates = ", ".join(f"{s} {100 * a / seconds:.0f} %" for s, a in zip(SLAKH_STEMS, active, strict=True))
         self.lines.append(
             f"{split}: {used} of {len(tracks)} tracks, {seconds / 3600:.2f} h, {clipped} clipped samples; "
@@ -77,9 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_prep.slakh2100", description=__doc__)
     parser.add_argument("src", type=Path, metavar="SRC")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of records to write")
-    parser.add_argument(
-        "--crop", type=int, default=CROP, help="longest crop that training will take, samples"
-    )
+    parser.add_argument("--crop", type=int, default=CROP, help="longest crop that training will take, samples")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode")
     args = parser.parse_args(argv)
     try:
@@ -89,9 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--crop must be at least one sample, not {args.crop}")
         splits = {s: find_tracks(args.src / s, SLAKH_STEMS) for s in SPLITS if (args.src / s).is_dir()}
         if not splits:
-            raise UserError(
-                f"{args.src} has none of the folders {', '.join(SPLITS)}; name the root of the corpus"
-            )
+            raise UserError(f"{args.src} has none of the folders {', '.join(SPLITS)}; name the root of the corpus")
         report = Report()
         sources = {s: report.records(s, tracks, args.crop, args.workers) for s, tracks in splits.items()}
         manifest = {

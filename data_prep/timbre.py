@@ -23,9 +23,7 @@ def default_soundfont() -> str:
 
         return str(importlib.resources.files("pretty_midi") / "TimGM6mb.sf2")
     except ModuleNotFoundError as error:
-        raise UserError(
-            "rendering needs a SoundFont: pip install pretty_midi, or name one with --soundfont"
-        ) from error
+        raise UserError("rendering needs a SoundFont: pip install pretty_midi, or name one with --soundfont") from error
 
 
 @lru_cache(maxsize=4)
@@ -82,9 +80,7 @@ class StringModel:
         frac = period - self.bright - delay
         taps = np.convolve([1 - frac, frac], [1 - self.bright, self.bright])
         excitation = np.pad(burst, (0, max(0, count - delay)))[:count]
-        return signal.lfilter(
-            [1.0], np.concatenate([[1.0], np.zeros(delay - 1), -self.loss * taps]), excitation
-        )
+        return signal.lfilter([1.0], np.concatenate([[1.0], np.zeros(delay - 1), -self.loss * taps]), excitation)
 
 
 class ToneModel:
@@ -102,18 +98,14 @@ class ToneModel:
         freq, t = 440 * 2 ** ((pitch - 69) / 12), np.arange(count) / RATE
         rise = np.minimum(t / self.attack, 1)
         if self.is_fm:
-            modulator = (
-                self.index * np.exp(-t / (0.3 * self.decay)) * np.sin(2 * np.pi * freq * self.ratio * t)
-            )
+            modulator = self.index * np.exp(-t / (0.3 * self.decay)) * np.sin(2 * np.pi * freq * self.ratio * t)
             return rise * np.exp(-t / self.decay) * np.sin(2 * np.pi * freq * t + modulator)
         out = np.zeros(count)
         for k in range(1, min(40, int(9000 / freq)) + 1):
             partial = freq * k * np.sqrt(1 + self.stretch * k * k)
             level = k**-self.slope * (self.odd if k % 2 == 0 else 1)
             out += (
-                level
-                * np.exp(-t * (1 + 0.25 * k) / self.decay)
-                * np.sin(2 * np.pi * partial * t + self.phases[k - 1])
+                level * np.exp(-t * (1 + 0.25 * k) / self.decay) * np.sin(2 * np.pi * partial * t + self.phases[k - 1])
             )
         return rise * out
 
@@ -128,9 +120,7 @@ class DrumModel:
 
     def _sweep(self, count: int, freq: float, decay: float) -> np.ndarray:
         t = np.arange(count) / RATE
-        return np.sin(2 * np.pi * np.cumsum(freq * (1 + self.fall * np.exp(-t / 0.02))) / RATE) * np.exp(
-            -t / decay
-        )
+        return np.sin(2 * np.pi * np.cumsum(freq * (1 + self.fall * np.exp(-t / 0.02))) / RATE) * np.exp(-t / decay)
 
     def __call__(self, pitch: int, count: int) -> np.ndarray:
         noise = self.rng.standard_normal(count)
@@ -143,9 +133,7 @@ class DrumModel:
         if pitch in (38, 39, 40, SIDE):
             sos = signal.butter(1, [1200 / (RATE / 2), 9000 / (RATE / 2)], "band", output="sos")
             body = self._sweep(count, self.snare, 0.09)
-            return body + 0.8 * signal.sosfilt(sos, noise) * _decay(
-                count, 0.03 if pitch == SIDE else self.rattle
-            )
+            return body + 0.8 * signal.sosfilt(sos, noise) * _decay(count, 0.03 if pitch == SIDE else self.rattle)
         return 1.3 * self._sweep(count, 60 + 9 * (pitch - 38), 0.2)
 
 
@@ -195,9 +183,7 @@ def _biquad(kind: str, freq: float, gain_db: float, q: float) -> np.ndarray:
 def colour(rng: np.random.Generator, x: np.ndarray, group: str) -> np.ndarray:
     """Effects drawn at random: equaliser, saturation (guitars and basses more), chorus, room. (samples,) float32."""
     bands = [("low", rng.uniform(80, 300)), ("high", rng.uniform(2500, 8000))]
-    bands += [
-        ("peak", float(np.exp(rng.uniform(np.log(150), np.log(6000))))) for _ in range(rng.integers(1, 4))
-    ]
+    bands += [("peak", float(np.exp(rng.uniform(np.log(150), np.log(6000))))) for _ in range(rng.integers(1, 4))]
     sos = np.stack([_biquad(kind, freq, rng.uniform(-8, 8), rng.uniform(0.5, 2)) for kind, freq in bands])
     x = signal.sosfilt(sos, x)
     peak = np.abs(x).max()

@@ -25,7 +25,9 @@ def main(out: Path) -> None:
     separate = {"Mixture": mixture_as_estimate(stems), **{name: s.separate for name, s in separators.items()}}
     results = {name: evaluate(function, tracks, stems, 22_050) for name, function in separate.items()}
     (out / "table.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\nSI-SDRi of active stems (dB) and SDR (dB), {len(tracks)} tracks whose pieces and instruments were not trained on")
+    print(
+        f"\nSI-SDRi of active stems (dB) and SDR (dB), {len(tracks)} tracks whose pieces and instruments were not trained on"
+    )
     print(f"{'':<15}" + "".join(f"{s:>9}" for s in [*stems, "average"]) + f"{'SDR':>9}{'RTF':>8}")
     for name, result in results.items():
         scores, sdr = result["aggregate"]["si_sdri_active"], result["aggregate"]["sdr"]["average"]

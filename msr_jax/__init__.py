@@ -1,6 +1,6 @@
 """Music source separation in JAX, refined by diffusion and by consistency distillation.
 
-    stems = msr_jax.load("model").separate(audio, sample_rate)
+stems = msr_jax.load("model").separate(audio, sample_rate)
 """
 
 from typing import TYPE_CHECKING

@@ -104,7 +104,15 @@ def unet_base() -> ConfigDict:
         }
     )
     c.train = ConfigDict(
-        {"steps": 100_000, "steps_per_dispatch": 1, "log_every": 50, "validate_every": 1000, "checkpoint_every": 1000, "keep": 2, "validation_windows": 64}
+        {
+            "steps": 100_000,
+            "steps_per_dispatch": 1,
+            "log_every": 50,
+            "validate_every": 1000,
+            "checkpoint_every": 1000,
+            "keep": 2,
+            "validation_windows": 64,
+        }
     )
     c.mesh = ConfigDict({"data": -1, "fsdp": 1})
     return c
@@ -131,12 +139,21 @@ def unet_small() -> ConfigDict:
     )
     # Levels of noise beside a mixture of RMS 1, and of an estimate whose error is far from small.
     c.diffusion.update({"sigma_data": 0.5, "p_mean": -1.8, "p_std": 1.0, "estimate_probability": 0.75, "clip": 0.0})
-    c.diffusion.sampler.update({"num_steps": 2, "num_resamples": 1, "s_churn": 0.0, "sigma_min": 0.05, "sigma_max": 0.2})
+    c.diffusion.sampler.update(
+        {"num_steps": 2, "num_resamples": 1, "s_churn": 0.0, "sigma_min": 0.05, "sigma_max": 0.2}
+    )
     c.consistency.update({"sigma_data": 0.5, "num_levels": 6, "sigma_min": 0.02, "sigma_max": 1.0})
     c.consistency.sampler.update({"sigma_max": 0.2, "clip": 0.0})
     c.data.update({"batch": 8, "mix_across_songs": 0.5, "gain_db": (-6.0, 6.0), "preload": True})
     c.optim.update({"lr": 1e-3, "schedule": "cosine", "warmup_steps": 50, "clip_norm": 1.0})
     c.train.update(
-        {"steps": 2000, "steps_per_dispatch": 10, "log_every": 50, "validate_every": 500, "checkpoint_every": 500, "validation_windows": 8}
+        {
+            "steps": 2000,
+            "steps_per_dispatch": 10,
+            "log_every": 50,
+            "validate_every": 500,
+            "checkpoint_every": 500,
+            "validation_windows": 8,
+        }
     )
     return c

@@ -66,7 +66,9 @@ class _Fixture:
             self.arrays = load_file(path.with_suffix(".safetensors"))
             self.meta = json.loads(path.with_suffix(".json").read_text())
         except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"{path.with_suffix('')} is not a fixture: a .safetensors and a .json are needed ({error})") from error
+            raise UserError(
+                f"{path.with_suffix('')} is not a fixture: a .safetensors and a .json are needed ({error})"
+            ) from error
         self.path, self.stem = path, path.stem
         self.sizes = published_sizes(self.meta.get("config", {}).get("unet", {}))
         tolerance = self.meta.get("tolerance", TOLERANCE)
@@ -83,7 +85,9 @@ class _Fixture:
             return {"deterministic": self._seeded("det"), "diffusion": self._seeded("diff")}
         arch = next((a for prefix, a in ARCHS.items() if self.stem.startswith(prefix)), None)
         if arch is None:
-            raise UserError(f"{self.path.name} is a fixture of no network that `msr parity` knows; known are {', '.join(ARCHS)}")
+            raise UserError(
+                f"{self.path.name} is a fixture of no network that `msr parity` knows; known are {', '.join(ARCHS)}"
+            )
         state = {k.removeprefix("state_dict/"): v for k, v in self.arrays.items() if k.startswith("state_dict/")}
         if not state:
             tensors = read_checkpoint(self.path.with_suffix(".ckpt")).state_dict
@@ -140,16 +144,28 @@ def _check_network(fixture: _Fixture) -> Iterator[Check]:
         yield from fixture.compare(f"mid/det/{name}", activation)
     for k, activation in enumerate(features):
         yield from fixture.compare(f"mid/inject{k:02d}", activation)
-    moments = np.array([[np.mean(f, dtype=np.float64), np.std(f, dtype=np.float64)] for f in map(np.asarray, features)], np.float32)
+    moments = np.array(
+        [[np.mean(f, dtype=np.float64), np.std(f, dtype=np.float64)] for f in map(np.asarray, features)],
+        np.float32,
+    )
     yield from fixture.compare("mid/inject_mean_std", moments)
-    for variant, x in (("quiet", arrays.get("in/mixture_quiet")), ("silence", np.zeros_like(arrays["in/mixture"]))):
+    for variant, x in (
+        ("quiet", arrays.get("in/mixture_quiet")),
+        ("silence", np.zeros_like(arrays["in/mixture"])),
+    ):
         if f"out/estimate_{variant}" in arrays:
             (y, _), _ = run({"params": weights["deterministic"]}, _swap(x), label)
             yield from fixture.compare(f"out/estimate_{variant}", y)
 
     for name in [k for k in arrays if k.startswith("out/raw/")]:
         injected = features if name.endswith("/inject") else None
-        (y, _), _ = run({"params": weights["diffusion"]}, _swap(arrays["in/raw/x"]), label, arrays["in/raw/time"], injected)
+        (y, _), _ = run(
+            {"params": weights["diffusion"]},
+            _swap(arrays["in/raw/x"]),
+            label,
+            arrays["in/raw/time"],
+            injected,
+        )
         yield from fixture.compare(name, y)
 
     told = fixture.meta["config"]
@@ -158,7 +174,9 @@ def _check_network(fixture: _Fixture) -> Iterator[Check]:
         role, tag = name.split("/")[1:]
         network, kind, clamp = ROLES[role]
         batch = arrays["in/mixture"].shape[0]
-        sigma = arrays["in/mixed_sigmas"] if tag == "mixed_sigmas" else np.full(batch, float(tag.split("_")[1]), np.float32)
+        sigma = (
+            arrays["in/mixed_sigmas"] if tag == "mixed_sigmas" else np.full(batch, float(tag.split("_")[1]), np.float32)
+        )
         sigma = jnp.asarray(sigma)
         x = _swap(next(arrays[k] for k in (f"in/x_noisy/{tag}", f"in/x/{tag}", "in/x") if k in arrays))
         edm = kind == "edm"
@@ -179,14 +197,17 @@ def _check_network(fixture: _Fixture) -> Iterator[Check]:
 
 def _block(name: str, state: Mapping[str, np.ndarray], inputs: list[np.ndarray], out: np.ndarray, told: str) -> Any:
     """The module that a single-block fixture describes; sizes from tensor shapes, and from its description in words."""
-    number = lambda pattern, default: int(m[1]) if (m := re.search(pattern, told)) else default  # noqa: E731
+    number = lambda pattern, default: int(m[1]) if (m := re.search(pattern, told)) else default
     groups, kind = number(r"(\d+) groups", 4), name.removesuffix("_quiet")
     heads = number(r"(\d+) heads", 2 if kind == "bottleneck" else 3)
     width = next((v.shape[0] for k, v in state.items() if k.endswith("to_q.weight")), heads)
     if kind.startswith("resnet"):
         return layers.ResidualBlock(out.shape[1], groups)
     if kind.startswith(("patch", "unpatch")):
-        size = number(r"patch size (\d+)", max(out.shape[2], inputs[0].shape[2]) // min(out.shape[2], inputs[0].shape[2]))
+        size = number(
+            r"patch size (\d+)",
+            max(out.shape[2], inputs[0].shape[2]) // min(out.shape[2], inputs[0].shape[2]),
+        )
         channels = out.shape[1] if kind == "unpatch" else out.shape[1] // size
         edge = inputs[0].shape[1] if kind != "unpatch" else out.shape[1]
         block = layers.Under(partial(layers.ResidualBlock, channels, min(size, edge), name="block"))
@@ -218,7 +239,9 @@ def _check_blocks(fixture: _Fixture) -> Iterator[Check]:
         out = arrays[f"{name}/out"]
         if name == "time":
             params = unflatten(from_torch(state))
-            embedding = unet1d.TimeEmbedding(len(state["to_time.0.0.weights"])).apply({"params": params["to_time_0_0"]}, inputs[0])
+            embedding = unet1d.TimeEmbedding(len(state["to_time.0.0.weights"])).apply(
+                {"params": params["to_time_0_0"]}, inputs[0]
+            )
             dense = layers.Linear(out.shape[1]).apply({"params": params["to_time_0_1"]}, embedding)
             yield from fixture.compare("time/out", jax.nn.gelu(dense, approximate=False))
             continue

@@ -37,7 +37,9 @@ def tiny_config():
     config.compute_dtype = "float32"
     config.data.batch = 8
     config.consistency.num_levels = 4
-    config.train.update({"steps": 12, "steps_per_dispatch": 2, "log_every": 4, "validate_every": 12, "checkpoint_every": 4})
+    config.train.update(
+        {"steps": 12, "steps_per_dispatch": 2, "log_every": 4, "validate_every": 12, "checkpoint_every": 4}
+    )
     return config.to_dict()
 
 

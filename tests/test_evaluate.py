@@ -45,7 +45,7 @@ def test_the_mixture_improves_nothing_and_conventions_differ_in_silence_alone(co
 def test_perfect_estimates_score_high_in_every_measure(corpus):
     tracks = find_tracks(corpus / "test", STEMS)[:1]
     references = load_track(tracks[0], STEMS, RATE)
-    perfect = lambda mixture, rate: dict(zip(STEMS, references, strict=True))  # noqa: E731
+    perfect = lambda mixture, rate: dict(zip(STEMS, references, strict=True))
     aggregate = evaluate(perfect, tracks, STEMS, RATE)["aggregate"]
     assert aggregate["si_sdri_active"]["average"] > 50 and aggregate["sdr"]["average"] > 50
 
@@ -78,7 +78,17 @@ def test_the_command_writes_strict_results(corpus, tmp_path, capsys):
 
 
 def test_a_model_is_evaluated(corpus, tiny_model, tmp_path):
-    argv = ["evaluate", "--data", str(corpus / "test"), "--model", str(tiny_model), "--refine", "consistency", "--steps", "1"]
+    argv = [
+        "evaluate",
+        "--data",
+        str(corpus / "test"),
+        "--model",
+        str(tiny_model),
+        "--refine",
+        "consistency",
+        "--steps",
+        "1",
+    ]
     assert main([*argv, "--out", str(tmp_path / "out")]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["settings"]["refine"] == "consistency" and results["rtf"] > 0

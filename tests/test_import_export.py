@@ -23,7 +23,9 @@ ARCHS = {"det": "unet_det", "diff": "unet_diffusion", "cd": "unet_consistency"}
 
 
 def fixture_file(name):
-    found = [p for folder in parity_folders() for p in folder.rglob(name.rsplit("/")[-1]) if str(p).endswith("/" + name)]
+    found = [
+        p for folder in parity_folders() for p in folder.rglob(name.rsplit("/")[-1]) if str(p).endswith("/" + name)
+    ]
     assert found, f"{name} is shipped in tests/fixtures"
     return found[0]
 
@@ -35,7 +37,9 @@ def test_every_tensor_of_the_official_checkpoints_has_its_place(kind):
     keys = json.loads(fixture_file(f"unet/keys_{kind}_full.json").read_text())
     backbone = make_backbone({"name": "unet1d"})
     for network, prefix in PREFIXES[ARCHS[kind]].items():
-        theirs = {k.removeprefix(prefix): np.empty(v["shape"], np.int8) for k, v in keys.items() if k.startswith(prefix)}
+        theirs = {
+            k.removeprefix(prefix): np.empty(v["shape"], np.int8) for k, v in keys.items() if k.startswith(prefix)
+        }
         ours = from_torch(theirs)
         assert {k: v.shape for k, v in ours.items()} == parameter_shapes(backbone, network)
         assert {k: v.shape for k, v in to_torch(ours).items()} == {k: v.shape for k, v in theirs.items()}

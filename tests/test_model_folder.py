@@ -19,7 +19,9 @@ def test_a_model_comes_back_as_it_was_saved(tiny_model, tmp_path):
     again = load_model(tmp_path / "copy")
     assert again.config == model.config
     jax.tree.map(np.testing.assert_array_equal, again.weights, model.weights)
-    save_model(tmp_path / "copy", model.config, {"deterministic": model.weights["deterministic"]})  # replaced, not mixed
+    save_model(
+        tmp_path / "copy", model.config, {"deterministic": model.weights["deterministic"]}
+    )  # replaced, not mixed
     assert list(load_model(tmp_path / "copy").weights) == ["deterministic"]
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
 
@@ -29,7 +31,10 @@ def test_a_model_comes_back_as_it_was_saved(tiny_model, tmp_path):
     [
         (lambda t: t.pop("to_mapping_0/weight"), "lacks to_mapping_0/weight"),
         (lambda t: t.update(extra=np.zeros(3, np.float32)), "does not know: extra"),
-        (lambda t: t.update({"to_mapping_0/bias": np.zeros(3, np.float32)}), r"to_mapping_0/bias is \(3,\), not \(64,\)"),
+        (
+            lambda t: t.update({"to_mapping_0/bias": np.zeros(3, np.float32)}),
+            r"to_mapping_0/bias is \(3,\), not \(64,\)",
+        ),
         (lambda t: t.update({"to_mapping_0/bias": np.zeros(64, np.float16)}), "must be float32"),
     ],
 )
@@ -52,7 +57,11 @@ def test_other_folders_are_refused_and_left_alone(tiny_model, tmp_path):
         load_model(tmp_path / "nowhere")
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    for text, words in (("{", "not readable as JSON"), ("{}", "lacks format"), (json.dumps({**config, "format": 9}), "format 9")):
+    for text, words in (
+        ("{", "not readable as JSON"),
+        ("{}", "lacks format"),
+        (json.dumps({**config, "format": 9}), "format 9"),
+    ):
         (folder / "config.json").write_text(text)
         with pytest.raises(UserError, match=words):
             load_model(folder)

@@ -164,7 +164,11 @@ def sparse(tmp_path):
 
 def test_validation_takes_whole_windows_with_two_active_stems(sparse):
     windows = validation_windows(sparse, STEMS, RATE)
-    assert windows.shape == (3, 4, CROP)  # crops 2, 3, 7; crop 6 has one loud stem and one below the threshold
+    assert windows.shape == (
+        3,
+        4,
+        CROP,
+    )  # crops 2, 3, 7; crop 6 has one loud stem and one below the threshold
     assert [(w > 0).any(1).sum() for w in windows] == [2, 3, 3]
 
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def run(words):
         return main(words[1:])
     if words[:2] == ["python", "-m"]:
         module = importlib.import_module(words[2])
-        return module.main([SHRUNK.get(before, word) for before, word in zip(words[2:], words[3:], strict=False)])
+        return module.main([SHRUNK.get(before, word) for before, word in pairwise(words[2:])])
     if words[0] == "bash":
         return subprocess.run(["bash", "-n", ROOT / words[1]]).returncode
     assert words[:2] == ["pip", "install"], words

@@ -65,7 +65,11 @@ def test_bass_and_drums_always_sound(rendered):
 
 def test_test_instruments_are_not_among_those_of_training(rendered):
     used = {
-        split: {(s["is_drum"], s["program_num"]) for t in find_tracks(rendered / split, SLAKH_STEMS) for s in described(t).values()}
+        split: {
+            (s["is_drum"], s["program_num"])
+            for t in find_tracks(rendered / split, SLAKH_STEMS)
+            for s in described(t).values()
+        }
         for split in ("train", "test")
     }
     assert not {p for p in used["train"] & used["test"] if not p[0]}

@@ -27,7 +27,9 @@ def equations(function, *args):
     def count(jaxpr):
         inner = [v for e in jaxpr.eqns for v in e.params.values()]
         nested = [j for v in inner for j in (v if isinstance(v, tuple | list) else [v])]
-        return len(jaxpr.eqns) + sum(count(getattr(j, "jaxpr", j)) for j in nested if hasattr(getattr(j, "jaxpr", j), "eqns"))
+        return len(jaxpr.eqns) + sum(
+            count(getattr(j, "jaxpr", j)) for j in nested if hasattr(getattr(j, "jaxpr", j), "eqns")
+        )
 
     return count(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -40,7 +42,11 @@ def test_the_program_does_not_grow_with_the_number_of_steps(sampler):
         noise = noise_from_keys(keys, X.shape)
         if sampler == "diffusion":
             sigmas = sampler_sigmas(steps, 1e-4, 0.5, 9)
-            return equations(lambda x, s: refine_by_diffusion(denoise, x, s, noise, num_resamples=2, s_churn=5.0), X, sigmas)
+            return equations(
+                lambda x, s: refine_by_diffusion(denoise, x, s, noise, num_resamples=2, s_churn=5.0),
+                X,
+                sigmas,
+            )
         if sampler == "consistency":
             sigmas = consistency_sigmas(steps, 1e-4, 0.5, 9)
             return equations(lambda x, s: refine_by_consistency(denoise, x, s, noise, sigma_min=1e-4), X, sigmas)
@@ -67,7 +73,9 @@ def test_a_sampler_is_compiled_once_for_all_noise_levels():
 def test_an_example_s_noise_ignores_its_batch():
     keys = jax.random.split(jax.random.key(0), 2)
     sigmas = sampler_sigmas(2, 1e-4, 0.5, 9)
-    run = lambda x, k: refine_by_diffusion(denoise, x, sigmas, noise_from_keys(k, x.shape), s_churn=9.0, num_resamples=2)  # noqa: E731
+    run = lambda x, k: refine_by_diffusion(
+        denoise, x, sigmas, noise_from_keys(k, x.shape), s_churn=9.0, num_resamples=2
+    )
     np.testing.assert_allclose(run(X, keys)[1], run(X[1:], keys[1:])[0], atol=1e-6)
 
 
@@ -79,7 +87,7 @@ def test_the_standard_rule_injects_noise_after_every_call_but_the_last():
         return jnp.ones_like(X)
 
     sigmas = consistency_sigmas(2, 1e-4, 0.5, 9)
-    identity = lambda x, sigma: x  # noqa: E731
+    identity = lambda x, sigma: x
     standard = refine_by_consistency(identity, X, sigmas, noise, sigma_min=1e-4, renoise="standard", clip=0.0)
     released = refine_by_consistency(identity, X, sigmas, noise, sigma_min=1e-4, clip=0.0)
     np.testing.assert_allclose(released - X, sigmas[0], rtol=1e-5)

@@ -27,7 +27,7 @@ def test_overlap_add_of_the_identity_is_the_identity(overlap, group):
         x = song(samples, 2)
         blocks = (x[i : i + 37] for i in range(0, samples, 37))
         chunks = cut_chunks(blocks, 100, 100 - overlap)
-        twice = lambda c, first: np.stack([c, 2 * c], 1)  # noqa: E731
+        twice = lambda c, first: np.stack([c, 2 * c], 1)
         out = np.concatenate(list(overlap_add(chunks, twice, 2, 100, overlap, group)), 1)
         np.testing.assert_allclose(out, np.stack([x, 2 * x]), atol=1e-6)
 
@@ -102,7 +102,14 @@ def test_bad_arrays_are_refused(tiny_model):
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
 def test_the_command_writes_every_stem_at_the_song_s_rate_and_length(tiny_model, tmp_path, suffix, capsys):
     soundfile.write(tmp_path / "söng one.flac", song(30_000, 2), 44_100)
-    argv = ["separate", str(tmp_path / "söng one.flac"), "-o", str(tmp_path / "out"), "--model", str(tiny_model)]
+    argv = [
+        "separate",
+        str(tmp_path / "söng one.flac"),
+        "-o",
+        str(tmp_path / "out"),
+        "--model",
+        str(tiny_model),
+    ]
     assert main([*argv, "--format", suffix, "--refine", "consistency", "--steps", "2"]) == 0
     assert "4 stems" in capsys.readouterr().out
     for stem in ("bass", "drums", "guitar", "piano"):

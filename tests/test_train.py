@@ -111,7 +111,16 @@ def test_eight_devices_give_the_losses_of_one(records, tmp_path):
     runs = {}
     for count, mesh in ((1, "1"), (8, "4")):
         flags = f"--xla_force_host_platform_device_count={count}"
-        argv = [sys.executable, "-m", "msr_jax.cli", "train", "--config", CONFIG, "--workdir", str(tmp_path / str(count))]
+        argv = [
+            sys.executable,
+            "-m",
+            "msr_jax.cli",
+            "train",
+            "--config",
+            CONFIG,
+            "--workdir",
+            str(tmp_path / str(count)),
+        ]
         fsdp = "--config.mesh.fsdp=2" if mesh == "4" else "--config.mesh.fsdp=1"
         env = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
         subprocess.run([*argv, *overrides(records, steps=4), fsdp], env=env, cwd=ROOT, check=True, timeout=300)
@@ -133,7 +142,10 @@ def toy():
 
 def toy_batches(steps, micro=1):
     rng = np.random.default_rng(0)
-    return {"x": rng.standard_normal((steps, micro, 4, 3)).astype("f"), "y": rng.standard_normal((steps, micro, 4)).astype("f")}
+    return {
+        "x": rng.standard_normal((steps, micro, 4, 3)).astype("f"),
+        "y": rng.standard_normal((steps, micro, 4)).astype("f"),
+    }
 
 
 def test_steps_per_dispatch_do_not_change_the_numbers():
@@ -154,7 +166,9 @@ def test_accumulation_averages_gradients_with_a_key_for_each_part():
     state, _ = make_train_steps(loss_fn, tx, schedule, seed=3)(init_state(params, tx, 0.0, False), {}, batches)
     key = jax.random.fold_in(jax.random.key(3), 0)
     grads = [
-        jax.grad(loss_fn, has_aux=True)(params, {}, jax.tree.map(lambda x, m=m: x[0, m], batches), jax.random.fold_in(key, m))[0]
+        jax.grad(loss_fn, has_aux=True)(
+            params, {}, jax.tree.map(lambda x, m=m: x[0, m], batches), jax.random.fold_in(key, m)
+        )[0]
         for m in range(2)
     ]
     np.testing.assert_allclose(state.params["w"], params["w"] - 0.05 * (grads[0]["w"] + grads[1]["w"]), rtol=1e-6)

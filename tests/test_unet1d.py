@@ -64,7 +64,7 @@ def test_recomputation_changes_neither_names_nor_gradients(tiny_backbone):
     params = tiny_backbone.init(jax.random.key(0), False)
     assert jax.tree.structure(params) == jax.tree.structure(remat.init(jax.random.key(0), False))
     x, label = inputs(tiny_backbone)
-    loss = lambda b: lambda p: jnp.square(b.apply(p, x, label)[0]).mean()  # noqa: E731
+    loss = lambda b: lambda p: jnp.square(b.apply(p, x, label)[0]).mean()
     assert "remat" in str(jax.make_jaxpr(jax.grad(loss(remat)))(params))
     for a, b in zip(*(jax.tree.leaves(jax.grad(loss(n))(params)) for n in (tiny_backbone, remat)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

@@ -45,7 +45,9 @@ def audio_info(path: str | Path) -> AudioInfo:
         raise UserError(f"{path} holds no audio samples")
     declared = _declared_wav_bytes(path)
     if declared and declared > path.stat().st_size:
-        raise UserError(f"{path} is cut off: its header promises {declared} bytes of audio, the file has {path.stat().st_size}")
+        raise UserError(
+            f"{path} is cut off: its header promises {declared} bytes of audio, the file has {path.stat().st_size}"
+        )
     return info
 
 
@@ -83,7 +85,9 @@ def read_blocks(path: str | Path, block: int) -> Iterator[np.ndarray]:
                     break
                 if not np.isfinite(data).all():
                     at = done + int(np.argmin(np.isfinite(data).all(1)))
-                    raise UserError(f"{path} holds a NaN or infinite sample at sample {at} ({at / info.sample_rate:.2f} s)")
+                    raise UserError(
+                        f"{path} holds a NaN or infinite sample at sample {at} ({at / info.sample_rate:.2f} s)"
+                    )
                 done += len(data)
                 yield data
     except (soundfile.LibsndfileError, RuntimeError) as error:
@@ -117,9 +121,7 @@ class AudioWriter:
         self.beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = soundfile.SoundFile(
-                self.beside, "w", sample_rate, channels, subtype, format=FORMATS[suffix]
-            )
+            self.file = soundfile.SoundFile(self.beside, "w", sample_rate, channels, subtype, format=FORMATS[suffix])
         except (OSError, soundfile.LibsndfileError, RuntimeError, ValueError) as error:
             self.beside.unlink(missing_ok=True) if self.path.parent.is_dir() else None
             raise UserError(f"cannot write {path}: {_reason(error)}") from error

@@ -4,9 +4,7 @@ import numpy as np
 from scipy import signal
 
 
-def biquad(
-    kind: str, freq: float, gain_db: float, q: float, sample_rate: float
-) -> tuple[np.ndarray, np.ndarray]:
+def biquad(kind: str, freq: float, gain_db: float, q: float, sample_rate: float) -> tuple[np.ndarray, np.ndarray]:
     """Numerator and denominator of a "low" or "high" shelf or a "peak" (Audio EQ Cookbook), with α = sin ω / 2Q for all."""
     a, omega = 10 ** (gain_db / 40), 2 * np.pi * freq / sample_rate
     cos, alpha = np.cos(omega), np.sin(omega) / (2 * q)

@@ -82,9 +82,7 @@ def make_train_dataset(
     if not data["train"]:
         raise UserError("data.train is not set; name a folder of records: --config.data.train=DIR")
     if data["batch"] % process_count:
-        raise UserError(
-            f"data.batch ({data['batch']}) must be a multiple of the number of processes ({process_count})"
-        )
+        raise UserError(f"data.batch ({data['batch']}) must be a multiple of the number of processes ({process_count})")
     source = RecordSource(data["train"], "train", data["preload"])
     check_stems(source, stems, sample_rate, data["crop"])
     # Every process draws for the whole batch, which costs nothing, and makes its own examples only.
@@ -95,9 +93,7 @@ def make_train_dataset(
     return examples.batch(data["batch"], drop_remainder=True).map(make)
 
 
-def validation_windows(
-    data: Mapping[str, Any], stems: Sequence[str], sample_rate: int, limit: int = 0
-) -> np.ndarray:
+def validation_windows(data: Mapping[str, Any], stems: Sequence[str], sample_rate: int, limit: int = 0) -> np.ndarray:
     """Fixed windows (windows, stems, crop) float32 of the validation split: at least two stems active, as released.
 
     The windows are [k·crop, (k+1)·crop) of every track, ordered by track and place, the tail of a track left out. If

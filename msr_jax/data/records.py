@@ -178,6 +178,4 @@ def check_stems(source: RecordSource, stems: Sequence[str], sample_rate: int, cr
                 f"the records hold {what} {held[what]}, the config asks for {wanted}; prepare the data again"
             )
     if crop > held["crop"]:
-        raise UserError(
-            f"data.crop is {crop} samples, the records were made for crops of {held['crop']} at most"
-        )
+        raise UserError(f"data.crop is {crop} samples, the records were made for crops of {held['crop']} at most")

@@ -28,9 +28,7 @@ def is_track(folder: Path, stems: Sequence[str]) -> bool:
     """Whether a folder holds a track in one of the two layouts."""
     if not folder.is_dir() or folder.name.startswith(("._", "__MACOSX", ".")):
         return False
-    return (folder / "metadata.yaml").is_file() or any(
-        (folder / f"{s}{a}").is_file() for s in stems for a in AUDIO
-    )
+    return (folder / "metadata.yaml").is_file() or any((folder / f"{s}{a}").is_file() for s in stems for a in AUDIO)
 
 
 def find_tracks(folder: str | Path, stems: Sequence[str]) -> list[Path]:

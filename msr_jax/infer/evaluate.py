@@ -28,7 +28,9 @@ METRICS = ("si_sdri_active", "si_sdri_msdm", "sdr")
 SeparateFunction = Callable[[np.ndarray, int], Mapping[str, np.ndarray]]
 
 
-def score_track(estimates: np.ndarray, references: np.ndarray, stems: Sequence[str], sample_rate: int) -> dict[str, Any]:
+def score_track(
+    estimates: np.ndarray, references: np.ndarray, stems: Sequence[str], sample_rate: int
+) -> dict[str, Any]:
     """Scores of one track.
 
     Args:
@@ -116,7 +118,11 @@ def _cell(value: float | None) -> str:
 
 def markdown(results: Mapping[str, Any], stems: Sequence[str]) -> str:
     """The aggregate as a table, with the settings below it."""
-    names = {"si_sdri_active": "SI-SDRi, active stems (dB)", "si_sdri_msdm": "SI-SDRi, MSDM convention (dB)", "sdr": "SDR (dB)"}
+    names = {
+        "si_sdri_active": "SI-SDRi, active stems (dB)",
+        "si_sdri_msdm": "SI-SDRi, MSDM convention (dB)",
+        "sdr": "SDR (dB)",
+    }
     rows = [f"| | {' | '.join([*stems, 'average'])} |", "|---" * (len(stems) + 2) + "|"]
     for metric in METRICS:
         values, counts = results["aggregate"][metric], results["counts"][metric]
@@ -139,7 +145,9 @@ def write_results(out: Path, results: Mapping[str, Any], stems: Sequence[str]) -
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="msr evaluate", description=__doc__)
-    parser.add_argument("--data", required=True, metavar="DIR", type=Path, help="folder of tracks, or a corpus with splits")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", type=Path, help="folder of tracks, or a corpus with splits"
+    )
     parser.add_argument("--model", metavar="DIR", help="model folder; without one, the mixture is the estimate")
     parser.add_argument("--refine", choices=REFINEMENTS, help="default: the best that the model has")
     parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
@@ -154,7 +162,13 @@ def main(argv: list[str]) -> int:
         probe.unlink()
     except OSError as error:
         raise UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
-    settings: dict[str, Any] = {"data": str(args.data), "model": args.model, "refine": None, "steps": None, "seed": args.seed}
+    settings: dict[str, Any] = {
+        "data": str(args.data),
+        "model": args.model,
+        "refine": None,
+        "steps": None,
+        "seed": args.seed,
+    }
     if args.model:
         from msr_jax.infer.separate import load
 
@@ -174,7 +188,12 @@ def main(argv: list[str]) -> int:
         settings["split"] = args.split
     tracks = find_tracks(folder, stems)
     console = Console()
-    results = evaluate(separate, progress_over(tracks, "evaluating", console=console, disable=not console.is_terminal), stems, rate)
+    results = evaluate(
+        separate,
+        progress_over(tracks, "evaluating", console=console, disable=not console.is_terminal),
+        stems,
+        rate,
+    )
     settings |= {"tracks": len(tracks), "sample_rate": rate, "protocol": PROTOCOL}
     settings["versions"] = {name: version(name) for name in ("msr_jax", "jax", "flax", "numpy", "museval")}
     results["settings"] = settings

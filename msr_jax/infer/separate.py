@@ -36,12 +36,19 @@ def cut_chunks(blocks: Iterable[np.ndarray], segment: int, hop: int) -> Iterator
       (start, length, chunk (segment, channels)). The last chunk is moved back so that it ends with the stream; a stream
       shorter than a segment gives one chunk, zeros after its `length` samples.
     """
-    held, base, start = None, 0, 0  # `held` are the samples from `base` on; `start` is where the next chunk begins
+    held, base, start = (
+        None,
+        0,
+        0,
+    )  # `held` are the samples from `base` on; `start` is where the next chunk begins
     for block in blocks:
         held = block if held is None else np.concatenate([held, block])
         while base + len(held) >= start + segment:
             yield start, segment, held[start - base : start - base + segment]
-            held, base = held[start - base :], start  # the last chunk may have to reach back as far as this one
+            held, base = (
+                held[start - base :],
+                start,
+            )  # the last chunk may have to reach back as far as this one
             start += hop
     end = base + (0 if held is None else len(held))
     if held is not None and start == 0:
@@ -51,7 +58,12 @@ def cut_chunks(blocks: Iterable[np.ndarray], segment: int, hop: int) -> Iterator
 
 
 def overlap_add(
-    chunks: Iterator[tuple[int, int, np.ndarray]], run: ChunkFunction, stems: int, segment: int, overlap: int, group: int
+    chunks: Iterator[tuple[int, int, np.ndarray]],
+    run: ChunkFunction,
+    stems: int,
+    segment: int,
+    overlap: int,
+    group: int,
 ) -> Iterator[np.ndarray]:
     """Run chunks through the model, `group` at a time, and cross-fade the results.
 
@@ -122,7 +134,9 @@ class Separator:
         if not 0 <= overlap <= 0.5:
             raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap}")
         if config["channels"] != 1:
-            raise UserError(f"the model takes {config['channels']} channels at once; only mono models can be run so far")
+            raise UserError(
+                f"the model takes {config['channels']} channels at once; only mono models can be run so far"
+            )
         self.config, self.refine, self.num_steps, self.seed = config, refine, num_steps, seed
         self.stems: list[str] = list(config["stems"])
         self.segment, self.sample_rate = config["segment"], config["sample_rate"]
@@ -137,7 +151,9 @@ class Separator:
     def _run_chunks(self, chunks: np.ndarray, first: int) -> np.ndarray:
         """(chunks, samples, channels) -> (chunks, stems, samples, channels), in batches of one fixed size."""
         count, samples, channels = chunks.shape
-        index = np.stack(np.meshgrid(range(count), range(len(self.stems)), range(channels), indexing="ij"), -1).reshape(-1, 3)
+        index = np.stack(np.meshgrid(range(count), range(len(self.stems)), range(channels), indexing="ij"), -1).reshape(
+            -1, 3
+        )
         out = np.empty((len(index), samples), np.float32)
         for at in range(0, len(index), self.batch_size):
             chosen = index[at : at + self.batch_size]
@@ -216,7 +232,9 @@ class Separator:
         """
         audio = np.asarray(audio, np.float32)
         if audio.ndim not in (1, 2) or audio.size == 0:
-            raise UserError(f"audio must be (samples,) or (samples, channels) with at least one sample, not {audio.shape}")
+            raise UserError(
+                f"audio must be (samples,) or (samples, channels) with at least one sample, not {audio.shape}"
+            )
         if not np.isfinite(audio).all():
             raise UserError("audio holds NaN or infinite samples")
         if sample_rate <= 0:
@@ -229,13 +247,17 @@ class Separator:
 def _batch_function(refiner: Callable, num_stems: int) -> Callable:
     def run(weights, mixture, place, seed):  # place (batch, 3): chunk, stem, channel
         # A key per example from its place in the song: the result does not depend on how examples are batched.
-        key = lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p[0]), p[1]), p[2])  # noqa: E731
+        key = lambda p: jax.random.fold_in(
+            jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p[0]), p[1]), p[2]
+        )
         return refiner(weights, mixture, jax.nn.one_hot(place[:, 1], num_stems), jax.vmap(key)(jnp.asarray(place)))
 
     return run
 
 
-def load(folder: str | Path, refine: str | None = None, num_steps: int | None = None, seed: int = 0, **options) -> Separator:
+def load(
+    folder: str | Path, refine: str | None = None, num_steps: int | None = None, seed: int = 0, **options
+) -> Separator:
     """Load a model folder (or a training run's working directory) for separation.
 
     Args:

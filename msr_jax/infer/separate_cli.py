@@ -15,7 +15,9 @@ from msr_jax.methods.stages import REFINEMENTS
 BLOCK_SECONDS = 10
 
 
-def separate_file(separator: Separator, song: Path, info: AudioInfo, folder: Path, suffix: str, progress=None) -> list[Path]:
+def separate_file(
+    separator: Separator, song: Path, info: AudioInfo, folder: Path, suffix: str, progress=None
+) -> list[Path]:
     """Separate one file into `folder`/<stem>.<suffix>; all stems appear, or none.
 
     Raises:
@@ -26,7 +28,8 @@ def separate_file(separator: Separator, song: Path, info: AudioInfo, folder: Pat
     try:
         with ExitStack() as stack:
             writers = {
-                stem: stack.enter_context(AudioWriter(path, info.sample_rate, info.channels)) for stem, path in paths.items()
+                stem: stack.enter_context(AudioWriter(path, info.sample_rate, info.channels))
+                for stem, path in paths.items()
             }
             frames = None if info.subtype == "MPEG_LAYER_III" else info.frames  # an mp3's header only estimates
             blocks = read_blocks(song, BLOCK_SECONDS * info.sample_rate)
@@ -43,7 +46,9 @@ def separate_file(separator: Separator, song: Path, info: AudioInfo, folder: Pat
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="msr separate", description=__doc__)
     parser.add_argument("songs", nargs="+", metavar="SONG", type=Path, help="audio files: wav, flac, ogg, mp3, …")
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", type=Path, help="gets a folder of stems for each song")
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="DIR", type=Path, help="gets a folder of stems for each song"
+    )
     parser.add_argument("--model", required=True, metavar="DIR", help="model folder, or --workdir of a training run")
     parser.add_argument("--refine", choices=REFINEMENTS, help="default: the best that the model has")
     parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
@@ -59,17 +64,24 @@ def main(argv: list[str]) -> int:
     names = [song.stem for song in infos]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"two songs are named {twice[0]} and would share a folder; separate them into different folders")
+        raise UserError(
+            f"two songs are named {twice[0]} and would share a folder; separate them into different folders"
+        )
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file; -o must name a folder")
     separator = load(args.model, args.refine, args.steps, args.seed, overlap=args.overlap)
     steps = f", T = {args.steps}" if args.steps else ""
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         for song, info in infos.items():
             task = bar.add_task(song.name, total=info.frames)
-            update = lambda done, task=task: bar.update(task, completed=done)  # noqa: E731
+            update = lambda done, task=task: bar.update(task, completed=done)
             written = separate_file(separator, song, info, args.out / song.stem, args.format, update)
             bar.console.print(
                 f"{song.name}: {len(written)} stems in {written[0].parent} (refinement: {separator.refine}{steps})",

@@ -18,7 +18,7 @@ Noise = Callable[[Array], Array]
 
 def noise_from_keys(keys: Array, shape: tuple[int, ...]) -> Noise:
     """Standard normal noise of `shape` (batch, …), one key per example, so that an example's noise ignores its batch."""
-    draw = lambda key, index: jax.random.normal(jax.random.fold_in(key, index), shape[1:])  # noqa: E731
+    draw = lambda key, index: jax.random.normal(jax.random.fold_in(key, index), shape[1:])
     return lambda index: jax.vmap(draw, (0, None))(keys, index)
 
 
@@ -69,7 +69,7 @@ def refine_by_diffusion(
         g = slope(x_hat, sigma_hat)
         x = x_hat + (sigma_next - sigma_hat) * g
         if solver == "heun":
-            correct = lambda x: x_hat + (sigma_next - sigma_hat) * (g + slope(x, sigma_next)) / 2  # noqa: E731
+            correct = lambda x: x_hat + (sigma_next - sigma_hat) * (g + slope(x, sigma_next)) / 2
             x = lax.cond(sigma_next > 0, correct, lambda x: x, x)
         back = jnp.where(resample < num_resamples - 1, jnp.sqrt(sigma**2 - sigma_next**2), 0.0)
         return (x if num_resamples == 1 else x + back * noise(2 + 2 * index)), None
@@ -133,8 +133,8 @@ def solve_by_heun(denoise: Denoiser, x: Array, grid: Array, level: Array, num_st
 
     def heun(x: Array, step: Array) -> Array:
         here, there = grid[level + step], grid[level + step + 1]  # (batch,)
-        wide = lambda v: v.reshape(-1, *(1,) * (x.ndim - 1))  # noqa: E731
-        slope = lambda x, sigma: (x - denoise(x, sigma)) / wide(sigma)  # noqa: E731
+        wide = lambda v: v.reshape(-1, *(1,) * (x.ndim - 1))
+        slope = lambda x, sigma: (x - denoise(x, sigma)) / wide(sigma)
         g = slope(x, here)
         ahead = x + wide(there - here) * g
         return x + wide(there - here) * (g + slope(ahead, there)) / 2

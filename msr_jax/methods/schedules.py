@@ -42,7 +42,14 @@ def lognormal_sigma(normal: Array, p_mean: float, p_std: float) -> Array:
 
 
 def distillation_sigma(
-    normal: Array, uniform: Array, p_mean: float, p_std: float, sigma_min: float, sigma_max: float, rho: float, limit: float
+    normal: Array,
+    uniform: Array,
+    p_mean: float,
+    p_std: float,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float,
+    limit: float,
 ) -> Array:
     """Levels (batch,) of the denoising term of distillation: log-normal for the first floor(batch/2), Karras for the rest.
 

@@ -113,9 +113,7 @@ def _consistency(config: Mapping[str, Any], backbone: Backbone):
         key_level, key_noise, key_mix, key_normal, key_uniform, key_denoise = jax.random.split(key, 6)
         batch = target.shape[0]
         estimate, features = backbone.apply(frozen["deterministic"], mixture, label)
-        networks = [
-            _conditioned(backbone, p, label, features) for p in (params, frozen["target"], frozen["teacher"])
-        ]
+        networks = [_conditioned(backbone, p, label, features) for p in (params, frozen["target"], frozen["teacher"])]
         start = _start(key_mix, target, estimate, d["estimate_probability"])
         level, num_steps = draw_levels(key_level, batch, c["num_levels"], c["draw"])
         distilled, _ = distillation_loss(
@@ -189,7 +187,12 @@ def _no_refinement(config: Mapping[str, Any], num_steps: int | None):
 def _diffusion_sampler(config: Mapping[str, Any], num_steps: int | None):
     c, s = config["diffusion"], config["diffusion"]["sampler"]
     sigmas = sampler_sigmas(num_steps or s["num_steps"], s["sigma_min"], s["sigma_max"], s["rho"])
-    options = {"num_resamples": s["num_resamples"], "s_churn": s["s_churn"], "solver": s["solver"], "clip": c["clip"]}
+    options = {
+        "num_resamples": s["num_resamples"],
+        "s_churn": s["s_churn"],
+        "solver": s["solver"],
+        "clip": c["clip"],
+    }
     return lambda network, estimate, noise: refine_by_diffusion(
         make_denoiser(network, c["sigma_data"], c["clip"]), estimate, sigmas, noise, **options
     )

@@ -52,7 +52,7 @@ def bss_eval(estimates: np.ndarray, references: np.ndarray, sample_rate: int) ->
     Raises:
       ValueError: a reference or estimate is silent throughout; nothing is computed for any stem then.
     """
-    swap = lambda x: np.ascontiguousarray(np.asarray(x, np.float64).swapaxes(1, 2))  # noqa: E731  (stems, samples, channels)
+    swap = lambda x: np.ascontiguousarray(np.asarray(x, np.float64).swapaxes(1, 2))  # (stems, samples, channels)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         sdr, isr, sir, sar, _ = museval_metrics().bss_eval(
@@ -61,7 +61,9 @@ def bss_eval(estimates: np.ndarray, references: np.ndarray, sample_rate: int) ->
     return BssScores(sdr, isr, sir, sar)
 
 
-def silent_frame_scores(estimates: np.ndarray, references: np.ndarray, sample_rate: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def silent_frame_scores(
+    estimates: np.ndarray, references: np.ndarray, sample_rate: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """The released SIR and SAR (dB) of frames whose reference is silent: for each stem, two arrays over such frames.
 
     A least-squares projection on the references at lag 0 stands for BSSEval's filters.
@@ -83,7 +85,7 @@ def silent_frame_scores(estimates: np.ndarray, references: np.ndarray, sample_ra
                 weights = np.linalg.solve(s @ s.T + EPSILON * np.eye(stems), s @ e[j, c])
                 projected = weights @ s
                 target = (e[j, c] @ s[j]) / (s[j] @ s[j] + EPSILON) * s[j]
-                energy = lambda x: np.square(x).sum() + EPSILON  # noqa: E731
+                energy = lambda x: np.square(x).sum() + EPSILON
                 sir.append(10 * np.log10(energy(target) / energy(projected - target)))
                 sar.append(10 * np.log10(energy(projected) / energy(e[j, c] - projected)))
             found[j][0].append(float(np.mean(sir)))

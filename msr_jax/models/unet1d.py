@@ -144,12 +144,14 @@ class UNet1d(nn.Module):
     def _conditioning(self, label: Array, tau: Array | None) -> Array:
         """The vector z (batch, 4·channels) that every residual block takes, from the label and the noise level."""
         width = 4 * self.channels
-        gelu = lambda x: nn.gelu(x.astype(jnp.float32), approximate=False)  # noqa: E731
+        gelu = lambda x: nn.gelu(x.astype(jnp.float32), approximate=False)
         # Float32 whatever the compute precision: it costs nothing and tau spans fine steps.
         z = gelu(Linear(width, name="to_features_0")(label))
         self.sow("intermediates", "to_features", z)
         if tau is not None:
-            embedded = gelu(Linear(width, name="to_time_0_1")(TimeEmbedding(self.channels // 2, name="to_time_0_0")(tau)))
+            embedded = gelu(
+                Linear(width, name="to_time_0_1")(TimeEmbedding(self.channels // 2, name="to_time_0_0")(tau))
+            )
             self.sow("intermediates", "to_time", embedded)
             z = z + embedded
         z = gelu(Linear(width, name="to_mapping_2")(gelu(Linear(width, name="to_mapping_0")(z))))
@@ -173,8 +175,8 @@ class UNet1d(nn.Module):
           the last of them with the long skip added, i.e. what enters each stage.
         """
         n, width = len(self.factors), [self.channels * m for m in self.multipliers]
-        add = lambda x, k: x if injected is None else x + injected[k].astype(x.dtype)  # noqa: E731
-        remat = lambda module, level: nn.remat(module) if level in self.remat else module  # noqa: E731
+        add = lambda x, k: x if injected is None else x + injected[k].astype(x.dtype)
+        remat = lambda module, level: nn.remat(module) if level in self.remat else module
         groups = min(self.patch_factor, self.in_channels)
         z = self._conditioning(label, tau)
         features = [x]

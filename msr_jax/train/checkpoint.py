@@ -32,9 +32,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from error
         # What a killed run left half-written goes.
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True
-        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":

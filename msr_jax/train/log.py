@@ -1,9 +1,10 @@
 """What a run writes about itself: `metrics.jsonl` (every step), TensorBoard scalars and a progress line."""
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,13 @@ class RunLog:
         if not self.console.is_terminal:
             print(f"step {step}/{self.total}{text}", flush=True)
         self.validation = text
+
+    @contextlib.contextmanager
+    def untimed(self) -> Iterator[None]:
+        """What runs inside does not count in examples per second."""
+        began = time.monotonic()
+        yield
+        self.clock += time.monotonic() - began
 
     def close(self) -> None:
         self.bar.stop()

@@ -41,13 +41,11 @@ INIT_KEY, VALIDATION_KEY = (
 )  # folded into the seed's key, where a step's number is otherwise
 
 
-def train(
-    config: Mapping[str, Any], workdir: str | Path, dataset: grain.MapDataset | None = None
-) -> TrainState:
-    """Train one stage; starts from the newest checkpoint in `workdir`, else from `init_from`, else from scratch.
+def train(config: Mapping[str, Any], workdir: str | Path, dataset: grain.MapDataset | None = None) -> TrainState:
+    """Train one stage: from the newest checkpoint in `workdir`, else on `init_from`, else from scratch.
 
-    The run is a pure function of the config and the data: killed at any moment and started again, it gives the
-    numbers of a run that was never interrupted. SIGTERM saves after the dispatch in flight and ends the run.
+    The run is a pure function of the config and the data: killed at any moment and started again, it gives
+    the numbers of a run that was never interrupted. SIGTERM saves after the dispatch in flight and ends it.
 
     Args:
       config: plain nested mappings with the fields of `msr_jax.config`.
@@ -91,9 +89,7 @@ def train(
 
         def save() -> None:
             # The model first: a kill in between repeats some steps, and never leaves a finished run without its model.
-            save_model(
-                workdir / "model", config, {**frozen, **jax.device_get(_trained(config["method"], state))}
-            )
+            save_model(workdir / "model", config, {**frozen, **jax.device_get(_trained(config["method"], state))})
             meta = {"seed": config["seed"], "data_position": int(state.step), "config": config}
             checkpoints.save(state, meta)
 
@@ -132,9 +128,7 @@ class _Stage(NamedTuple):
     steps: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
-def _make_stage(
-    config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[str, Any], mesh: Mesh
-) -> _Stage:
+def _make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[str, Any], mesh: Mesh) -> _Stage:
     is_student, timed = config["method"] == "consistency", config["method"] != "deterministic"
     objective = make_objective(config, backbone)
     schedule = make_schedule(config["optim"], config["train"]["steps"])
@@ -167,21 +161,15 @@ def _load_frozen(config: Mapping[str, Any]) -> dict[str, Any]:
     source, needed = BUILDS_ON[config["method"]]
     folder = config["init_from"][source]
     if not folder:
-        raise UserError(
-            f"{config['method']} starts from a {source} model: set --config.init_from.{source}=DIR"
-        )
+        raise UserError(f"{config['method']} starts from a {source} model: set --config.init_from.{source}=DIR")
     model = load_model(folder)
     lacking = [name for name in needed if name not in model.weights]
     if lacking:
-        raise UserError(
-            f"{folder} holds no {lacking[0]} network; name the folder of a trained {source} model"
-        )
+        raise UserError(f"{folder} holds no {lacking[0]} network; name the folder of a trained {source} model")
     theirs = dict(_settings({field: model.config[field] for field in SHARED}))
     for name, value in _settings({field: config[field] for field in SHARED}):
         if name not in FREE and theirs.get(name) != value:
-            raise UserError(
-                f"config.{name} is {value}, but {theirs.get(name)} in {folder}; both must have the same"
-            )
+            raise UserError(f"config.{name} is {value}, but {theirs.get(name)} in {folder}; both must have the same")
     return {name: model.weights[name] for name in needed}
 
 
@@ -219,9 +207,7 @@ def _check_intervals(t: Mapping[str, Any]) -> None:
     per = t["steps_per_dispatch"]
     for name in ("steps", "log_every", "validate_every", "checkpoint_every"):
         if t[name] < 1 or per < 1 or t[name] % per:
-            raise UserError(
-                f"train.{name} ({t[name]}) must be a positive multiple of train.steps_per_dispatch ({per})"
-            )
+            raise UserError(f"train.{name} ({t[name]}) must be a positive multiple of train.steps_per_dispatch ({per})")
 
 
 def _make_workdir(workdir: Path) -> None:

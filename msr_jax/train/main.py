@@ -62,9 +62,7 @@ def main(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, metavar="FILE.py", help="a file with get_config()")
-    parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="checkpoints, logs and the model go here"
-    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, logs and the model go here")
     args, overrides = parser.parse_known_args(argv)
     config = read_config(args.config, overrides)
     # Imported late: a mistyped setting is answered at once.

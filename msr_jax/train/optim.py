@@ -21,7 +21,7 @@ def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
     longest = 2 / (1 - b2) - 1
 
     def init(params):
-        zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
     def update(grads, state, params=None):

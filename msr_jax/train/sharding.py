@@ -26,9 +26,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     if shape.count(-1) == 1 and known > 0 and count % known == 0:
         shape[shape.index(-1)] = count // known
     if int(np.prod(shape)) != count or min(shape) < 1:
-        raise UserError(
-            f"mesh {dict(zip(AXES, shape, strict=True))} does not fit {count} devices; one size may be -1"
-        )
+        raise UserError(f"mesh {dict(zip(AXES, shape, strict=True))} does not fit {count} devices; one size may be -1")
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 

@@ -30,9 +30,7 @@ class TrainState:
     target_params: Params | None = None
 
 
-def init_state(
-    params: Params, tx: optax.GradientTransformation, ema_rate: float, has_target: bool
-) -> TrainState:
+def init_state(params: Params, tx: optax.GradientTransformation, ema_rate: float, has_target: bool) -> TrainState:
     """State before the first step. Averages start as copies: the state is donated, so no buffer may be in it twice."""
 
     def copy():
@@ -87,9 +85,7 @@ def make_train_steps(
         else:
             shapes, _ = jax.eval_shape(micro_step, state.target_params, 0, first)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            (total, target), _ = lax.scan(
-                accumulate, (zeros, state.target_params), (jnp.arange(count), batches)
-            )
+            (total, target), _ = lax.scan(accumulate, (zeros, state.target_params), (jnp.arange(count), batches))
             (loss, aux), grads = jax.tree.map(lambda x: x / count, total)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

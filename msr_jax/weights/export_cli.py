@@ -42,7 +42,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="msr export", description=__doc__)
     parser.add_argument("model", metavar="DIR", help="model folder, or the working directory of a training run")
     parser.add_argument("--format", required=True, choices=["dicose"], help="dicose: the original program's checkpoint")
-    parser.add_argument("--arch", choices=list(PREFIXES), help="default: the kind that holds all networks of the folder")
+    parser.add_argument(
+        "--arch", choices=list(PREFIXES), help="default: the kind that holds all networks of the folder"
+    )
     parser.add_argument("-o", "--out", required=True, metavar="FILE.ckpt")
     args = parser.parse_args(argv)
     try:
@@ -53,7 +55,8 @@ def main(argv: list[str]) -> int:
     out = Path(args.out)
     shared: dict[int, torch.Tensor] = {}  # an array that stands twice is written once
     tensors = {
-        k: shared.setdefault(id(v), torch.from_numpy(v)) for k, v in state_dict(model, args.arch or arch_of(model)).items()
+        k: shared.setdefault(id(v), torch.from_numpy(v))
+        for k, v in state_dict(model, args.arch or arch_of(model)).items()
     }
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

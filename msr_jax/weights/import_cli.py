@@ -39,7 +39,7 @@ def published_sizes(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def sizes_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """What the tensor shapes of one U-Net (original names) tell of its sizes: all but the split of attention heads and groups."""
-    count = lambda stem: len({k.split(".")[stem.count(".") + 1] for k in shapes if k.startswith(stem + ".")})  # noqa: E731
+    count = lambda stem: len({k.split(".")[stem.count(".") + 1] for k in shapes if k.startswith(stem + ".")})
     levels = range(count("downsamples"))
     channels = shapes["to_mapping.0.weight"][0] // 4
     down = [shapes[f"downsamples.{i}.downsample.weight"] for i in levels]
@@ -73,12 +73,16 @@ def read_model(checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], wher
         raise UserError(f"{where} holds no network {empty[0]}, so it is no {arch} checkpoint; choose another --arch")
     timed = "to_time.0.1.weight" in groups["deterministic"]
     if timed or (arch == "unet_det" and any(not k.startswith("model.unet.") for k in state)):
-        raise UserError(f"{where} is not a deterministic checkpoint: it holds more than one network; choose another --arch")
+        raise UserError(
+            f"{where} is not a deterministic checkpoint: it holds more than one network; choose another --arch"
+        )
     config = unet_base()
     try:
         inferred = sizes_from_shapes({k: t.shape for k, t in groups["deterministic"].items()})
     except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"{where} lacks tensors of a U-Net ({error}); it is no {arch} checkpoint, or is incomplete") from None
+        raise UserError(
+            f"{where} lacks tensors of a U-Net ({error}); it is no {arch} checkpoint, or is incomplete"
+        ) from None
     hyper = plain(checkpoint.content.get("hyper_parameters")) or {}
     config.model.unlock()
     config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in inferred.items()})
@@ -130,7 +134,9 @@ def main(argv: list[str]) -> int:
         sizes["resnet_groups"] = args.groups
     checkpoint = read_checkpoint(args.checkpoint)
     if args.heads:
-        width = [t.shape[0] for k, t in checkpoint.state_dict.items() if k.endswith("bottleneck.attention.fn.to_q.weight")]
+        width = [
+            t.shape[0] for k, t in checkpoint.state_dict.items() if k.endswith("bottleneck.attention.fn.to_q.weight")
+        ]
         if not width or args.heads < 1 or width[0] % args.heads:
             raise UserError(f"--heads {args.heads} does not divide the attention's {width[0] if width else 0} features")
         sizes |= {"attention_heads": args.heads, "attention_features": width[0] // args.heads}

@@ -10,7 +10,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -72,7 +72,9 @@ class Placeholder:
 class LazyTensor:
     """A tensor's place in the file; `read()` gives the array."""
 
-    def __init__(self, storage: tuple[np.dtype, str, int], offset: int, shape: tuple[int, ...], stride: tuple[int, ...]):
+    def __init__(
+        self, storage: tuple[np.dtype, str, int], offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
+    ):
         self.storage, self.offset, self.shape, self.stride = storage, offset, shape, stride
         self.archive: zipfile.ZipFile | None = None
 
@@ -83,7 +85,11 @@ class LazyTensor:
             data = np.frombuffer(file.read(), np.uint8)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
         empty = 0 in self.shape
-        if data.nbytes != count * dtype.itemsize or min(self.offset, *self.stride, 0) < 0 or (not empty and last >= count):
+        if (
+            data.nbytes != count * dtype.itemsize
+            or min(self.offset, *self.stride, 0) < 0
+            or (not empty and last >= count)
+        ):
             raise UserError(f"the checkpoint is damaged: a tensor reaches outside its data ({member})")
         strides = [s * dtype.itemsize for s in self.stride]
         flat = data.view(dtype)[self.offset :]
@@ -99,7 +105,7 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    KNOWN = {
+    KNOWN: ClassVar = {
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
         ("collections", "OrderedDict"): OrderedDict,

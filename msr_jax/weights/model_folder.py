@@ -54,7 +54,9 @@ def parameter_shapes(backbone: Backbone, network: str) -> dict[str, tuple[int, .
 
 def check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Raises UserError unless names and shapes are the expected ones."""
-    wrong = [f"{k} is {tensors[k].shape}, not {s}" for k, s in expected.items() if k in tensors and tensors[k].shape != s]
+    wrong = [
+        f"{k} is {tensors[k].shape}, not {s}" for k, s in expected.items() if k in tensors and tensors[k].shape != s
+    ]
     for found, what in (
         ([k for k in expected if k not in tensors], "lacks"),
         ([k for k in tensors if k not in expected], "holds what the config does not know:"),
@@ -62,7 +64,9 @@ def check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tupl
     ):
         if found:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise UserError(f"{where} {what} {', '.join(found[:3])}{more}; take the config that these weights were made with")
+            raise UserError(
+                f"{where} {what} {', '.join(found[:3])}{more}; take the config that these weights were made with"
+            )
 
 
 def save_model(folder: str | Path, config: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
@@ -80,7 +84,11 @@ def save_model(folder: str | Path, config: Mapping[str, Any], weights: Mapping[s
         raise UserError(f"{folder} exists and is no model folder; name another place")
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    kept = {"format": FORMAT, "networks": [n for n in NETWORKS if n in weights], **{k: config[k] for k in FIELDS}}
+    kept = {
+        "format": FORMAT,
+        "networks": [n for n in NETWORKS if n in weights],
+        **{k: config[k] for k in FIELDS},
+    }
     try:
         beside.mkdir(parents=True)
         for name in kept["networks"]:
@@ -122,7 +130,9 @@ def load_model(folder: str | Path) -> Model:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} is not readable as JSON ({error})") from error
-    missing = [k for k in ("format", "networks", *FIELDS) if k not in config] if isinstance(config, dict) else ["format"]
+    missing = (
+        [k for k in ("format", "networks", *FIELDS) if k not in config] if isinstance(config, dict) else ["format"]
+    )
     if missing:
         raise UserError(f"{folder / 'config.json'} lacks {', '.join(missing)}; it is not a config of a model folder")
     if config["format"] != FORMAT:

@@ -27,6 +27,4 @@ def test_augmentations(path):
     arrays, meta = load(path)
     audio = arrays["input"].T
     assert_close(seven_band_eq(audio, arrays["eq.center_gain_q"]).T, arrays["eq.output"], meta["tolerance"])
-    assert_close(
-        tanh_distortion(audio, float(arrays["tanh.amount"][0])).T, arrays["tanh.output"], meta["tolerance"]
-    )
+    assert_close(tanh_distortion(audio, float(arrays["tanh.amount"][0])).T, arrays["tanh.output"], meta["tolerance"])

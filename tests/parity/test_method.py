@@ -59,7 +59,7 @@ def recording(function):
 
 
 def gaussian_denoiser(mu, s_data):
-    wide = lambda sigma: sigma.reshape(-1, *(1,) * (mu.ndim - 1))  # noqa: E731
+    wide = lambda sigma: sigma.reshape(-1, *(1,) * (mu.ndim - 1))
     return lambda x, sigma: mu + (x - mu) * s_data**2 / (s_data**2 + wide(sigma) ** 2)
 
 
@@ -85,9 +85,12 @@ def test_diffusion_sampler(path):
         denoise, calls = recording(gaussian_denoiser(jnp.asarray(a["mu"]), p["s_data"]))
         sigmas = sampler_sigmas(num_steps, p["sigma_min"], p["sigma_max"], p["rho"])
         noise = noise_from_sequence(jnp.stack(sequence))
-        run = lambda clip: refine_by_diffusion(  # noqa: E731, B023
-            denoise, a["x_det"], sigmas, noise, num_resamples=resamples, s_churn=p["s_churn"], clip=clip
-        )
+
+        def run(clip, denoise=denoise, a=a, sigmas=sigmas, noise=noise, resamples=resamples, churn=p["s_churn"]):
+            return refine_by_diffusion(
+                denoise, a["x_det"], sigmas, noise, num_resamples=resamples, s_churn=churn, clip=clip
+            )
+
         assert_close(run(1.0), a["x_final_clamped"], tolerance)
         jax.effects_barrier()
         assert len(calls) == p["network_evaluations"]
@@ -175,11 +178,20 @@ def test_distillation_step(path):
         grid = karras_sigmas(p["T"], p["sigma_min"], p["sigma_max"], p["rho"])
         target, teacher = (analytic_network(jnp.asarray(a[name])) for name in ("target", "teacher"))
         sigma = distillation_sigma(
-            a["dsm_std_normal"], a["dsm_uniform"], -3.0, 1.0, p["sigma_min"], p["sigma_max"], p["rho"], p["diffusion_mult"]
+            a["dsm_std_normal"],
+            a["dsm_uniform"],
+            -3.0,
+            1.0,
+            p["sigma_min"],
+            p["sigma_max"],
+            p["rho"],
+            p["diffusion_mult"],
         )
         assert_close(sigma, a["dsm_sigmas"], {"rtol": 1e-4})
 
-        def distilled(student, p=p, a=a, start=start, noise=noise, target=target, teacher=teacher, grid=grid, d=distance):
+        def distilled(
+            student, p=p, a=a, start=start, noise=noise, target=target, teacher=teacher, grid=grid, d=distance
+        ):
             return distillation_loss(
                 analytic_network(student), target, teacher, start, noise, jnp.asarray(a["t_index"]), p["h"], grid,
                 sigma_data=p["sigma_data"], sigma_min=p["sigma_min"], distance=d,
@@ -192,13 +204,21 @@ def test_distillation_step(path):
         student = jnp.asarray(a["student"])
         (cd, parts), cd_grad = jax.value_and_grad(distilled, has_aux=True)(student)
         (dsm, dsm_parts), dsm_grad = jax.value_and_grad(denoised, has_aux=True)(student)
-        for ours, name in (("estimate", "estimate"), ("teacher_out", "x_teacher_out"), ("target_out", "target_out")):
+        for ours, name in (
+            ("estimate", "estimate"),
+            ("teacher_out", "x_teacher_out"),
+            ("target_out", "target_out"),
+        ):
             assert_close(channels_first(parts[ours], a[name]), a[name], tolerance)
         assert_close(parts["distance"], a["consistency_loss"], {"rtol": 1e-4, "atol": 1e-9})
         assert_close(dsm_parts["weight"] * dsm_parts["distance"], a["denoising_loss"], {"rtol": 1e-4})
         assert_close(p["consistency_weight"] * cd + p["denoising_weight"] * dsm, a["total"][0], {"rtol": 1e-4})
         total = cd_grad + dsm_grad
-        for ours, name in ((cd_grad, "grad_consistency"), (dsm_grad, "grad_denoising"), (total, "grad_total")):
+        for ours, name in (
+            (cd_grad, "grad_consistency"),
+            (dsm_grad, "grad_denoising"),
+            (total, "grad_total"),
+        ):
             assert np.abs(ours - a[name]).max() <= 1e-3 * np.abs(a[name]).max()
 
 
@@ -206,7 +226,14 @@ def test_distillation_step(path):
 def test_noise_levels_of_the_denoising_term(path):
     for p, a, tolerance in cases(path):
         sigmas = distillation_sigma(
-            a["std_normal"], a["uniform"], p["p_mean"], p["p_std"], p["sigma_min"], p["sigma_max"], p["rho"], p["diffusion_mult"]
+            a["std_normal"],
+            a["uniform"],
+            p["p_mean"],
+            p["p_std"],
+            p["sigma_min"],
+            p["sigma_max"],
+            p["rho"],
+            p["diffusion_mult"],
         )
         assert_close(sigmas, a["sigmas"], tolerance)
 

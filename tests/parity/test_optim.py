@@ -11,9 +11,7 @@ from tests.parity.fixtures import assert_close, find_fixtures, load
 
 
 @pytest.mark.parametrize("path", find_fixtures("optimizer"))
-@pytest.mark.parametrize(
-    "name,b2,key", [("radam", 0.999, "radam_lr1e-2"), ("adam", 0.99, "adam_lr1e-2_b099")]
-)
+@pytest.mark.parametrize("name,b2,key", [("radam", 0.999, "radam_lr1e-2"), ("adam", 0.99, "adam_lr1e-2_b099")])
 def test_optimisers_and_averages(path, name, b2, key):
     arrays, meta = load(path)
     optim = {**unet_base().optim.to_dict(), "name": name, "lr": 1e-2, "b2": b2}
