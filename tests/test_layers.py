@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msr_jax.models.layers import Upsample, _convolve_by_products, convolve
+from msr_jax.models.layers import GroupNorm, Upsample, _convolve_by_products, convolve, convolve_frames, product
+from msr_jax.models.unet1d import patch, unpatch
 
 
 def transposed_convolution(x, weight, bias, f):
@@ -48,3 +49,35 @@ def test_convolution_by_matrix_products_equals_the_direct_form(taps, stride, pad
     np.testing.assert_allclose(products(x, w), direct(x, w), atol=2e-5)
     for ours, theirs in zip(jax.grad(loss(products), (0, 1))(x, w), jax.grad(loss(direct), (0, 1))(x, w), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-5)
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize("frames", [1, 5])
+def test_convolution_of_frames_is_convolution_of_the_samples_in_them(taps, frames):
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((2, frames * 4, 3)).astype(np.float32)
+    w = rng.standard_normal((taps, 3, 2)).astype(np.float32)
+    y = unpatch(convolve_frames(patch(x, 4), w, 4, jnp.float32), 4)
+    np.testing.assert_allclose(y, convolve(x, w, 1, taps // 2, jnp.float32), atol=1e-5)
+
+
+def test_gradients_of_a_bfloat16_product_are_products_of_rounded_factors_summed_in_float32():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, w, g = (jax.random.normal(k, s) for k, s in zip(keys, [(2, 300, 20), (20, 30), (2, 300, 30)], strict=True))
+    _, backward = jax.vjp(lambda x, w: product(x, w, jnp.bfloat16), x, w)
+    x_bar, w_bar = backward(g)
+    rounded = lambda a: np.asarray(a.astype(jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(w_bar, np.einsum("bti,bto->io", rounded(x), rounded(g)), rtol=0.01, atol=0.1)
+    np.testing.assert_allclose(x_bar, rounded(g) @ rounded(w).T, rtol=0.01, atol=0.05)
+    assert x_bar.dtype == w_bar.dtype == jnp.float32
+
+
+def test_group_norm_of_a_quiet_signal_on_a_large_offset_is_exact():
+    x = 30 + 1e-2 * np.random.default_rng(3).standard_normal((2, 4096, 8)).astype(np.float32)
+    layer = GroupNorm(2)
+    scale, shift = np.full((2, 1, 8), 0.5, np.float32), np.full((2, 1, 8), -1.0, np.float32)
+    y = layer.apply(layer.init(jax.random.key(0), x), x, (scale, shift))
+    grouped = x.astype(np.float64).reshape(2, 4096, 2, 4)
+    centred = grouped - grouped.mean((1, 3), keepdims=True)
+    expected = centred / np.sqrt(np.square(centred).mean((1, 3), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y, 1.5 * expected.reshape(x.shape) - 1, atol=5e-3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msr_jax.errors import UserError
-from msr_jax.models.backbone import make_backbone
+from msr_jax.models.backbone import cast_params, make_backbone
 from msr_jax.models.unet1d import patch, unpatch
 from tests.conftest import TINY_SIZES
 
@@ -57,6 +57,17 @@ def test_bfloat16_compute_is_near_float32_and_keeps_float32_parameters(tiny_back
     assert 0 < np.abs(exact - rough).max() < 0.1 * np.abs(exact).max()
     grads = jax.grad(lambda p: coarse.apply(p, x, label)[0].sum())(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+def test_parameters_cast_once_answer_like_parameters_cast_at_every_call(tiny_backbone):
+    coarse = make_backbone({"name": "unet1d", **TINY_SIZES}, "bfloat16")
+    params = tiny_backbone.init(jax.random.key(0), False)
+    stored = cast_params(params, "bfloat16")
+    assert stored["bottleneck"]["pre_block"]["block1"]["project"]["weight"].dtype == jnp.bfloat16
+    assert stored["bottleneck"]["pre_block"]["block1"]["groupnorm"]["weight"].dtype == jnp.float32
+    x, label = inputs(tiny_backbone)
+    expected, y = coarse.apply(params, x, label)[0], coarse.apply(stored, x, label)[0]
+    np.testing.assert_allclose(y, expected, atol=0.02 * np.abs(expected).max())
 
 
 def test_recomputation_changes_neither_names_nor_gradients(tiny_backbone):

@@ -65,6 +65,15 @@ def _make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
 BACKBONES = {"unet1d": _make_unet1d}
 
 
+def cast_params(params: Any, dtype: str) -> Any:
+    """Parameters for inference at `dtype`: matrices and kernels stored in it, so that no call has to convert them.
+
+    A network of that dtype answers as with the float32 parameters, but for the conditioning vector, whose layers would
+    compute in float32. Vectors (norms, biases, noise-level frequencies) stay float32.
+    """
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
+
+
 def make_backbone(model: Mapping[str, Any], dtype: str = "float32") -> Backbone:
     """Build the backbone of a config's `model` section (`name` and the network's sizes).
 

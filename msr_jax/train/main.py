@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from msr_jax.errors import UserError
+from msr_jax.runtime import keep_freed_memory
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -20,9 +21,10 @@ def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def _parse(path: str, overrides: list[str]) -> ConfigDict:
+    argv = ["msr train", f"--config={path}", *overrides]
     values = flags.FlagValues()  # not the process's own: this can then be called again
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
-    values(["msr train", f"--config={path}", *overrides])
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
+    values(argv)
     return values.config
 
 
@@ -68,6 +70,7 @@ def main(argv: list[str]) -> int:
     # Imported late: a mistyped setting is answered at once.
     from msr_jax.train.loop import enable_compilation_cache, train
 
+    keep_freed_memory()
     enable_compilation_cache()
     step = int(train(config, args.workdir).step)
     if step >= config["train"]["steps"]:

@@ -1,0 +1,161 @@
+"""The deterministic U-Net's forward pass on one segment, beside `audio-diffusion-pytorch` on PyTorch.
+
+Every engine is a process of its own (so that its peak memory is its own) which runs the pass whenever it is told to. The
+engines take turns, so that a noisy machine slows all alike; medians are compared.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from msr_jax.errors import UserError
+
+THREADS = 2
+SEGMENT = 262_144
+TINY = {
+    "channels": 16,
+    "patch_factor": 8,
+    "multipliers": [1, 2, 2],
+    "factors": [2, 2],
+    "num_blocks": [1, 1],
+    "attentions": [False, True],
+    "attention_heads": 2,
+    "attention_features": 8,
+    "resnet_groups": 4,
+}
+PEER = {"float32": "peer_float32", "bfloat16": "peer_bfloat16_autocast"}
+
+
+def _sizes(is_tiny: bool) -> tuple[dict[str, Any], int]:
+    from msr_jax.config import unet_base
+
+    sizes = {k: list(v) if isinstance(v, tuple) else v for k, v in unet_base().model.to_dict().items()}
+    return (sizes | TINY, 2048) if is_tiny else (sizes, SEGMENT)
+
+
+def _jax_pass(precision: str, is_tiny: bool) -> tuple[Callable[[], None], int]:
+    from msr_jax.runtime import keep_freed_memory
+
+    keep_freed_memory()
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from msr_jax.models.backbone import cast_params, make_backbone
+
+    sizes, samples = _sizes(is_tiny)
+    backbone = make_backbone(sizes, precision)
+    shapes = jax.eval_shape(lambda: backbone.init(jax.random.key(0), False))
+    leaves, tree = jax.tree.flatten(shapes)
+    # One array after another, so that the float32 originals do not count into the peak. Values do not matter here.
+    rng = np.random.default_rng(0)
+    random = lambda shape: rng.standard_normal(shape, np.float32) / np.sqrt(np.prod(shape[:-1]), dtype=np.float32)
+    params = jax.tree.unflatten(tree, [cast_params(jnp.asarray(random(leaf.shape)), precision) for leaf in leaves])
+    x, label = jax.random.normal(jax.random.key(1), (1, samples, 1)), jnp.eye(4)[:1]
+    forward = jax.jit(lambda p, x, label: backbone.apply(p, x, label)[0]).lower(params, x, label).compile()
+    return lambda: jax.block_until_ready(forward(params, x, label)), sum(leaf.size for leaf in leaves)
+
+
+def _torch_pass(precision: str, is_tiny: bool) -> tuple[Callable[[], None], int]:
+    import torch
+    from audio_diffusion_pytorch import UNet1d
+
+    torch.set_num_threads(THREADS)
+    sizes, samples = _sizes(is_tiny)
+    sizes = {k: v for k, v in sizes.items() if k not in ("name", "zero_init_output", "remat")}
+    fixed = {
+        "patch_blocks": 1,
+        "kernel_sizes_init": [1, 3, 7],
+        "use_nearest_upsample": False,
+        "use_context_time": False,
+    }
+    net = UNet1d(**sizes, **fixed, use_skip_scale=True, use_attention_bottleneck=True).eval()
+    x, label = torch.randn(1, 1, samples), torch.eye(4)[:1]
+
+    def forward() -> None:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            net(x, features=label)
+
+    return forward, sum(p.numel() for p in net.parameters())
+
+
+def worker(engine: str, precision: str, is_tiny: bool) -> None:
+    """Warm up, print the number of parameters, then answer each line of input with the seconds of one pass."""
+    import os
+    import resource
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+    forward, count = (_jax_pass if engine == "jax" else _torch_pass)(precision, is_tiny)
+    forward()
+    forward()
+    print(count, flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        forward()
+        seconds = time.perf_counter() - started
+        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the table: ours in both precisions over the peer's float32 and the peer's best, and the peer's own.
+
+    Raises:
+      UserError: the peer is wanted and not installed, or an engine fails.
+    """
+    engines = {"unet_float32": ("jax", "float32"), "unet_bfloat16": ("jax", "bfloat16")}
+    if not args.no_peer:
+        if not all(importlib.util.find_spec(name) for name in ("torch", "audio_diffusion_pytorch")):
+            raise UserError("the peer is not installed: pip install 'msr_jax[torch]', or give --no-peer")
+        engines |= {name: ("torch", precision) for precision, name in PEER.items()}
+    command = [sys.executable, "-m", "msr_jax.bench.unet"]
+    extra = ["--tiny"] if args.tiny else []
+    workers = {
+        name: subprocess.Popen([*command, *what, *extra], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name, what in engines.items()
+    }
+
+    def answer(name: str) -> list[str]:
+        line = workers[name].stdout.readline().split()
+        if not line:
+            raise UserError(f"the engine {name} stopped; its message stands above")
+        return line
+
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    peaks = {}
+    try:
+        counts = {name: int(answer(name)[0]) for name in workers}
+        for _ in range(args.repeats):
+            for name, process in workers.items():
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                took, peak = answer(name)
+                seconds[name].append(float(took))
+                peaks[name] = int(peak)
+    finally:
+        for process in workers.values():
+            process.kill()
+            process.wait()
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    peer = [medians[name] for name in PEER.values() if name in medians]
+    over = {"unet_float32": peer[0], "unet_bfloat16": min(peer)} if peer else {}
+    return [
+        {
+            "name": name,
+            "seconds": medians[name],
+            "speedup_over_peer": over[name] / medians[name] if name in over else None,
+            "peak_memory_bytes": peaks[name],
+            "parameters": counts[name],
+            "all_seconds": seconds[name],
+        }
+        for name in workers
+    ]
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1], sys.argv[2], "--tiny" in sys.argv)

@@ -1,0 +1,36 @@
+"""Benchmarks run and write what others read."""
+
+import json
+
+import pytest
+
+from msr_jax.cli import main
+
+
+def bench(tmp_path, *options):
+    assert main(["bench", "unet", "--json", str(tmp_path / "b.json"), "--tiny", "--repeats", "2", *options]) == 0
+    return json.loads((tmp_path / "b.json").read_text())
+
+
+def test_the_unet_benchmark_writes_machine_and_rows(tmp_path, capsys):
+    result = bench(tmp_path, "--no-peer")
+    assert "cores" in result["machine"]
+    assert [row["name"] for row in result["rows"]] == ["unet_float32", "unet_bfloat16"]
+    for row in result["rows"]:
+        assert row["seconds"] > 0 and row["peak_memory_bytes"] > 1e7 and row["speedup_over_peer"] is None
+    assert "unet_bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.torch
+def test_the_peer_has_the_same_number_of_parameters(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("audio_diffusion_pytorch")
+    result = bench(tmp_path)
+    assert len({row["parameters"] for row in result["rows"]}) == 1
+    assert all(row["speedup_over_peer"] > 0 for row in result["rows"][:2])
+
+
+def test_without_the_peer_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["bench", "unet", "--tiny"]) == 2
+    assert "msr_jax[torch]" in capsys.readouterr().err
