@@ -5,6 +5,7 @@ import os
 import sys
 
 from msr_jax.errors import UserError
+from msr_jax.runtime import keep_freed_memory
 
 # name: (module with `main(argv) -> int | None`, one line for the overview). Imported on use: `msr --help` stays quick.
 COMMANDS = {
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"msr: there is no command '{argv[0]}'; known are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    keep_freed_memory()
     try:
         return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
     except UserError as error:

@@ -212,9 +212,9 @@ def test_settings_are_read_and_wrong_ones_answered_with_the_nearest(capsys, tmp_
     config = read_config(CONFIG, ["--config.optim.lr=3e-4", "--config.model.multipliers=(1,2)"])
     assert config["optim"]["lr"] == 3e-4 and config["model"]["multipliers"] == (1, 2)
     for argv, words in (
-        (["--config", CONFIG, "--config.optim.lrr=1"], "no key 'optim.lrr'; near it are optim.lr"),
-        (["--config", CONFIG, "--config.data.batch=many"], "cannot set"),
-        (["--config", "configs/none.py"], "does not exist"),
+        (["--config", CONFIG, "--config.optim.lrr=1"], "no setting 'optim.lrr'; near it are optim.lr"),
+        (["--config", CONFIG, "--config.data.batch=many"], "--config.data.batch=many: "),
+        (["--config", "configs/none.py"], "is not there"),
         (["--config", CONFIG, "--lr=1"], "settings are written --config.a.b=value"),
     ):
         assert main(["train", *argv, "--workdir", str(tmp_path / "run")]) == 2

@@ -19,6 +19,7 @@ from msr_jax.models.backbone import make_backbone
 from msr_jax.weights.model_folder import Model, load_model
 
 OVERLAP = 0.25  # of a segment
+MAX_CHANNELS = 1024  # as in libsndfile
 # (segments (chunks, samples, channels), index of the first) -> estimates (chunks, stems, samples, channels)
 ChunkFunction = Callable[[np.ndarray, int], np.ndarray]
 
@@ -133,6 +134,8 @@ class Separator:
             raise UserError(f"the model cannot refine by {refine}: its folder holds the networks {have}")
         if not 0 <= overlap <= 0.5:
             raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap}")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"the seed must lie between 0 and 2^32 - 1, not {seed}")
         if config["channels"] != 1:
             raise UserError(
                 f"the model takes {config['channels']} channels at once; only mono models can be run so far"
@@ -160,7 +163,7 @@ class Separator:
             padded = np.resize(chosen, (self.batch_size, 3))
             mixture = chunks[padded[:, 0], :, padded[:, 2]][..., None]
             place = padded + np.array([first, 0, 0])
-            result = self._run(self.weights, mixture, place, self.seed)
+            result = self._run(self.weights, mixture, place, np.uint32(self.seed))
             out[at : at + len(chosen)] = np.asarray(result)[: len(chosen), :, 0]
         return out.reshape(count, len(self.stems), channels, samples).swapaxes(2, 3)
 
@@ -228,13 +231,18 @@ class Separator:
           {stem: float32 array of audio's shape}.
 
         Raises:
-          UserError: no samples, another shape, NaN or infinite samples, or a rate that is not positive.
+          UserError: no samples, another shape, integers, NaN or infinite samples, a rate that is not positive.
         """
-        audio = np.asarray(audio, np.float32)
+        audio = np.asarray(audio)
+        if audio.dtype.kind != "f":
+            raise UserError(f"audio must be floating-point samples in about [-1, 1], not {audio.dtype}")
+        audio = audio.astype(np.float32, copy=False)
         if audio.ndim not in (1, 2) or audio.size == 0:
             raise UserError(
                 f"audio must be (samples,) or (samples, channels) with at least one sample, not {audio.shape}"
             )
+        if audio.ndim == 2 and audio.shape[1] > MAX_CHANNELS:
+            raise UserError(f"audio has {audio.shape[1]} channels; it must be (samples, channels), is it transposed?")
         if not np.isfinite(audio).all():
             raise UserError("audio holds NaN or infinite samples")
         if sample_rate <= 0:

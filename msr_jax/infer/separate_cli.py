@@ -1,7 +1,7 @@
 """`msr separate`: songs in, a folder of stems for each out."""
 
 import argparse
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -17,30 +17,35 @@ BLOCK_SECONDS = 10
 
 def separate_file(
     separator: Separator, song: Path, info: AudioInfo, folder: Path, suffix: str, progress=None
-) -> list[Path]:
+) -> dict[Path, int]:
     """Separate one file into `folder`/<stem>.<suffix>; all stems appear, or none.
+
+    Returns:
+      {path: number of samples that its format had to clip}.
 
     Raises:
       UserError: the song turns out damaged, or a stem cannot be written.
     """
     paths = {stem: folder / f"{stem}.{suffix}" for stem in separator.stems}
-    is_new = not folder.exists()
+    new_folders = [place for place in (folder, *folder.parents) if not place.exists()]  # innermost first
     try:
         with ExitStack() as stack:
             writers = {
-                stem: stack.enter_context(AudioWriter(path, info.sample_rate, info.channels))
+                stem: stack.enter_context(AudioWriter(path, info.sample_rate, info.channels, frames=info.frames))
                 for stem, path in paths.items()
             }
-            frames = None if info.subtype == "MPEG_LAYER_III" else info.frames  # an mp3's header only estimates
             blocks = read_blocks(song, BLOCK_SECONDS * info.sample_rate)
-            for part in separator.stream(blocks, info.sample_rate, info.channels, frames, progress):
+            for part in separator.stream(blocks, info.sample_rate, info.channels, info.frames, progress):
                 for stem, audio in part.items():
                     writers[stem].write(audio)
+            for writer in writers.values():  # a disk that is full shows before the first stem gets its name
+                writer.close()
     except BaseException:
-        if is_new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        for place in new_folders:
+            with suppress(OSError):  # never there, or another song's by now
+                place.rmdir()
         raise
-    return list(paths.values())
+    return {writer.path: writer.clipped for writer in writers.values()}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--out", required=True, metavar="DIR", type=Path, help="gets a folder of stems for each song"
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="model folder, or --workdir of a training run")
-    parser.add_argument("--refine", choices=REFINEMENTS, help="default: the best that the model has")
+    parser.add_argument(
+        "--refine", metavar="|".join(REFINEMENTS), help="what follows the deterministic model; default: the best it has"
+    )
     parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
     parser.add_argument("--format", choices=["wav", "flac"], default="wav", help="wav (32-bit float) or flac (24-bit)")
     parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
@@ -60,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
+    if args.refine not in (None, *REFINEMENTS):
+        raise UserError(f"--refine must be one of {', '.join(REFINEMENTS)}, not '{args.refine}'")
     infos = {song: audio_info(song) for song in args.songs}
     names = [song.stem for song in infos]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -70,7 +79,13 @@ def main(argv: list[str]) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file; -o must name a folder")
     separator = load(args.model, args.refine, args.steps, args.seed, overlap=args.overlap)
-    steps = f", T = {args.steps}" if args.steps else ""
+    sources = {song.resolve() for song in infos}
+    for song in infos:
+        for stem in separator.stems:
+            path = args.out / song.stem / f"{stem}.{args.format}"
+            if path.resolve() in sources:
+                raise UserError(f"the stem {path} would replace a song that is to be separated; name another folder")
+    steps = f", T = {args.steps}" if args.steps and separator.refine != "none" else ""
     console = Console()
     columns = (
         TextColumn("{task.description}"),
@@ -84,7 +99,13 @@ def main(argv: list[str]) -> int:
             update = lambda done, task=task: bar.update(task, completed=done)
             written = separate_file(separator, song, info, args.out / song.stem, args.format, update)
             bar.console.print(
-                f"{song.name}: {len(written)} stems in {written[0].parent} (refinement: {separator.refine}{steps})",
+                f"{song.name}: {len(written)} stems in {args.out / song.stem} (refinement: {separator.refine}{steps})",
                 markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
+            if clipped := {path.name: count for path, count in written.items() if count}:
+                bar.console.print(
+                    f"  samples beyond ±1, clipped: {', '.join(f'{n} in {p}' for p, n in clipped.items())};"
+                    " --format wav keeps them",
+                    markup=False, highlight=False, soft_wrap=True,
+                )  # fmt: skip
     return 0

@@ -1,0 +1,93 @@
+"""A checkpoint is the state at its step, whole, and is not taken for one of another model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from msr_jax.errors import UserError
+from msr_jax.train import checkpoint
+from msr_jax.train.checkpoint import Checkpoints
+from msr_jax.train.sharding import make_mesh, tree_sharding
+from msr_jax.train.state import TrainState, init_state, make_train_steps
+
+TX = optax.adam(0.1)
+META = {"seed": 0, "config": {}}
+
+
+def a_state(width=4, averages=True):
+    return init_state({"w": jnp.arange(float(width))}, TX, 0.5 if averages else 0.0, averages)
+
+
+def abstract(state):
+    mesh = make_mesh({"data": -1, "fsdp": 1})
+    shapes = jax.eval_shape(lambda: state)
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, tree_sharding(mesh, shapes)
+    )
+
+
+def test_a_restored_state_is_the_one_saved_with_its_averages_and_optimiser(tmp_path):
+    state = a_state().replace(step=jnp.asarray(7, jnp.int32), target_params={"w": jnp.full(4, 3.0)})
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(state, META)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 7 and checkpoints.meta() == {"format": 1, "step": 7, **META}
+        restored = checkpoints.restore(abstract(state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_training_on_while_a_checkpoint_is_written_does_not_change_it(tmp_path):
+    size = 4_000_000  # takes long enough to write that the next steps overlap it
+    steps = jax.jit(
+        make_train_steps(lambda p, f, b, k: (jnp.square(p["w"] - b["x"].mean()).mean(), {}), TX, lambda s: 0.1, 0),
+        donate_argnums=0,
+    )
+    state = init_state({"w": jnp.linspace(0, 1, size)}, TX, 0.0, False)
+    batch = {"x": np.ones((1, 1, 1), np.float32)}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        state, _ = steps(state, {}, batch)
+        at_save = jax.tree.map(lambda x: np.array(x, copy=True), state)
+        checkpoints.save(state, META)
+        for _ in range(10):
+            state, _ = steps(state, {}, batch)
+        jax.block_until_ready(state)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        restored = checkpoints.restore(abstract(state))
+    jax.tree.map(np.testing.assert_array_equal, restored, at_save)
+
+
+def test_the_newest_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (2, 4, 6):
+            checkpoints.save(a_state().replace(step=jnp.asarray(step, jnp.int32)), META)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["4", "6"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        a_state(width=5),
+        a_state().replace(params={"v": jnp.zeros(4)}),
+        a_state().replace(opt_state=optax.sgd(0.1, momentum=0.9).init({"w": jnp.zeros(4)})),
+    ],
+    ids=["shape", "names", "optimiser"],
+)
+def test_a_checkpoint_of_something_else_is_refused_in_one_sentence(tmp_path, other: TrainState):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(a_state(), META)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        with pytest.raises(UserError, match="another model or optimiser") as raised:
+            checkpoints.restore(abstract(other))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(a_state(), META)
+    monkeypatch.undo()
+    with Checkpoints(tmp_path, keep=1) as checkpoints, pytest.raises(UserError, match="format 99"):
+        checkpoints.meta()

@@ -1,0 +1,135 @@
+"""The command line: what `msr separate` writes, and one sentence with exit code 2 for what cannot be done."""
+
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.numpy import load_file, save_file
+
+from msr_jax.cli import COMMANDS, main
+from msr_jax.infer import separate_cli
+
+RATE = 22_050
+STEMS = ("bass", "drums", "guitar", "piano")
+
+
+def song(path, samples=5000, channels=1, rate=RATE, **options):
+    audio = 0.1 * np.random.default_rng(0).standard_normal((samples, channels)).astype(np.float32)
+    soundfile.write(path, audio, rate, **options)
+    return path
+
+
+def separate(songs, out, model, *options):
+    return main(["separate", *map(str, songs), "-o", str(out), "--model", str(model), *map(str, options)])
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_overview_names_every_command_and_a_wrong_one_is_refused(capsys):
+    assert main(["--help"]) == 0
+    assert all(name in capsys.readouterr().out for name in COMMANDS)
+    assert main(["unmix"]) == 2
+    assert "no command 'unmix'" in capsys.readouterr().err
+
+
+def test_stems_have_the_song_s_rate_channels_and_length(tiny_model, tmp_path, capsys):
+    songs = [
+        song(tmp_path / "söng [1].flac", 9000, 2, 44_100),
+        song(tmp_path / "b.mp3", 20_000, 1, 16_000, format="MP3"),
+    ]
+    assert separate(songs, tmp_path / "out", tiny_model, "--refine", "consistency", "--steps", 2) == 0
+    printed = capsys.readouterr().out
+    assert "söng [1].flac: 4 stems" in printed and "(refinement: consistency, T = 2)" in printed
+    for name, expected in (("söng [1]", (9000, 2, 44_100, "FLOAT")), ("b", (20_000, 1, 16_000, "FLOAT"))):
+        for stem in STEMS:
+            info = soundfile.info(tmp_path / "out" / name / f"{stem}.wav")
+            assert (info.frames, info.channels, info.samplerate, info.subtype) == expected
+    assert len(files(tmp_path / "out")) == 8
+
+
+def test_flac_stems_are_what_wav_stems_are_to_24_bits(tiny_model, tmp_path):
+    path = song(tmp_path / "a.wav")
+    for kind in ("wav", "flac"):
+        assert separate([path], tmp_path / "out", tiny_model, "--refine", "none", "--format", kind) == 0
+    for stem in STEMS:
+        wav, flac = (soundfile.read(tmp_path / "out" / "a" / f"{stem}.{kind}")[0] for kind in ("wav", "flac"))
+        np.testing.assert_allclose(flac, np.clip(wav, -1, 1), atol=2**-22)
+
+
+def test_bad_input_gets_one_sentence_and_leaves_nothing(tiny_model, tmp_path, capsys):
+    good = song(tmp_path / "good.wav")
+    (tmp_path / "text.wav").write_text("no audio here")
+    (tmp_path / "empty.wav").touch()
+    for name in ("cut.wav", "cut.flac"):
+        data = song(tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
+    samples = np.zeros(5000, np.float32)
+    samples[4000] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, RATE, subtype="FLOAT")
+    (tmp_path / "again").mkdir()
+    shutil.copy(good, tmp_path / "again" / "good.wav")
+    for network in ("broken", "poorer", "misshapen"):
+        shutil.copytree(tiny_model, tmp_path / network)
+    (tmp_path / "broken" / "deterministic.safetensors").write_bytes(b"nonsense")
+    tensors = load_file(tiny_model / "deterministic.safetensors")
+    name = sorted(tensors)[0]
+    save_file({k: v for k, v in tensors.items() if k != name}, tmp_path / "poorer" / "deterministic.safetensors")
+    save_file({**tensors, name: np.zeros(3, np.float32)}, tmp_path / "misshapen" / "deterministic.safetensors")
+    before, out = files(tmp_path), tmp_path / "out"
+    for songs, folder, model, options, words in (
+        (["none.wav"], out, tiny_model, (), "does not exist"),
+        (["again"], out, tiny_model, (), "is a folder"),
+        (["empty.wav"], out, tiny_model, (), "is an empty file"),
+        (["good.wav", "text.wav"], out, tiny_model, (), "text.wav cannot be read as audio"),
+        (["good.wav", "cut.wav"], out, tiny_model, (), "cut.wav is cut off"),
+        (["cut.flac"], out, tiny_model, (), "cut.flac is damaged or cut off"),
+        (["nan.wav"], out, tiny_model, (), "NaN"),
+        (["good.wav", "again/good.wav"], out, tiny_model, (), "two songs are named good"),
+        (["good.wav"], good / "below", tiny_model, (), "cannot write"),
+        (["good.wav"], good, tiny_model, (), "is a file"),
+        (["good.wav"], out, tmp_path, (), "holds no config.json"),
+        (["good.wav"], out, tmp_path / "broken", (), "cannot be read"),
+        (["good.wav"], out, tmp_path / "poorer", (), f"lacks {name}"),
+        (["good.wav"], out, tmp_path / "misshapen", (), name),
+        (["good.wav"], out, tiny_model, ("--refine", "magic"), "--refine must be one of"),
+        (["good.wav"], out, tiny_model, ("--steps", 0), "at least 1"),
+        (["good.wav"], out, tiny_model, ("--overlap", 0.9), "overlap must lie"),
+    ):
+        code = separate([tmp_path / s for s in songs], folder, model, *options)
+        message = capsys.readouterr().err
+        assert code == 2 and words in message and message.count("\n") == 1, message
+        assert files(tmp_path) == before and not out.exists()
+
+
+def test_a_song_never_becomes_its_own_stem(tiny_model, tmp_path, capsys):
+    (tmp_path / "bass").mkdir()
+    path = song(tmp_path / "bass" / "bass.wav")
+    before = path.read_bytes()
+    assert separate([path], tmp_path, tiny_model) == 2
+    assert "would replace a song" in capsys.readouterr().err and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("has_older_stems", [False, True])
+def test_an_interrupted_run_leaves_what_was_there_before(tiny_model, tmp_path, monkeypatch, has_older_stems):
+    path, out = song(tmp_path / "a.wav"), tmp_path / "out"
+    if has_older_stems:
+        (out / "a").mkdir(parents=True)
+        (out / "a" / "bass.wav").write_text("older")
+    written = []
+
+    def one_block_and_ctrl_c(path, block):
+        yield np.zeros((4000, 1), np.float32)
+        written.extend(p.name for p in (out / "a").iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(separate_cli, "read_blocks", one_block_and_ctrl_c)
+    assert separate([path], out, tiny_model, "--refine", "none") == 130
+    assert len(written) == 4 + has_older_stems
+    assert (
+        (files(out) == ["a/bass.wav"] and (out / "a" / "bass.wav").read_text() == "older")
+        if has_older_stems
+        else not out.exists()
+    )

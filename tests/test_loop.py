@@ -1,0 +1,115 @@
+"""What a run does around its steps: stopping, going on, what it writes and what it refuses."""
+
+import json
+import os
+import signal
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from msr_jax.errors import UserError
+from msr_jax.models.backbone import make_backbone
+from msr_jax.train import loop
+from msr_jax.train.loop import train
+from msr_jax.train.sharding import make_mesh
+from msr_jax.weights.model_folder import load_model
+from tests.conftest import TINY_SEGMENT
+
+
+class Noise(grain.transforms.Map):
+    """Element k: a batch of noise that depends on k alone. `kill_at`: SIGTERM to this process when that one is made."""
+
+    def __init__(self, batch, kill_at=None):
+        self.batch, self.kill_at = batch, kill_at
+
+    def map(self, k):
+        if k == self.kill_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stems = np.random.default_rng(int(k)).standard_normal((self.batch, 4, TINY_SEGMENT, 1)).astype(np.float32)
+        label = np.eye(4, dtype=np.float32)[np.arange(self.batch) % 4]
+        return {"mixture": stems.sum(1), "target": stems[:, 0], "label": label}
+
+
+def noise(batch=2, kill_at=None):
+    return grain.MapDataset.range(1000).map(Noise(batch, kill_at))
+
+
+@pytest.fixture
+def small(tiny_config):
+    """Settings of a run on `noise()` that takes seconds."""
+    tiny_config["model"].update(multipliers=(1, 1), factors=(2,), num_blocks=(1,), attentions=(False,))
+    tiny_config["data"]["batch"] = 2
+    tiny_config["ema_rate"] = 0.5
+    tiny_config["train"].update(steps=40, steps_per_dispatch=2, checkpoint_every=40, validate_every=40)
+    return tiny_config
+
+
+def test_sigterm_saves_and_the_next_start_goes_on_from_there(small, tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = train(small, tmp_path / "stopped", noise(kill_at=7))
+    assert 0 < int(stopped.step) < 40 and signal.getsignal(signal.SIGTERM) == before
+    assert f"stopped by SIGTERM after step {int(stopped.step)}" in capsys.readouterr().out
+    ended = train(small, tmp_path / "stopped", noise())
+    assert f"resumed from step {int(stopped.step)} in" in capsys.readouterr().out
+    straight = train(small, tmp_path / "straight", noise())
+    jax.tree.map(np.testing.assert_array_equal, ended, straight)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("stopped", "straight")]
+    assert logs[0] == logs[1] and logs[0].count("\n") == 40
+
+    # The model has the averaged parameters, where the config keeps an average.
+    saved = load_model(tmp_path / "straight").weights["deterministic"]
+    jax.tree.map(np.testing.assert_array_equal, saved, straight.ema_params)
+    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (saved, straight.params)), strict=True))
+
+    # A finished run started again has nothing to do; one of another network keeps what is there.
+    again = train({**small, "ema_rate": 0.6}, tmp_path / "straight", noise())
+    said = capsys.readouterr().out
+    assert int(again.step) == 40 and "resumed from step 40" in said
+    assert "settings changed since then: ema_rate (0.5 before, 0.6 now)" in said
+    kept = (tmp_path / "straight" / "config.json").read_text()
+    for change, words in (
+        ({"seed": 1}, "config.seed = 0, not 1"),
+        ({"model": {**small["model"], "channels": 32}}, "channels"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train({**small, **change}, tmp_path / "straight", noise())
+    assert (tmp_path / "straight" / "config.json").read_text() == kept
+
+
+@pytest.mark.parametrize("start,per,expected", [(0, 4, [4, 8, 10]), (6, 4, [8, 10]), (9, 1, [10]), (10, 4, [])])
+def test_dispatches_go_on_at_any_step_and_end_at_the_last(tiny_config, start, per, expected):
+    tiny_config["train"].update(steps=10, steps_per_dispatch=per)
+    mesh = make_mesh({"data": -1, "fsdp": 1})
+    found = list(loop._dispatches(noise(), start, tiny_config, mesh))
+    assert [step for step, _ in found] == expected
+    elements = [x for _, batches in found for x in np.asarray(batches["mixture"])[:, 0]]
+    for k, element in enumerate(elements):
+        np.testing.assert_array_equal(element, noise()[start + k]["mixture"])
+
+
+def test_a_warm_start_takes_over_what_the_networks_share(small):
+    small["method"] = "diffusion"
+    mesh = make_mesh({"data": -1, "fsdp": 1})
+    backbone = make_backbone(small["model"])
+    frozen = {"deterministic": backbone.init(jax.random.key(5), False)}
+    cold = loop._make_stage(small, backbone, frozen, mesh).abstract.params
+    small["init_from"]["warm_start"] = True
+    warm = loop._make_stage(small, backbone, frozen, mesh).start().params
+    assert jax.tree.map(np.shape, warm) == jax.tree.map(lambda a: a.shape, cold)
+    jax.tree.map(np.testing.assert_array_equal, {k: warm[k] for k in frozen["deterministic"]}, frozen["deterministic"])
+
+
+def test_a_stage_must_fit_what_it_starts_from(small, tiny_model, tmp_path):
+    small.update(method="consistency")
+    small["init_from"]["diffusion"] = str(tiny_model)
+    with pytest.raises(UserError, match=r"config\.model\.attentions is \[False\], but \[False, True\] in"):
+        train(json.loads(json.dumps(small)), tmp_path / "run", noise())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_made_is_answered(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to --workdir"):
+        train(small, tmp_path / "file" / "run", noise())
