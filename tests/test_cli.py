@@ -30,7 +30,8 @@ def files(folder):
 
 def test_the_overview_names_every_command_and_a_wrong_one_is_refused(capsys):
     assert main(["--help"]) == 0
-    assert all(name in capsys.readouterr().out for name in COMMANDS)
+    overview = capsys.readouterr().out
+    assert all(name in overview for name in COMMANDS)
     assert main(["unmix"]) == 2
     assert "no command 'unmix'" in capsys.readouterr().err
 

@@ -42,11 +42,12 @@ def test_the_mixture_improves_nothing_and_conventions_differ_in_silence_alone(co
     assert results["counts"]["sdr"]["guitar"] * 2 == results["counts"]["sdr"]["bass"] == 26
 
 
-def test_perfect_estimates_score_high_in_every_measure(corpus):
+def test_estimates_at_60_db_score_so_in_every_measure(corpus):
     tracks = find_tracks(corpus / "test", STEMS)[:1]
     references = load_track(tracks[0], STEMS, RATE)
-    perfect = lambda mixture, rate: dict(zip(STEMS, references, strict=True))
-    aggregate = evaluate(perfect, tracks, STEMS, RATE)["aggregate"]
+    noise = np.random.default_rng(0).standard_normal(references.shape)
+    near = references + 1e-3 * np.sqrt(np.square(references).mean(-1, keepdims=True)) * noise
+    aggregate = evaluate(lambda mixture, rate: dict(zip(STEMS, near, strict=True)), tracks, STEMS, RATE)["aggregate"]
     assert aggregate["si_sdri_active"]["average"] > 50 and aggregate["sdr"]["average"] > 50
 
 
@@ -63,7 +64,8 @@ def test_museval_runs_without_ffmpeg_and_solves_singular_systems(monkeypatch):
     museval_metrics.cache_clear()
     x = np.random.default_rng(0).standard_normal((1, 1, 2 * RATE))
     twins = np.concatenate([x, x])  # the same reference twice: no unique filters
-    assert np.isfinite(bss_eval(twins, twins, RATE).sdr).all()
+    estimates = twins + 0.1 * np.random.default_rng(1).standard_normal(twins.shape)
+    np.testing.assert_allclose(bss_eval(estimates, twins, RATE).sdr, 20, atol=1)
 
 
 def test_the_command_writes_strict_results(corpus, tmp_path, capsys):

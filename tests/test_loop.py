@@ -8,6 +8,7 @@ import grain
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
@@ -113,3 +114,27 @@ def test_a_workdir_that_cannot_be_made_is_answered(small, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to --workdir"):
         train(small, tmp_path / "file" / "run", noise())
+
+
+@pytest.mark.multiprocess
+def test_worker_processes_give_the_same_batches_in_a_program_that_parsed_no_flags(tiny_config):
+    tiny_config["train"].update(steps=5, steps_per_dispatch=2)
+    tiny_config["data"]["workers"] = 2
+    mesh = make_mesh({"data": -1, "fsdp": 1})
+    flags.FLAGS.unparse_flags()
+    try:
+        found = list(loop._dispatches(noise(), 1, tiny_config, mesh))
+    finally:
+        flags.FLAGS.mark_as_parsed()
+    elements = [x for _, batches in found for x in np.asarray(batches["mixture"])[:, 0]]
+    assert len(elements) == 4
+    for k, element in enumerate(elements, 1):
+        np.testing.assert_array_equal(element, noise()[k]["mixture"])
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_parameters_are_saved(tmp_path):
+    log = loop.RunLog(tmp_path, 0, 2, log_every=2)
+    metrics = {"loss": np.array([1.0, 2.0]), "grad_norm": np.array([1.0, np.nan]), "lr": np.zeros(2)}
+    with pytest.raises(UserError, match="step 2 is 2.0, its gradient norm nan"):
+        loop._log(log, 2, metrics, examples=1)
+    log.close()

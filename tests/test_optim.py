@@ -42,3 +42,19 @@ def test_unknown_names_are_answered():
         make_optimizer(optim(name="adamw"), lambda step: 1.0)
     with pytest.raises(UserError, match=r"optim\.schedule"):
         make_schedule(optim(schedule="step"), 10)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-7])
+def test_radam_is_pytorch_s_however_small_the_gradients(scale):
+    config = optim(name="radam", b2=0.999)
+    tx = make_optimizer(config, lambda step: 1.0)
+    grads = scale * np.random.default_rng(0).standard_normal((12, 5))
+    state, m, v, longest = tx.init(jnp.zeros(5)), 0.0, 0.0, 2 / (1 - 0.999) - 1
+    for t, grad in enumerate(grads, 1):
+        update, state = tx.update(jnp.asarray(grad, jnp.float32), state)
+        m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+        expected, left, length = m / (1 - 0.9**t), 1 - 0.999**t, longest - 2 * t * 0.999**t / (1 - 0.999**t)
+        if length > 5:
+            factor = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+            expected = expected * np.sqrt(factor * left) / (np.sqrt(v) + 1e-8)  # eps before the bias is taken out
+        np.testing.assert_allclose(update, -expected, rtol=1e-3)

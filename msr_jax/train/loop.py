@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh
 
 from msr_jax.data.pipeline import make_train_dataset, validation_windows
@@ -257,14 +258,19 @@ def _make_validation(
 
 
 def _log(log: RunLog, last_step: int, metrics: Mapping[str, Any], examples: int) -> None:
-    loss = np.asarray(metrics["loss"])
+    """Write the metrics of a dispatch; UserError if the loss or the gradient of a step is not finite.
+
+    The gradient too: it spoils the parameters a step before the loss shows it, and they might be saved in between.
+    """
+    loss, grad_norm = np.asarray(metrics["loss"]), np.asarray(metrics["grad_norm"])
     first_step = last_step - len(loss) + 1
     log.steps(first_step, metrics, examples)
-    if not np.isfinite(loss).all():
-        bad = first_step + int(np.argmin(np.isfinite(loss)))
+    finite = np.isfinite(loss) & np.isfinite(grad_norm)
+    if not finite.all():
+        bad = int(np.argmin(finite))
         raise UserError(
-            f"the loss of step {bad} is {loss[bad - first_step]} and training stopped; lower optim.lr or check "
-            "the data, then start again from the last checkpoint"
+            f"the loss of step {first_step + bad} is {loss[bad]}, its gradient norm {grad_norm[bad]}, and training "
+            "stopped; lower optim.lr or check the data, then start again from the last checkpoint"
         )
 
 
@@ -281,6 +287,7 @@ def _dispatches(
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=max(2, per))
     data = dataset[start:].to_iter_dataset(read)
     if workers:
+        flags.FLAGS.mark_as_parsed()  # the worker processes read absl flags
         data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
     iterator = iter(data)
     try:
