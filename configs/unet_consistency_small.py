@@ -13,5 +13,5 @@ def get_config() -> ConfigDict:
     config.method = "consistency"
     config.optim.update({"name": "radam", "lr": 1e-4, "b1": 0.9, "b2": 0.999})
     config.consistency.target_rate = 0.99
-    config.train.steps = 150
+    config.train.steps = 100
     return config

@@ -13,5 +13,5 @@ def get_config() -> ConfigDict:
     config.method = "diffusion"
     config.init_from.warm_start = True
     config.optim.lr = 5e-4
-    config.train.steps = 500
+    config.train.steps = 300
     return config

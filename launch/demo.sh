@@ -7,7 +7,7 @@ mkdir -p "$out"
 
 render() { # split, tracks
   [ -e "$out/corpus/$1.done" ] && return
-  python -m data_prep.render "$out/corpus" --split "$1" --tracks "$2" --seconds 30 --seed 7
+  python -m data_prep.render "$out/corpus" --split "$1" --tracks "$2" --seconds 20 --seed 7
   touch "$out/corpus/$1.done"
 }
 train() { # stage, override…
@@ -19,9 +19,9 @@ train() { # stage, override…
 }
 
 echo "== data: music rendered here; test pieces and test instruments are not trained on"
-render train 80
-render validation 4
-render test 2
+render train 120
+render validation 6
+render test 8
 [ -e "$out/records/msr_jax.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65536
 train det
 train diffusion --config.init_from.deterministic="$out/det"
