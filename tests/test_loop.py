@@ -135,6 +135,6 @@ def test_worker_processes_give_the_same_batches_in_a_program_that_parsed_no_flag
 def test_a_gradient_that_is_not_finite_stops_the_run_before_its_parameters_are_saved(tmp_path):
     log = loop.RunLog(tmp_path, 0, 2, log_every=2)
     metrics = {"loss": np.array([1.0, 2.0]), "grad_norm": np.array([1.0, np.nan]), "lr": np.zeros(2)}
-    with pytest.raises(UserError, match="step 2 is 2.0, its gradient norm nan"):
+    with pytest.raises(UserError, match=r"step 2 is 2\.0, its gradient norm nan"):
         loop._log(log, 2, metrics, examples=1)
     log.close()
