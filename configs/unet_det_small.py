@@ -11,5 +11,5 @@ from msr_jax.config import unet_small
 def get_config() -> ConfigDict:
     config = unet_small()
     config.method = "deterministic"
-    config.train.steps = 2800
+    config.train.steps = 2500
     return config

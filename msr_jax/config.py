@@ -148,7 +148,7 @@ def unet_small() -> ConfigDict:
     c.optim.update({"lr": 1e-3, "schedule": "cosine", "warmup_steps": 50, "clip_norm": 1.0})
     c.train.update(
         {
-            "steps": 2800,
+            "steps": 2500,
             "steps_per_dispatch": 10,
             "log_every": 100,
             "validate_every": 500,

@@ -152,3 +152,12 @@ def test_bad_arguments_are_refused(tiny_model, separator):
     ):
         with pytest.raises(UserError, match=words):
             separator.separate(audio, rate)
+
+
+def test_bfloat16_is_close_to_float32(separator, tiny_model):
+    x = song(3 * TINY_SEGMENT, 2)
+    exact = separator.separate(x, RATE)
+    rounded = msr_jax.load(tiny_model, refine="none", dtype="bfloat16").separate(x, RATE)
+    for stem in STEMS:
+        difference = np.linalg.norm(rounded[stem] - exact[stem]) / np.linalg.norm(exact[stem])
+        assert 0 < difference < 0.03

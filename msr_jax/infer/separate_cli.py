@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
     parser.add_argument("--format", choices=["wav", "flac"], default="wav", help="wav (32-bit float) or flac (24-bit)")
     parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is faster")
     parser.add_argument("--overlap", type=float, default=OVERLAP, help="of neighbouring segments, 0 to 0.5")
     return parser
 
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> int:
         )
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file; -o must name a folder")
-    separator = load(args.model, args.refine, args.steps, args.seed, overlap=args.overlap)
+    separator = load(args.model, args.refine, args.steps, args.seed, overlap=args.overlap, dtype=args.dtype)
     sources = {song.resolve() for song in infos}
     for song in infos:
         for stem in separator.stems:

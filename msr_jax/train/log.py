@@ -68,10 +68,10 @@ class RunLog:
         self.board.flush()  # a killed run must not lack what came before its checkpoint
         text = (
             f"loss {means['loss']:.4g}  grad {means['grad_norm']:.3g}  lr {means['lr']:.2g}  "
-            f"{means['examples_per_second']:.1f} examples/s{self.validation}"
+            f"{means['examples_per_second']:.1f} examples/s"
         )
         if self.console.is_terminal:
-            self.bar.update(self.task, completed=step, description=text)
+            self.bar.update(self.task, completed=step, description=text + self.validation)
         else:
             print(f"step {step}/{self.total}  {text}", flush=True)
 
