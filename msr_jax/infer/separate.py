@@ -37,19 +37,13 @@ def cut_chunks(blocks: Iterable[np.ndarray], segment: int, hop: int) -> Iterator
       (start, length, chunk (segment, channels)). The last chunk is moved back so that it ends with the stream; a stream
       shorter than a segment gives one chunk, zeros after its `length` samples.
     """
-    held, base, start = (
-        None,
-        0,
-        0,
-    )  # `held` are the samples from `base` on; `start` is where the next chunk begins
+    # `held` are the samples from `base` on; `start` is where the next chunk begins.
+    held, base, start = None, 0, 0
     for block in blocks:
         held = block if held is None else np.concatenate([held, block])
         while base + len(held) >= start + segment:
             yield start, segment, held[start - base : start - base + segment]
-            held, base = (
-                held[start - base :],
-                start,
-            )  # the last chunk may have to reach back as far as this one
+            held, base = held[start - base :], start  # the last chunk may have to reach back as far as this one
             start += hop
     end = base + (0 if held is None else len(held))
     if held is not None and start == 0:
@@ -158,8 +152,8 @@ class Separator:
     def _run_chunks(self, chunks: np.ndarray, first: int) -> np.ndarray:
         """(chunks, samples, channels) -> (chunks, stems, samples, channels), in batches of one fixed size."""
         count, samples, channels = chunks.shape
-        index = np.stack(np.meshgrid(range(count), range(len(self.stems)), range(channels), indexing="ij"), -1).reshape(
-            -1, 3
+        index = np.stack(
+            np.unravel_index(np.arange(count * len(self.stems) * channels), (count, len(self.stems), channels)), -1
         )
         out = np.empty((len(index), samples), np.float32)
         for at in range(0, len(index), self.batch_size):

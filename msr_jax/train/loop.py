@@ -36,10 +36,8 @@ BUILDS_ON = {
 # how a network is computed or was begun does not tie it to others.
 SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
 FREE = ("model.remat", "model.zero_init_output")
-INIT_KEY, VALIDATION_KEY = (
-    2**31 - 1,
-    2**31 - 2,
-)  # folded into the seed's key, where a step's number is otherwise
+# Folded into the seed's key, where a step's number is otherwise.
+INIT_KEY, VALIDATION_KEY = 2**31 - 1, 2**31 - 2
 
 
 def train(config: Mapping[str, Any], workdir: str | Path, dataset: grain.MapDataset | None = None) -> TrainState:
@@ -300,10 +298,7 @@ def _dispatches(
             shape = (count, config["optim"]["accumulate"], -1)
             stacked = {name: array.reshape(*shape, *array.shape[2:]) for name, array in stacked.items()}
             sharding = stacked_batch_sharding(mesh)
-            yield (
-                step,
-                {k: jax.make_array_from_process_local_data(sharding, v) for k, v in stacked.items()},
-            )
+            yield step, {k: jax.make_array_from_process_local_data(sharding, v) for k, v in stacked.items()}
     finally:
         if hasattr(iterator, "close"):
             iterator.close()
