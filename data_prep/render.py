@@ -14,6 +14,7 @@ import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,8 @@ def main(argv: list[str] | None = None) -> int:
             seed=args.seed,
             soundfonts=fonts,
         )
-        with ProcessPoolExecutor(args.workers) as pool:
+        # Spawned: a fork of a process with threads, as the libraries here start them, can hang.
+        with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
             list(pool.map(work, range(args.tracks)))
     except OSError as error:
         print(f"data_prep.render: cannot write to {args.out}: {error.strerror or error}", file=sys.stderr)

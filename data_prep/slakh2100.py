@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ class Report:
     def records(self, split: str, tracks: list[Path], crop: int, workers: int) -> Iterator:
         seconds, clipped, used, active = 0.0, 0, 0, np.zeros(len(SLAKH_STEMS))
         # Results come in order, so the records do not depend on the number of workers.
-        with ProcessPoolExecutor(workers) as pool:
+        # Spawned: a fork of a process with threads, as the libraries here start them, can hang.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             for track, (stems, over, why) in _in_order(pool, tracks, 2 * workers):
                 if stems is None:
                     self.skipped.append(why)
