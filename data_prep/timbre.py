@@ -4,8 +4,6 @@ One SoundFont is all that pip brings, and a separator trained on one set of samp
 coloured anew (equaliser, saturation, chorus, room), and a share of parts is synthesised with random parameters.
 """
 
-from functools import lru_cache
-
 import numpy as np
 from scipy import signal
 
@@ -26,7 +24,6 @@ def default_soundfont() -> str:
         raise UserError("rendering needs a SoundFont: pip install pretty_midi, or name one with --soundfont") from error
 
 
-@lru_cache(maxsize=4)
 def _font(path: str):
     try:
         import tinysoundfont
@@ -41,8 +38,7 @@ def _font(path: str):
 
 def sample_part(part: Part, seconds: float, soundfont: str, cents: float) -> np.ndarray:
     """Render a part with a SoundFont: (samples,) float32, mono."""
-    synth, font = _font(soundfont)
-    synth.sounds_off()
+    synth, font = _font(soundfont)  # a new one: what another part left ringing, and where, would be heard in this one
     is_drum = part.group == "drums"
     synth.program_select(0, font, 128 if is_drum else 0, part.program, is_drum)
     synth.set_tuning(0, cents / 100)
