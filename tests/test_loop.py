@@ -30,7 +30,7 @@ class Noise(grain.transforms.Map):
             os.kill(os.getpid(), signal.SIGTERM)
         stems = np.random.default_rng(int(k)).standard_normal((self.batch, 4, TINY_SEGMENT, 1)).astype(np.float32)
         label = np.eye(4, dtype=np.float32)[np.arange(self.batch) % 4]
-        return {"mixture": stems.sum(1), "target": stems[:, 0], "label": label}
+        return {"stems": stems, "label": label}
 
 
 def noise(batch=2, kill_at=None):
@@ -85,9 +85,9 @@ def test_dispatches_go_on_at_any_step_and_end_at_the_last(tiny_config, start, pe
     mesh = make_mesh({"data": -1, "fsdp": 1})
     found = list(loop._dispatches(noise(), start, tiny_config, mesh))
     assert [step for step, _ in found] == expected
-    elements = [x for _, batches in found for x in np.asarray(batches["mixture"])[:, 0]]
+    elements = [x for _, batches in found for x in np.asarray(batches["stems"])[:, 0]]
     for k, element in enumerate(elements):
-        np.testing.assert_array_equal(element, noise()[start + k]["mixture"])
+        np.testing.assert_array_equal(element, noise()[start + k]["stems"])
 
 
 def test_a_warm_start_takes_over_what_the_networks_share(small):
@@ -126,10 +126,10 @@ def test_worker_processes_give_the_same_batches_in_a_program_that_parsed_no_flag
         found = list(loop._dispatches(noise(), 1, tiny_config, mesh))
     finally:
         flags.FLAGS.mark_as_parsed()
-    elements = [x for _, batches in found for x in np.asarray(batches["mixture"])[:, 0]]
+    elements = [x for _, batches in found for x in np.asarray(batches["stems"])[:, 0]]
     assert len(elements) == 4
     for k, element in enumerate(elements, 1):
-        np.testing.assert_array_equal(element, noise()[k]["mixture"])
+        np.testing.assert_array_equal(element, noise()[k]["stems"])
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_its_parameters_are_saved(tmp_path):

@@ -19,9 +19,9 @@ class Draw(grain.transforms.RandomMap):
 
 
 class MakeBatch(grain.transforms.Map):
-    """Draws of a global batch -> this process's examples {"mixture", "target": (b, crop, 1), "label": (b, stems)}.
+    """Draws of a global batch -> this process's examples {"stems": (b, stems, crop, 1), "label": (b, stems)}.
 
-    One stem, uniformly chosen, is an example's target. As released, all stems come from one place of one song. With
+    The label names one stem, uniformly chosen, as an example's target. As released, all stems come from one place of one song. With
     probability `mix_across_songs` every stem comes from a song and place of its own; `gain_db` is the range of a
     uniform gain per stem.
     """
@@ -51,7 +51,7 @@ class MakeBatch(grain.transforms.Map):
         target = int(rng.integers(count))
         label = np.zeros(count, np.float32)
         label[target] = 1
-        return {"mixture": stems.sum(0)[:, None], "target": stems[target][:, None], "label": label}
+        return {"stems": stems[..., None], "label": label}
 
     def map(self, draws: np.ndarray) -> dict[str, np.ndarray]:
         examples = [self._example(index, seed) for index, seed in draws[self.local]]
@@ -74,7 +74,7 @@ def make_train_dataset(
       data: the config's `data` section; `train` names a folder of records.
 
     Returns:
-      Batches {"mixture", "target": (batch/processes, crop, 1), "label": (batch/processes, stems)}, float32.
+      Batches {"stems": (batch/processes, stems, crop, 1), "label": (batch/processes, stems) one-hot}, float32.
 
     Raises:
       UserError: no records there, of other stems or rate, or a batch that the processes do not divide.

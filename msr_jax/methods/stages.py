@@ -49,7 +49,7 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
 
     Returns:
       loss_fn(params, frozen, batch, key) -> (scalar loss, dict of scalar metrics), pure; to be differentiated in params.
-      batch: {"mixture", "target": (batch, time, channels), "label": (batch, stems) one-hot}.
+      batch: {"stems": (batch, stems, time, channels), "label": (batch, stems) one-hot}; the mixture is the sum of stems.
       frozen: {} for "deterministic"; {"deterministic"} for "diffusion"; {"deterministic", "teacher", "target"} for
       "consistency", where "target" is the running average of params.
 
@@ -64,8 +64,10 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
     stage_loss = makers[config["method"]](config, backbone)
 
     def loss_fn(params, frozen, batch, key):
-        gain = per_example(level_gain(batch["mixture"], config["input_level"]), batch["mixture"])
-        return stage_loss(params, frozen, batch["mixture"] * gain, batch["target"] * gain, batch["label"], key)
+        mixture = batch["stems"].sum(1)
+        target = jnp.einsum("bs,bstc->btc", batch["label"], batch["stems"], precision="highest")  # picks, exactly
+        gain = per_example(level_gain(mixture, config["input_level"]), mixture)
+        return stage_loss(params, frozen, mixture * gain, target * gain, batch["label"], key)
 
     return loss_fn
 
