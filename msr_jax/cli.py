@@ -2,7 +2,9 @@
 
 import importlib
 import os
+import signal
 import sys
+import threading
 
 from msr_jax.errors import UserError
 from msr_jax.runtime import keep_freed_memory
@@ -24,9 +26,22 @@ def _usage() -> str:
     return f"usage: msr COMMAND …\n\n{rows}\n\n`msr COMMAND --help` tells the rest."
 
 
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
+    # An exception, where the default would kill: what is half-written is cleared away. `train` has a way of its own.
+    before = signal.signal(signal.SIGTERM, _end) if threading.current_thread() is threading.main_thread() else None
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2

@@ -1,12 +1,15 @@
 """The command line: what `msr separate` writes, and one sentence with exit code 2 for what cannot be done."""
 
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import soundfile
 from safetensors.numpy import load_file, save_file
 
+from msr_jax.audio.io import read_blocks
 from msr_jax.cli import COMMANDS, main
 from msr_jax.infer import separate_cli
 
@@ -134,3 +137,20 @@ def test_an_interrupted_run_leaves_what_was_there_before(tiny_model, tmp_path, m
         if has_older_stems
         else not out.exists()
     )
+
+
+def test_sigterm_ends_a_separation_without_leaving_halves(tiny_model, tmp_path, monkeypatch):
+    path = song(tmp_path / "a.wav")
+    before = signal.getsignal(signal.SIGTERM)
+
+    def kill_on_the_way(source, block):
+        for part in read_blocks(source, 1000):
+            yield part
+            assert len(files(tmp_path / "out")) == 4
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(separate_cli, "read_blocks", kill_on_the_way)
+    with pytest.raises(SystemExit) as ended:
+        separate([path], tmp_path / "out", tiny_model, "--refine", "none")
+    assert ended.value.code == 128 + signal.SIGTERM and not (tmp_path / "out").exists()
+    assert signal.getsignal(signal.SIGTERM) == before

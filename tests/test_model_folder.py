@@ -16,6 +16,7 @@ def test_a_model_comes_back_as_it_was_saved(tiny_model, tmp_path):
     model = load_model(tiny_model)
     assert sorted(model.weights) == ["consistency", "deterministic", "diffusion", "target"]
     save_model(tmp_path / "copy", model.config, model.weights)
+    assert len({path.stat().st_mode for path in (tmp_path / "copy").iterdir()}) == 1  # who reads one reads all
     again = load_model(tmp_path / "copy")
     assert again.config == model.config
     jax.tree.map(np.testing.assert_array_equal, again.weights, model.weights)

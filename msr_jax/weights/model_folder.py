@@ -95,6 +95,8 @@ def save_model(folder: str | Path, config: Mapping[str, Any], weights: Mapping[s
             arrays = {k: np.ascontiguousarray(v) for k, v in flatten(weights[name]).items()}
             save_file(arrays, beside / f"{name}.safetensors")
         (beside / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
+        for path in beside.glob("*.safetensors"):  # which come readable by their owner alone
+            shutil.copymode(beside / "config.json", path)
         if folder.exists():
             os.replace(folder, replaced)
         os.replace(beside, folder)
