@@ -44,6 +44,14 @@ def tiny_config():
 
 
 @pytest.fixture
+def bfloat16_units(monkeypatch):
+    """Has "bfloat16" compute in it whatever the processor."""
+    from msr_jax.models import backbone
+
+    monkeypatch.setattr(backbone, "has_bfloat16_units", lambda: True)
+
+
+@pytest.fixture
 def tiny_backbone(tiny_config):
     from msr_jax.models.backbone import make_backbone
 

@@ -154,7 +154,7 @@ def test_bad_arguments_are_refused(tiny_model, separator):
             separator.separate(audio, rate)
 
 
-def test_bfloat16_is_close_to_float32(separator, tiny_model):
+def test_bfloat16_is_close_to_float32(separator, tiny_model, bfloat16_units):
     x = song(3 * TINY_SEGMENT, 2)
     exact = separator.separate(x, RATE)
     rounded = msr_jax.load(tiny_model, refine="none", dtype="bfloat16").separate(x, RATE)

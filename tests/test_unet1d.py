@@ -48,7 +48,7 @@ def test_patches_hold_a_channel_s_samples_side_by_side():
     assert (unpatch(patched, 3) == x).all()
 
 
-def test_bfloat16_compute_is_near_float32_and_keeps_float32_parameters(tiny_backbone):
+def test_bfloat16_compute_is_near_float32_and_keeps_float32_parameters(tiny_backbone, bfloat16_units):
     coarse = make_backbone({"name": "unet1d", **TINY_SIZES}, "bfloat16")
     params = tiny_backbone.init(jax.random.key(0), False)
     x, label = inputs(tiny_backbone)
@@ -59,7 +59,7 @@ def test_bfloat16_compute_is_near_float32_and_keeps_float32_parameters(tiny_back
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
-def test_parameters_cast_once_answer_like_parameters_cast_at_every_call(tiny_backbone):
+def test_parameters_cast_once_answer_like_parameters_cast_at_every_call(tiny_backbone, bfloat16_units):
     coarse = make_backbone({"name": "unet1d", **TINY_SIZES}, "bfloat16")
     params = tiny_backbone.init(jax.random.key(0), False)
     stored = cast_params(params, "bfloat16")
@@ -68,6 +68,15 @@ def test_parameters_cast_once_answer_like_parameters_cast_at_every_call(tiny_bac
     x, label = inputs(tiny_backbone)
     expected, y = coarse.apply(params, x, label)[0], coarse.apply(stored, x, label)[0]
     np.testing.assert_allclose(y, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_a_device_without_bfloat16_units_computes_in_float32(tiny_backbone, monkeypatch):
+    monkeypatch.setattr("msr_jax.models.backbone.has_bfloat16_units", lambda: False)
+    params = tiny_backbone.init(jax.random.key(0), False)
+    x, label = inputs(tiny_backbone)
+    asked = make_backbone({"name": "unet1d", **TINY_SIZES}, "bfloat16")
+    exact, y = tiny_backbone.apply(params, x, label)[0], asked.apply(cast_params(params, "bfloat16"), x, label)[0]
+    np.testing.assert_array_equal(y, exact)
 
 
 def test_recomputation_changes_neither_names_nor_gradients(tiny_backbone):

@@ -102,6 +102,13 @@ def worker(engine: str, precision: str, is_tiny: bool) -> None:
         print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
 
 
+def computed_in(engine: str, precision: str) -> str:
+    """The precision that a row's products really have: a CPU without units for bfloat16 does our part in float32."""
+    from msr_jax.models.backbone import compute_dtype
+
+    return str(compute_dtype(precision)) if engine == "jax" else precision
+
+
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the table: ours in both precisions over the peer's float32 and the peer's best, and the peer's own.
 
@@ -151,6 +158,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             "speedup_over_peer": over[name] / medians[name] if name in over else None,
             "peak_memory_bytes": peaks[name],
             "parameters": counts[name],
+            "computed_in": computed_in(*engines[name]),
             "all_seconds": seconds[name],
         }
         for name in workers

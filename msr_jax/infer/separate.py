@@ -120,7 +120,8 @@ class Separator:
     ):
         """`batch_size`: examples per network call (stem × channel × chunk); it changes speed and memory, not the result.
 
-        `dtype`: precision of the networks' products and activations; "bfloat16" is faster, and right to about -40 dB.
+        `dtype`: precision of the networks' products and activations; "bfloat16" is faster where the device
+        has units for it, and right to about -40 dB.
         """
         config = model.config
         if refine is None:

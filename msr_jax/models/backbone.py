@@ -4,6 +4,8 @@ A new backbone is one module beside `unet1d` and one line in `BACKBONES`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -65,20 +67,47 @@ def _make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
 BACKBONES = {"unet1d": _make_unet1d}
 
 
+@cache
+def has_bfloat16_units() -> bool:
+    """Whether the default device multiplies bfloat16 faster than float32: GPUs, TPUs, and those CPUs that have AMX."""
+    if jax.default_backend() != "cpu":
+        return True
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def compute_dtype(dtype: str) -> jnp.dtype:
+    """The precision that "float32" or "bfloat16" comes to on this device.
+
+    "bfloat16" allows products to be coarse where that makes them fast. A device without units for it computes in
+    float32 all the same: measured on a CPU with AVX2 alone, that is twice as fast.
+
+    Raises:
+      UserError: another name.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"compute_dtype must be float32 or bfloat16, not '{dtype}'")
+    return jnp.dtype(dtype if has_bfloat16_units() else "float32")
+
+
 def cast_params(params: Any, dtype: str) -> Any:
     """Parameters for inference at `dtype`: matrices and kernels stored in it, so that no call has to convert them.
 
     A network of that dtype answers as with the float32 parameters, but for the conditioning vector, whose layers would
     compute in float32. Vectors (norms, biases, noise-level frequencies) stay float32.
     """
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
+    stored = compute_dtype(dtype)
+    return jax.tree.map(lambda leaf: leaf.astype(stored) if leaf.ndim > 1 else leaf, params)
 
 
 def make_backbone(model: Mapping[str, Any], dtype: str = "float32") -> Backbone:
     """Build the backbone of a config's `model` section (`name` and the network's sizes).
 
     Args:
-      dtype: "float32" or "bfloat16", the precision of matrix products and activations; parameters stay float32.
+      dtype: "float32" or "bfloat16", the precision of matrix products and activations, see `compute_dtype`; parameters
+        stay float32.
 
     Raises:
       UserError: unknown name, unknown or contradictory sizes, unknown dtype.
@@ -87,6 +116,4 @@ def make_backbone(model: Mapping[str, Any], dtype: str = "float32") -> Backbone:
     name = sizes.pop("name", None)
     if name not in BACKBONES:
         raise UserError(f"there is no backbone '{name}'; known are {', '.join(BACKBONES)}")
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"compute_dtype must be float32 or bfloat16, not '{dtype}'")
-    return BACKBONES[name](sizes, jnp.dtype(dtype))
+    return BACKBONES[name](sizes, compute_dtype(dtype))
