@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job from nothing: renders multitrack music, trains a small model in its three stages, separates held-out tracks.
-# About 13 minutes on two cores; started again it goes on where it stopped. Results are in demo_out/; without that folder it
-# begins anew.
+# At most 15 minutes on two cores: a slow machine trains fewer steps. Started again it goes on where it stopped. Results are
+# in demo_out/; without that folder it begins anew.
 source "$(dirname "$0")/setup.sh"
 out=demo_out
 mkdir -p "$out"
@@ -11,14 +11,15 @@ render() { # split, tracks
   python -m data_prep.render "$out/corpus" --split "$1" --tracks "$2" --seconds 20 --seed 7
   touch "$out/corpus/$1.done"
 }
-train() { # stage, override…
-  local stage=$1
-  shift
+train() { # stage, steps, override…
+  local stage=$1 steps=$2
+  shift 2
   [ ! -e "$out/$stage.done" ] || return 0
   rm -f "$out/table.json"
   echo "== training: $stage"
   msr train --config "configs/unet_${stage}_small.py" --workdir "$out/$stage" \
-    --config.data.train="$out/records" --config.data.validation="$out/records" "$@"
+    --config.data.train="$out/records" --config.data.validation="$out/records" \
+    --config.train.steps="$steps" "$@"
   touch "$out/$stage.done"
 }
 
@@ -27,9 +28,11 @@ render train 120
 render validation 6
 render test 6
 [ -e "$out/records/msr_jax.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 32768
-train det
-train diffusion --config.init_from.deterministic="$out/det"
-train consistency --config.init_from.diffusion="$out/diffusion"
+[ -e "$out/steps" ] || { python launch/demo_plan.py > "$out/.steps" && mv "$out/.steps" "$out/steps"; }
+read -r det diffusion consistency < "$out/steps"
+train det "$det"
+train diffusion "$diffusion" --config.init_from.deterministic="$out/det"
+train consistency "$consistency" --config.init_from.diffusion="$out/diffusion"
 
 echo "== separating a track of the test split"
 cp "$out/corpus/test/Track00000/mix.flac" "$out/song.flac"
