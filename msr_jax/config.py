@@ -21,6 +21,7 @@ def unet_base() -> ConfigDict:
     c.compute_dtype = "bfloat16"
     c.input_level = 0.0
     c.loss = "mse"
+    c.stem_choice = "example"
     c.model = ConfigDict(
         {
             "name": "unet1d",

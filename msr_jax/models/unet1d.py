@@ -240,7 +240,12 @@ def make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
         return net.apply({"params": params}, mixture, label)
 
     def refine(
-        params: Any, x: Array, label: Array, tau: Array | None, injected: Sequence[Array] | None, key: Array | None = None
+        params: Any,
+        x: Array,
+        label: Array,
+        tau: Array | None,
+        injected: Sequence[Array] | None,
+        key: Array | None = None,
     ) -> Array:
         return net.apply({"params": params}, x, jnp.tile(label, (len(x) // len(label), 1)), tau, injected)[0]
 
