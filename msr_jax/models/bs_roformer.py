@@ -23,7 +23,7 @@ from msr_jax.models.roformer import Film, Sizes, gelu, rms_norm, transformer
 
 Array = jax.Array
 Params = Mapping[str, Any]
-BANDS = (2,) * 24 + (4,) * 12 + (12,) * 8 + (24,) * 8 + (48,) * 8 + (128, 129)  # in bins
+BANDS = (2,) * 24 + (4,) * 12 + (12,) * 8 + (24,) * 8 + (48,) * 8 + (128, 129)  # in bins; the published default
 AXES = ("linear", "time", "freq")  # in the order that a layer runs them
 
 
