@@ -52,10 +52,10 @@ def test_bfloat16_compute_is_near_float32_and_keeps_float32_parameters(tiny_back
     coarse = make_backbone({"name": "unet1d", **TINY_SIZES}, "bfloat16")
     params = tiny_backbone.init(jax.random.key(0), False)
     x, label = inputs(tiny_backbone)
-    exact, rough = tiny_backbone.apply(params, x, label)[0], coarse.apply(params, x, label)[0]
+    exact, rough = tiny_backbone.separate(params, x, label)[0], coarse.separate(params, x, label)[0]
     assert rough.dtype == jnp.float32
     assert 0 < np.abs(exact - rough).max() < 0.1 * np.abs(exact).max()
-    grads = jax.grad(lambda p: coarse.apply(p, x, label)[0].sum())(params)
+    grads = jax.grad(lambda p: coarse.separate(p, x, label)[0].sum())(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
@@ -66,7 +66,7 @@ def test_parameters_cast_once_answer_like_parameters_cast_at_every_call(tiny_bac
     assert stored["bottleneck"]["pre_block"]["block1"]["project"]["weight"].dtype == jnp.bfloat16
     assert stored["bottleneck"]["pre_block"]["block1"]["groupnorm"]["weight"].dtype == jnp.float32
     x, label = inputs(tiny_backbone)
-    expected, y = coarse.apply(params, x, label)[0], coarse.apply(stored, x, label)[0]
+    expected, y = coarse.separate(params, x, label)[0], coarse.separate(stored, x, label)[0]
     np.testing.assert_allclose(y, expected, atol=0.02 * np.abs(expected).max())
 
 
@@ -75,7 +75,7 @@ def test_a_device_without_bfloat16_units_computes_in_float32(tiny_backbone, monk
     params = tiny_backbone.init(jax.random.key(0), False)
     x, label = inputs(tiny_backbone)
     asked = make_backbone({"name": "unet1d", **TINY_SIZES}, "bfloat16")
-    exact, y = tiny_backbone.apply(params, x, label)[0], asked.apply(cast_params(params, "bfloat16"), x, label)[0]
+    exact, y = tiny_backbone.separate(params, x, label)[0], asked.separate(cast_params(params, "bfloat16"), x, label)[0]
     np.testing.assert_array_equal(y, exact)
 
 
@@ -84,7 +84,7 @@ def test_recomputation_changes_neither_names_nor_gradients(tiny_backbone):
     params = tiny_backbone.init(jax.random.key(0), False)
     assert jax.tree.structure(params) == jax.tree.structure(remat.init(jax.random.key(0), False))
     x, label = inputs(tiny_backbone)
-    loss = lambda b: lambda p: jnp.square(b.apply(p, x, label)[0]).mean()
+    loss = lambda b: lambda p: jnp.square(b.separate(p, x, label)[0]).mean()
     assert "remat" in str(jax.make_jaxpr(jax.grad(loss(remat)))(params))
     for a, b in zip(*(jax.tree.leaves(jax.grad(loss(n))(params)) for n in (tiny_backbone, remat)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -93,24 +93,24 @@ def test_recomputation_changes_neither_names_nor_gradients(tiny_backbone):
 def test_a_zero_initialised_output_is_silence():
     backbone = make_backbone({"name": "unet1d", **TINY_SIZES, "zero_init_output": True})
     x, label = inputs(backbone)
-    assert not np.any(backbone.apply(backbone.init(jax.random.key(0), False), x, label)[0])
+    assert not np.any(backbone.separate(backbone.init(jax.random.key(0), False), x, label)[0])
 
 
 def test_label_noise_level_and_features_all_reach_the_output(tiny_backbone):
     params = tiny_backbone.init(jax.random.key(0), True)
     x, label = inputs(tiny_backbone)
     tau = jnp.full((2,), -0.5)
-    _, features = tiny_backbone.apply(tiny_backbone.init(jax.random.key(1), False), x, label)
-    y = tiny_backbone.apply(params, x, label, tau, features)[0]
+    _, features = tiny_backbone.separate(tiny_backbone.init(jax.random.key(1), False), x, label)
+    y = tiny_backbone.refine(params, x, label, tau, features)
     variants = [
-        tiny_backbone.apply(params, x, label[::-1], tau, features)[0],
-        tiny_backbone.apply(params, x, label, tau + 0.3, features)[0],
-        tiny_backbone.apply(params, x, label, tau, None)[0],
+        tiny_backbone.refine(params, x, label[::-1], tau, features),
+        tiny_backbone.refine(params, x, label, tau + 0.3, features),
+        tiny_backbone.refine(params, x, label, tau, None),
     ]
     for k in range(len(features)):
         # Not a constant: before the bottleneck's attention the norms take that out.
         changed = [jnp.roll(f, 1, axis=1) if i == k else f for i, f in enumerate(features)]
-        variants.append(tiny_backbone.apply(params, x, label, tau, changed)[0])
+        variants.append(tiny_backbone.refine(params, x, label, tau, changed))
     assert all(np.abs(v - y).max() > 1e-6 * np.abs(y).max() for v in variants)
 
 

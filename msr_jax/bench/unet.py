@@ -57,7 +57,7 @@ def _jax_pass(precision: str, is_tiny: bool) -> tuple[Callable[[], None], int]:
     random = lambda shape: rng.standard_normal(shape, np.float32) / np.sqrt(np.prod(shape[:-1]), dtype=np.float32)
     params = jax.tree.unflatten(tree, [cast_params(jnp.asarray(random(leaf.shape)), precision) for leaf in leaves])
     x, label = jax.random.normal(jax.random.key(1), (1, samples, 1)), jnp.eye(4)[:1]
-    forward = jax.jit(lambda p, x, label: backbone.apply(p, x, label)[0]).lower(params, x, label).compile()
+    forward = jax.jit(lambda p, x, label: backbone.separate(p, x, label)[0]).lower(params, x, label).compile()
     return lambda: jax.block_until_ready(forward(params, x, label)), sum(leaf.size for leaf in leaves)
 
 

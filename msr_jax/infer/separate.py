@@ -105,6 +105,12 @@ def _resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channe
     yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
 
 
+def channel_groups(channels: int, at_once: int) -> np.ndarray:
+    """Channels of a song that go through a model together: (groups, at_once) indices; the last channel fills up the last."""
+    groups = -(-channels // at_once)
+    return np.minimum(np.arange(groups * at_once), channels - 1).reshape(groups, at_once)
+
+
 class Separator:
     """A loaded model, ready to separate. Made by `msr_jax.load`."""
 
@@ -118,14 +124,17 @@ class Separator:
         batch_size: int | None = None,
         dtype: str = "float32",
     ):
-        """`batch_size`: examples per network call (stem × channel × chunk); it changes speed and memory, not the result.
+        """`batch_size`: examples per network call (stems × mixtures); it changes speed and memory, not the result. Below
+        the number of stems, they are refined one by one.
 
         `dtype`: precision of the networks' products and activations; "bfloat16" is faster where the device
         has units for it, and right to about -40 dB.
         """
         config = model.config
         if refine is None:
-            refine = next((r for r in ("consistency", "diffusion") if network_of(config, r) in model.weights), "none")
+            refine = next(
+                (r for r in ("consistency", "diffusion", "det_x2") if network_of(config, r) in model.weights), "none"
+            )
         if refine not in REFINEMENTS:
             raise UserError(f"refine must be one of {', '.join(REFINEMENTS)}, not '{refine}'")
         if network_of(config, refine) not in model.weights:
@@ -135,36 +144,35 @@ class Separator:
             raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap}")
         if not 0 <= seed < 2**32:
             raise UserError(f"the seed must lie between 0 and 2^32 - 1, not {seed}")
-        if config["channels"] != 1:
-            raise UserError(
-                f"the model takes {config['channels']} channels at once; only mono models can be run so far"
-            )
         self.config, self.refine, self.num_steps, self.seed = config, refine, num_steps, seed
         self.stems: list[str] = list(config["stems"])
         self.segment, self.sample_rate = config["segment"], config["sample_rate"]
         self.overlap = int(overlap * self.segment)
-        self.batch_size = batch_size or len(self.stems)
+        batch_size = batch_size or len(self.stems)
+        self.mixtures_per_call = max(1, batch_size // len(self.stems))
         backbone = make_backbone(config["model"], dtype)
         backbone.check_length(self.segment)
         needed = {"deterministic", network_of(config, refine)}
         self.weights = {k: cast_params(jax.device_put(v), dtype) for k, v in model.weights.items() if k in needed}
-        self._run = jax.jit(_batch_function(make_refiner(config, backbone, refine, num_steps), len(self.stems)))
+        refiner = make_refiner(config, backbone, refine, num_steps, one_by_one=batch_size < len(self.stems))
+        self._run = jax.jit(_batch_function(refiner))
 
     def _run_chunks(self, chunks: np.ndarray, first: int) -> np.ndarray:
         """(chunks, samples, channels) -> (chunks, stems, samples, channels), in batches of one fixed size."""
         count, samples, channels = chunks.shape
-        index = np.stack(
-            np.unravel_index(np.arange(count * len(self.stems) * channels), (count, len(self.stems), channels)), -1
-        )
-        out = np.empty((len(index), samples), np.float32)
-        for at in range(0, len(index), self.batch_size):
-            chosen = index[at : at + self.batch_size]
-            padded = np.resize(chosen, (self.batch_size, 3))
-            mixture = chunks[padded[:, 0], :, padded[:, 2]][..., None]
-            place = padded + np.array([first, 0, 0])
-            result = self._run(self.weights, mixture, place, np.uint32(self.seed))
-            out[at : at + len(chosen)] = np.asarray(result)[: len(chosen), :, 0]
-        return out.reshape(count, len(self.stems), channels, samples).swapaxes(2, 3)
+        groups = channel_groups(channels, self.config["channels"])  # (groups, the model's channels)
+        index = np.stack(np.unravel_index(np.arange(count * len(groups)), (count, len(groups))), -1)
+        out = np.zeros((count, len(self.stems), samples, channels), np.float32)
+        for at in range(0, len(index), self.mixtures_per_call):
+            chosen = index[at : at + self.mixtures_per_call]
+            padded = np.resize(chosen, (self.mixtures_per_call, 2))
+            mixture = np.stack([chunks[chunk][:, groups[group]] for chunk, group in padded])
+            place = padded + np.array([first, 0])
+            result = np.asarray(self._run(self.weights, mixture, place, np.uint32(self.seed)))
+            for (chunk, group), stems in zip(chosen, result, strict=False):
+                for own, channel in enumerate(groups[group]):  # a doubled channel gets the mean of its two results
+                    out[chunk, :, :, channel] += stems[..., own] / np.count_nonzero(groups[group] == channel)
+        return out
 
     def stream(
         self,
@@ -184,7 +192,7 @@ class Separator:
         Yields:
           {stem: (samples, channels) float32}, one after another.
         """
-        group = max(1, self.batch_size // (len(self.stems) * channels))
+        group = max(1, self.mixtures_per_call // len(channel_groups(channels, self.config["channels"])))
         taken = 0
 
         def counted() -> Iterator[np.ndarray]:
@@ -219,8 +227,9 @@ class Separator:
     def separate(self, audio: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
         """Separate a song in memory.
 
-        A mono model separates every channel on its own, so that stems have the channels of the song. Songs longer than
-        a segment are cut into segments that overlap and are cross-faded; shorter ones are padded with zeros.
+        A mono model separates every channel on its own, a stereo model every pair of channels (a single one is doubled,
+        and gets the mean of its two results), so that stems have the channels of the song. Songs longer than a segment
+        are cut into segments that overlap and are cross-faded; shorter ones are padded with zeros.
 
         Args:
           audio: (samples,) or (samples, channels), about [-1, 1].
@@ -251,13 +260,11 @@ class Separator:
         return {s: np.concatenate([p[s] for p in parts]).reshape(audio.shape) for s in self.stems}
 
 
-def _batch_function(refiner: Callable, num_stems: int) -> Callable:
-    def run(weights, mixture, place, seed):  # place (batch, 3): chunk, stem, channel
+def _batch_function(refiner: Callable) -> Callable:
+    def run(weights, mixture, place, seed):  # place (batch, 2): chunk, group of channels
         # A key per example from its place in the song: the result does not depend on how examples are batched.
-        key = lambda p: jax.random.fold_in(
-            jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p[0]), p[1]), p[2]
-        )
-        return refiner(weights, mixture, jax.nn.one_hot(place[:, 1], num_stems), jax.vmap(key)(jnp.asarray(place)))
+        key = lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p[0]), p[1])
+        return refiner(weights, mixture, jax.vmap(key)(jnp.asarray(place)))
 
     return run
 
@@ -268,7 +275,7 @@ def load(
     """Load a model folder (or a training run's working directory) for separation.
 
     Args:
-      refine: "none", "diffusion" or "consistency"; None takes the best that the folder has, in the reverse order.
+      refine: one of `REFINEMENTS`; None takes the best that the folder has, in the reverse order.
       num_steps: refinement steps T; None takes the model's own.
       seed: of the refinement's noise.
 

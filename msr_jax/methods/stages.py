@@ -23,12 +23,13 @@ from msr_jax.methods.schedules import (
     lognormal_sigma,
     sampler_sigmas,
 )
-from msr_jax.models.backbone import Backbone
+from msr_jax.models.interface import Backbone
 
 Array = jax.Array
 Params = Any
 Objective = Callable[[Params, Mapping[str, Params], Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
-REFINEMENTS = ("none", "diffusion", "consistency")
+REFINEMENTS = ("none", "det_x2", "diffusion", "consistency")
+DROPOUT = 2**31 - 1  # folded into a step's key
 QUIET = 1e-4  # RMS below which a mixture counts as silence and is not brought to the level of the others
 
 
@@ -40,8 +41,22 @@ def level_gain(mixture: Array, input_level: float) -> Array:
     return input_level / jnp.maximum(rms, QUIET)
 
 
-def _conditioned(backbone: Backbone, params: Params, label: Array, features: list[Array]) -> Network:
-    return lambda x, tau: backbone.apply(params, x, label, tau, features)[0]
+def _pick(stems: Array, label: Array) -> Array:
+    """The stem of stems (batch, stems, time, channels) that label (batch or 1, stems) names, exactly."""
+    return jnp.einsum("bs,bstc->btc", jnp.broadcast_to(label, stems.shape[:2]), stems, precision="highest")
+
+
+def _estimate(backbone: Backbone, params: Params, mixture: Array, label: Array) -> tuple[Array, Any]:
+    """The deterministic network's estimate of the stem that label (batch or 1, stems) names, and its features."""
+    wide = jnp.broadcast_to(label, (len(mixture), label.shape[1]))
+    estimate, features = backbone.separate(params, mixture, wide)
+    return (_pick(estimate, label) if backbone.stems_together else estimate), features
+
+
+def _conditioned(backbone: Backbone, params: Params, label: Array, features: Any) -> Callable[[Array | None], Network]:
+    """Key of dropout, or None -> network; all of them share what does not depend on noise level and stem."""
+    conditioning = backbone.condition(params, features)
+    return lambda key: lambda x, tau: backbone.refine(params, x, label, tau, conditioning, key)
 
 
 def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
@@ -50,24 +65,33 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
     Returns:
       loss_fn(params, frozen, batch, key) -> (scalar loss, dict of scalar metrics), pure; to be differentiated in params.
       batch: {"stems": (batch, stems, time, channels), "label": (batch, stems) one-hot}; the mixture is the sum of stems.
-      frozen: {} for "deterministic"; {"deterministic"} for "diffusion"; {"deterministic", "teacher", "target"} for
-      "consistency", where "target" is the running average of params.
+      Each example's target is the stem of its label, or one drawn for the whole batch (`stem_choice`), or, for a
+      deterministic network that gives all stems at once, all of them.
+      frozen: {} for "deterministic"; {"deterministic"} for "diffusion" and "det_x2"; {"deterministic", "teacher", "target"}
+      for "consistency", where "target" is the running average of params.
 
     Raises:
-      UserError: the config names an unknown method or loss.
+      UserError: the config names an unknown method, loss or choice of stems.
     """
-    makers = {"deterministic": _deterministic, "diffusion": _diffusion, "consistency": _consistency}
-    if config["method"] not in makers:
-        raise UserError(f"config.method must be one of {', '.join(makers)}, not '{config['method']}'")
-    if config["loss"] not in DISTANCES:
-        raise UserError(f"config.loss must be one of {', '.join(DISTANCES)}, not '{config['loss']}'")
+    makers = {
+        "deterministic": _deterministic,
+        "det_x2": _second_deterministic,
+        "diffusion": _diffusion,
+        "consistency": _consistency,
+    }
+    for name, known in (("method", makers), ("loss", DISTANCES), ("stem_choice", ("example", "batch"))):
+        if config[name] not in known:
+            raise UserError(f"config.{name} must be one of {', '.join(known)}, not '{config[name]}'")
     stage_loss = makers[config["method"]](config, backbone)
 
     def loss_fn(params, frozen, batch, key):
-        mixture = batch["stems"].sum(1)
-        target = jnp.einsum("bs,bstc->btc", batch["label"], batch["stems"], precision="highest")  # picks, exactly
-        gain = per_example(level_gain(mixture, config["input_level"]), mixture)
-        return stage_loss(params, frozen, mixture * gain, target * gain, batch["label"], key)
+        stems, label = batch["stems"], batch["label"]
+        if config["stem_choice"] == "batch":
+            key, key_stem = jax.random.split(key)
+            label = jax.nn.one_hot(jax.random.randint(key_stem, (1,), 0, stems.shape[1]), stems.shape[1])
+        mixture = stems.sum(1)
+        gain = per_example(level_gain(mixture, config["input_level"]), stems)
+        return stage_loss(params, frozen, mixture * gain[:, 0], stems * gain, label, key)
 
     return loss_fn
 
@@ -75,9 +99,25 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
 def _deterministic(config: Mapping[str, Any], backbone: Backbone):
     distance = DISTANCES[config["loss"]]
 
-    def loss_fn(params, frozen, mixture, target, label, key):
-        estimate, _ = backbone.apply(params, mixture, label)
-        return distance(estimate, target).mean(), {}
+    def loss_fn(params, frozen, mixture, stems, label, key):
+        wide = jnp.broadcast_to(label, stems.shape[:2])
+        estimate, _ = backbone.separate(params, mixture, wide, key)
+        if not backbone.stems_together:
+            return distance(estimate, _pick(stems, label)).mean(), {}
+        as_channels = lambda x: jnp.moveaxis(x, 1, 2).reshape(len(x), x.shape[2], -1)
+        return distance(as_channels(estimate), as_channels(stems)).mean(), {}
+
+    return loss_fn
+
+
+def _second_deterministic(config: Mapping[str, Any], backbone: Backbone):
+    """Control of the paper: a second network on top of the frozen first, like a refinement but without noise."""
+    distance = DISTANCES[config["loss"]]
+
+    def loss_fn(params, frozen, mixture, stems, label, key):
+        estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
+        refined = _conditioned(backbone, params, label, features)(key)(estimate, None)
+        return distance(refined, _pick(stems, label)).mean(), {}
 
     return loss_fn
 
@@ -85,13 +125,14 @@ def _deterministic(config: Mapping[str, Any], backbone: Backbone):
 def _diffusion(config: Mapping[str, Any], backbone: Backbone):
     c, distance = config["diffusion"], DISTANCES[config["loss"]]
 
-    def loss_fn(params, frozen, mixture, target, label, key):
+    def loss_fn(params, frozen, mixture, stems, label, key):
         key_sigma, key_noise, key_mix = jax.random.split(key, 3)
-        estimate, features = backbone.apply(frozen["deterministic"], mixture, label)
+        target = _pick(stems, label)
+        estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
         sigma = lognormal_sigma(jax.random.normal(key_sigma, target.shape[:1]), c["p_mean"], c["p_std"])
         start = _start(key_mix, target, estimate, c["estimate_probability"])
         noise = jax.random.normal(key_noise, target.shape)
-        network = _conditioned(backbone, params, label, features)
+        network = _conditioned(backbone, params, label, features)(jax.random.fold_in(key, DROPOUT))
         loss, _ = denoising_loss(
             network, target, start, sigma, noise,
             sigma_data=c["sigma_data"], clip=c["clip"], weighted=c["loss_weight"] == "edm", distance=distance,
@@ -111,15 +152,19 @@ def _consistency(config: Mapping[str, Any], backbone: Backbone):
     c, d, distance = config["consistency"], config["diffusion"], DISTANCES[config["loss"]]
     grid = karras_sigmas(c["num_levels"], c["sigma_min"], c["sigma_max"], c["rho"])
 
-    def loss_fn(params, frozen, mixture, target, label, key):
+    def loss_fn(params, frozen, mixture, stems, label, key):
         key_level, key_noise, key_mix, key_normal, key_uniform, key_denoise = jax.random.split(key, 6)
-        batch = target.shape[0]
-        estimate, features = backbone.apply(frozen["deterministic"], mixture, label)
-        networks = [_conditioned(backbone, p, label, features) for p in (params, frozen["target"], frozen["teacher"])]
+        target, batch = _pick(stems, label), len(stems)
+        estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
+        student, averaged, teacher = (
+            _conditioned(backbone, p, label, features) for p in (params, frozen["target"], frozen["teacher"])
+        )
+        dropout_keys = jax.random.split(jax.random.fold_in(key, DROPOUT), 3)  # of all but the teacher, as released
         start = _start(key_mix, target, estimate, d["estimate_probability"])
         level, num_steps = draw_levels(key_level, batch, c["num_levels"], c["draw"])
         distilled, _ = distillation_loss(
-            *networks, start, jax.random.normal(key_noise, target.shape), level, num_steps, grid,
+            student(dropout_keys[0]), averaged(dropout_keys[1]), teacher(None),
+            start, jax.random.normal(key_noise, target.shape), level, num_steps, grid,
             sigma_data=c["sigma_data"], sigma_min=c["sigma_min"], distance=distance,
         )  # fmt: skip
         sigma = distillation_sigma(
@@ -129,7 +174,7 @@ def _consistency(config: Mapping[str, Any], backbone: Backbone):
         )  # fmt: skip
         noise = jax.random.normal(key_denoise, target.shape)
         denoised, _ = denoising_loss(
-            networks[0], target, start, sigma, noise, sigma_data=c["sigma_data"], distance=distance
+            student(dropout_keys[2]), target, start, sigma, noise, sigma_data=c["sigma_data"], distance=distance
         )
         loss = c["consistency_weight"] * distilled + c["dsm_weight"] * denoised
         return loss, {"loss_distillation": distilled, "loss_denoising": denoised}
@@ -138,18 +183,23 @@ def _consistency(config: Mapping[str, Any], backbone: Backbone):
 
 
 def make_refiner(
-    config: Mapping[str, Any], backbone: Backbone, refine: str = "none", num_steps: int | None = None
-) -> Callable[[Mapping[str, Params], Array, Array, Array], Array]:
-    """Mixture to stem estimate: the deterministic network, then the chosen refinement.
+    config: Mapping[str, Any],
+    backbone: Backbone,
+    refine: str = "none",
+    num_steps: int | None = None,
+    one_by_one: bool = False,
+) -> Callable[[Mapping[str, Params], Array, Array], Array]:
+    """Mixture to stem estimates: the deterministic network, then the chosen refinement.
 
     Args:
-      refine: "none", "diffusion" or "consistency".
+      refine: one of `REFINEMENTS`.
       num_steps: T of the sampler; None takes the config's.
+      one_by_one: refine one stem after another instead of all in one batch: less memory, the same result.
 
     Returns:
-      refiner(weights, mixture (batch, time, channels), label (batch, stems), keys) -> estimate of mixture's shape, to be
-      jitted by the caller. `weights` maps network names to parameters. `keys` is one key, or one per example (batch,), which
-      makes an example's noise independent of its batch.
+      refiner(weights, mixture (batch, time, channels), keys) -> estimates (batch, stems, time, channels), to be jitted by the
+      caller. `weights` maps network names to parameters. `keys` is one key, or one per example (batch,), which makes an
+      example's noise independent of its batch.
 
     Raises:
       UserError: unknown refinement, or a number of steps below 1.
@@ -158,19 +208,46 @@ def make_refiner(
         raise UserError(f"refine must be one of {', '.join(REFINEMENTS)}, not '{refine}'")
     if num_steps is not None and num_steps < 1:
         raise UserError(f"the number of refinement steps must be at least 1, not {num_steps}")
-    sample = {"none": _no_refinement, "diffusion": _diffusion_sampler, "consistency": _consistency_sampler}[refine](
-        config, num_steps
-    )
-    network_name = network_of(config, refine)
+    samplers = {
+        "none": _no_refinement,
+        "det_x2": _one_pass,
+        "diffusion": _diffusion_sampler,
+        "consistency": _consistency_sampler,
+    }
+    sample, network_name = samplers[refine](config, num_steps), network_of(config, refine)
+    count = len(config["stems"])
 
-    def refiner(weights, mixture, label, keys):
+    def refiner(weights, mixture, keys):
+        batch = len(mixture)
         gain = per_example(level_gain(mixture, config["input_level"]), mixture)
-        estimate, features = backbone.apply(weights["deterministic"], mixture * gain, label)
-        if network_name != "deterministic":
-            keys = keys if keys.ndim else jax.random.split(keys, mixture.shape[0])
-            network = _conditioned(backbone, weights[network_name], label, features)
-            estimate = sample(network, estimate, noise_from_keys(keys, estimate.shape))
-        return estimate / gain
+        mixture = mixture * gain
+        keys = keys if keys.ndim else jax.random.split(keys, batch)
+
+        def separate(mixture: Array, label: Array | None) -> tuple[Array, Any]:
+            estimate, features = backbone.separate(weights["deterministic"], mixture, label)
+            is_last = network_name == "deterministic"
+            return estimate, None if is_last else backbone.condition(weights[network_name], features)
+
+        # Before the loop over stems: there is one such pass, and one set of adapted features, for a mixture.
+        together = separate(mixture, None) if backbone.stems_together else None
+
+        def run(stems: Array) -> Array:
+            """Indices (k,) -> (batch, k, time, channels)."""
+            k, label = len(stems), jax.nn.one_hot(stems, count)
+            if together:
+                estimate, conditioning = together[0][:, stems].reshape(-1, *mixture.shape[1:]), together[1]
+            else:
+                estimate, conditioning = separate(jnp.repeat(mixture, k, 0), jnp.tile(label, (batch, 1)))
+            stem_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, stems).reshape(-1)
+            network = lambda x, tau: backbone.refine(weights[network_name], x, label, tau, conditioning)
+            estimate = sample(network, estimate, noise_from_keys(stem_keys, estimate.shape))
+            return estimate.reshape(batch, k, *mixture.shape[1:])
+
+        if one_by_one:
+            stems = jax.lax.map(lambda s: run(s[None])[:, 0], jnp.arange(count)).swapaxes(0, 1)
+        else:
+            stems = run(jnp.arange(count))
+        return stems / gain[:, None]
 
     return refiner
 
@@ -184,6 +261,10 @@ def network_of(config: Mapping[str, Any], refine: str) -> str:
 
 def _no_refinement(config: Mapping[str, Any], num_steps: int | None):
     return lambda network, estimate, noise: estimate
+
+
+def _one_pass(config: Mapping[str, Any], num_steps: int | None):
+    return lambda network, estimate, noise: network(estimate, None)
 
 
 def _diffusion_sampler(config: Mapping[str, Any], num_steps: int | None):

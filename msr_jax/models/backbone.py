@@ -1,70 +1,20 @@
-"""What the rest of the package knows of a network: a backbone is a named tuple of functions over parameter trees.
+"""The backbones by name. A new one is one module beside `unet1d` and one line in `BACKBONES`."""
 
-A new backbone is one module beside `unet1d` and one line in `BACKBONES`.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from msr_jax.errors import UserError
-from msr_jax.models.unet1d import UNet1d
+from msr_jax.models.bs_roformer import make_bs_roformer
+from msr_jax.models.interface import Backbone
+from msr_jax.models.unet1d import make_unet1d
 
-Array = jax.Array
-
-
-class Backbone(NamedTuple):
-    """Functions of one network family.
-
-    init(key, timed) -> params: nested dict of float32 arrays; `timed` adds the noise-level input.
-    apply(params, x, label, tau=None, injected=None) -> (y, features): x, y (batch, time, channels) float32, label
-      (batch, stems) one-hot, tau (batch,). The features of a deterministic network run on the mixture are what a
-      refining network takes as `injected`.
-    length_multiple: samples that `time` must be a multiple of.
-    """
-
-    init: Callable[..., Any]
-    apply: Callable[..., tuple[Array, list[Array]]]
-    length_multiple: int
-
-    def check_length(self, samples: int) -> None:
-        """Raises UserError unless a segment of so many samples goes through the network."""
-        if samples <= 0 or samples % self.length_multiple:
-            raise UserError(
-                f"a segment of {samples} samples does not fit this network: take a multiple of {self.length_multiple}"
-            )
-
-
-def _make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
-    fields = {name: tuple(v) if isinstance(v, list | tuple) else v for name, v in sizes.items()}
-    unknown = sorted(set(fields) - set(UNet1d.__dataclass_fields__))
-    if unknown:
-        raise UserError(f"the model config has unknown fields: {', '.join(unknown)}")
-    levels = {name: len(fields[name]) for name in ("factors", "num_blocks", "attentions") if name in fields}
-    if "multipliers" in fields:
-        levels["multipliers (less one)"] = len(fields["multipliers"]) - 1
-    if len(set(levels.values())) > 1:
-        raise UserError(f"the model config names different numbers of levels: {levels}")
-    net = UNet1d(**fields, dtype=dtype)
-    if net.channels % net.patch_factor:
-        raise UserError(f"model.channels ({net.channels}) must be a multiple of patch_factor ({net.patch_factor})")
-
-    def init(key: Array, timed: bool) -> Any:
-        x = jnp.zeros((1, net.length_multiple, net.in_channels))
-        label = jnp.zeros((1, net.context_features))
-        return net.init(key, x, label, jnp.zeros((1,)) if timed else None)["params"]
-
-    def apply(params: Any, x: Array, label: Array, tau: Array | None = None, injected: Sequence[Array] | None = None):
-        return net.apply({"params": params}, x, label, tau, injected)
-
-    return Backbone(init, apply, net.length_multiple)
-
-
-BACKBONES = {"unet1d": _make_unet1d}
+# name: function(sizes, dtype) -> Backbone
+BACKBONES = {"unet1d": make_unet1d, "bs_roformer": make_bs_roformer}
 
 
 @cache
@@ -100,6 +50,18 @@ def cast_params(params: Any, dtype: str) -> Any:
     """
     stored = compute_dtype(dtype)
     return jax.tree.map(lambda leaf: leaf.astype(stored) if leaf.ndim > 1 else leaf, params)
+
+
+def copy_shared(params: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` with every array that `source` has under the same path and in the same shape taken from there."""
+
+    def choose(own: Any, other: Any) -> Any:
+        if isinstance(own, Mapping):
+            other = other if isinstance(other, Mapping) else {}
+            return {name: choose(value, other.get(name)) for name, value in own.items()}
+        return other if other is not None and jnp.shape(other) == jnp.shape(own) else own
+
+    return choose(params, source)
 
 
 def make_backbone(model: Mapping[str, Any], dtype: str = "float32") -> Backbone:

@@ -4,7 +4,7 @@ The three differ only in the noise-level input `tau` (the last two have it) and 
 the running activation (paper, section on feature injection).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from msr_jax.errors import UserError
+from msr_jax.models.interface import Backbone, read_fields
 from msr_jax.models.layers import Attention, Conv, Linear, ResidualBlock, Transformer, Under, Upsample
 
 Array = jax.Array
@@ -215,3 +217,36 @@ class UNet1d(nn.Module):
     def length_multiple(self) -> int:
         """Samples that the input length must be a multiple of."""
         return self.patch_factor * int(np.prod(self.factors))
+
+
+def make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
+    """The U-Net as a backbone; UserError for sizes that are unknown or contradict each other."""
+    fields = read_fields(sizes, UNet1d.__dataclass_fields__)
+    levels = {name: len(fields[name]) for name in ("factors", "num_blocks", "attentions") if name in fields}
+    if "multipliers" in fields:
+        levels["multipliers (less one)"] = len(fields["multipliers"]) - 1
+    if len(set(levels.values())) > 1:
+        raise UserError(f"the model config names different numbers of levels: {levels}")
+    net = UNet1d(**fields, dtype=dtype)
+    if net.channels % net.patch_factor:
+        raise UserError(f"model.channels ({net.channels}) must be a multiple of patch_factor ({net.patch_factor})")
+
+    def init(key: Array, timed: bool, conditioned: bool | None = None) -> Any:
+        x = jnp.zeros((1, net.length_multiple, net.in_channels))
+        label = jnp.zeros((1, net.context_features))
+        return net.init(key, x, label, jnp.zeros((1,)) if timed else None)["params"]
+
+    def separate(params: Any, mixture: Array, label: Array, key: Array | None = None) -> tuple[Array, list[Array]]:
+        return net.apply({"params": params}, mixture, label)
+
+    def refine(
+        params: Any,
+        x: Array,
+        label: Array,
+        tau: Array | None,
+        injected: Sequence[Array] | None,
+        key: Array | None = None,
+    ) -> Array:
+        return net.apply({"params": params}, x, jnp.tile(label, (len(x) // len(label), 1)), tau, injected)[0]
+
+    return Backbone(init, separate, lambda params, features: features, refine, net.length_multiple)

@@ -18,7 +18,8 @@ from msr_jax.data.pipeline import make_train_dataset, validation_windows
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import make_objective, make_refiner
 from msr_jax.metrics.si_sdr import is_silent, si_sdr
-from msr_jax.models.backbone import Backbone, make_backbone
+from msr_jax.models.backbone import copy_shared, make_backbone
+from msr_jax.models.interface import Backbone
 from msr_jax.train.checkpoint import Checkpoints
 from msr_jax.train.log import RunLog
 from msr_jax.train.optim import make_optimizer, make_schedule
@@ -26,16 +27,17 @@ from msr_jax.train.sharding import make_mesh, stacked_batch_sharding, tree_shard
 from msr_jax.train.state import TrainState, init_state, make_train_steps
 from msr_jax.weights.model_folder import load_model, save_model
 
-REFINEMENT = {"deterministic": "none", "diffusion": "diffusion", "consistency": "consistency"}
+REFINEMENT = {"deterministic": "none", "det_x2": "det_x2", "diffusion": "diffusion", "consistency": "consistency"}
 # method: (field of `init_from`, networks that its folder must hold)
 BUILDS_ON = {
+    "det_x2": ("deterministic", ("deterministic",)),
     "diffusion": ("deterministic", ("deterministic",)),
     "consistency": ("diffusion", ("deterministic", "diffusion")),
 }
 # Settings that a run and what it starts from must share, and those of `model` that may differ all the same:
 # how a network is computed or was begun does not tie it to others.
 SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
-FREE = ("model.remat", "model.zero_init_output")
+FREE = ("model.remat", "model.zero_init_output", "model.attn_dropout", "model.ff_dropout")
 # Folded into the seed's key, where a step's number is otherwise.
 INIT_KEY, VALIDATION_KEY = 2**31 - 1, 2**31 - 2
 
@@ -128,7 +130,8 @@ class _Stage(NamedTuple):
 
 
 def _make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[str, Any], mesh: Mesh) -> _Stage:
-    is_student, timed = config["method"] == "consistency", config["method"] != "deterministic"
+    is_student, timed = config["method"] == "consistency", config["method"] in ("diffusion", "consistency")
+    conditioned = config["method"] != "deterministic"
     objective = make_objective(config, backbone)
     schedule = make_schedule(config["optim"], config["train"]["steps"])
     tx = make_optimizer(config["optim"], schedule)
@@ -137,9 +140,9 @@ def _make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[s
     def initial(source: Any) -> TrainState:
         if is_student:  # the student and its target start as copies of the teacher
             return init_state(source, tx, config["ema_rate"], True)
-        params = backbone.init(jax.random.fold_in(jax.random.key(config["seed"]), INIT_KEY), timed)
-        if timed and config["init_from"]["warm_start"]:
-            params = {name: source.get(name, module) for name, module in params.items()}
+        params = backbone.init(jax.random.fold_in(jax.random.key(config["seed"]), INIT_KEY), timed, conditioned)
+        if conditioned and config["init_from"]["warm_start"]:
+            params = copy_shared(params, source)
         return init_state(params, tx, config["ema_rate"], False)
 
     source = frozen.get("diffusion" if is_student else "deterministic")
@@ -240,16 +243,17 @@ def _make_validation(
         return None
     limit = config["train"]["validation_windows"]
     windows = validation_windows(config["data"], config["stems"], config["sample_rate"], limit)
+    windows = windows.reshape(*windows.shape[:3], -1)  # a mono window may come without channels
     refine = jax.jit(make_refiner(config, backbone, REFINEMENT[config["method"]]))
     key = jax.random.fold_in(jax.random.key(config["seed"]), VALIDATION_KEY)
 
     def validate(weights: Mapping[str, Any]) -> dict[str, float]:
-        labels = np.eye(windows.shape[1], dtype=np.float32)
         scores = []
-        for k, stems in enumerate(windows):  # all stems of a window are one batch
-            mixture = np.repeat(stems.sum(0)[None, :, None], len(stems), 0)
-            estimate = np.asarray(refine(weights, mixture, labels, jax.random.fold_in(key, k)))[..., 0]
-            scores += list(si_sdr(estimate, stems)[~is_silent(stems[:, None])])
+        for k, stems in enumerate(windows):
+            mixture = stems.sum(0)[None]
+            estimate = np.asarray(refine(weights, mixture, jax.random.fold_in(key, k)))[0].swapaxes(1, 2)
+            stems = stems.swapaxes(1, 2)  # (stems, channels, samples)
+            scores += list(si_sdr(estimate, stems).mean(-1)[~is_silent(stems)])
         return {"validation_si_sdr": float(np.mean(scores))}
 
     return validate

@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from msr_jax.errors import UserError
-from msr_jax.models.backbone import Backbone, make_backbone
+from msr_jax.models.backbone import make_backbone
+from msr_jax.models.interface import Backbone
 
 FORMAT = 1
-NETWORKS = ("deterministic", "diffusion", "consistency", "target")
+NETWORKS = ("deterministic", "det_x2", "diffusion", "consistency", "target")
 # The fields of a config that a model needs to run; those of its training stay with the training.
 FIELDS = ("stems", "sample_rate", "channels", "segment", "input_level", "model", "diffusion", "consistency")
 
@@ -48,8 +49,9 @@ def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def parameter_shapes(backbone: Backbone, network: str) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of a network by its path; nothing is computed."""
-    timed = network != "deterministic"
-    return {k: v.shape for k, v in flatten(jax.eval_shape(lambda: backbone.init(jax.random.key(0), timed))).items()}
+    timed, conditioned = network not in ("deterministic", "det_x2"), network != "deterministic"
+    params = jax.eval_shape(lambda: backbone.init(jax.random.key(0), timed, conditioned))
+    return {path: leaf.shape for path, leaf in flatten(params).items()}
 
 
 def check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:

@@ -1,0 +1,16 @@
+"""Second deterministic stage of a small BS-RoFormer that trains in minutes on a CPU.
+
+msr train --config configs/bsrf_det_x2_small.py --workdir runs/bsrf_det_x2 --config.data.train=RECORDS --config.init_from.deterministic=runs/bsrf_det
+"""
+
+from ml_collections import ConfigDict
+
+from msr_jax.config import bsrf_small
+
+
+def get_config() -> ConfigDict:
+    config = bsrf_small()
+    config.method = "det_x2"
+    config.optim.lr = 5e-4
+    config.train.steps = 300
+    return config

@@ -1,0 +1,117 @@
+"""Where each tensor of a published BS-RoFormer state dict stands in our parameters, which stack what repeats."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from msr_jax.models.bs_roformer import AXES, BSRoformer, band_groups
+
+# The parameters of a block under the names of the published state dict.
+ATTENTION = {
+    "norm": "norm.gamma",
+    "freqs": "rotary_embed.freqs",
+    "to_qkv": "to_qkv.weight",
+    "to_gates": "to_gates.weight",
+    "to_gates_bias": "to_gates.bias",
+    "to_out": "to_out.0.weight",
+}
+LINEAR_ATTENTION = {
+    "norm": "norm.gamma",
+    "temperature": "temperature",
+    "to_qkv": "to_qkv.0.weight",
+    "to_out": "to_out.1.weight",
+}
+FEED_FORWARD = {
+    "norm": "net.0.gamma",
+    "to_hidden": "net.1.weight",
+    "to_hidden_bias": "net.1.bias",
+    "to_out": "net.4.weight",
+    "to_out_bias": "net.4.bias",
+}
+FILM = {
+    "to_scale_shift": "to_scale_shift.to_scale_shift.1.weight",
+    "to_scale_shift_bias": "to_scale_shift.to_scale_shift.1.bias",
+}
+
+
+class Place(NamedTuple):
+    """A published tensor is params[path][index] with its axes reversed (or not: an embedding)."""
+
+    name: str
+    path: tuple[str, ...]
+    index: tuple[int, ...]
+    is_reversed: bool = True
+
+
+def _both(name: str, path: tuple[str, ...], index: tuple[int, ...] = ()) -> Iterator[Place]:
+    """Weight and bias of a linear layer or convolution."""
+    yield Place(f"{name}.weight", path, index)
+    yield Place(f"{name}.bias", (*path[:-1], f"{path[-1]}_bias"), index)
+
+
+def places(net: BSRoformer) -> Iterator[Place]:
+    """Every tensor of the network's published state dict."""
+    bands = [(g, k) for g, (_, count) in enumerate(band_groups(net.freqs_per_bands)) for k in range(count)]
+    for b, (g, k) in enumerate(bands):
+        name, group = f"band_split.to_features.{b}", ("band_split", f"group_{g}")
+        yield Place(f"{name}.0.gamma", (*group, "norm"), (k,))
+        yield from _both(f"{name}.1", (*group, "to_features"), (k,))
+    present = [axis for axis in AXES if getattr(net, f"{axis}_transformer_depth") or axis != "linear"]
+    film = FILM if net.timed else {}
+    for i in range(net.depth):
+        for a, axis in enumerate(present):
+            for j in range(getattr(net, f"{axis}_transformer_depth")):
+                attention = LINEAR_ATTENTION if axis == "linear" else ATTENTION
+                for n, (block, names) in enumerate((("attention", attention), ("feed_forward", FEED_FORWARD))):
+                    for ours, theirs in {**names, **film}.items():
+                        path = ("layers", f"{axis}_{j}", block, ours)
+                        yield Place(f"layers.{i}.{a}.layers.{j}.{n}.{theirs}", path, (i,))
+    yield Place("final_norm.gamma", ("final_norm",), ())
+    for s in range(net.num_stems):
+        for b, (g, k) in enumerate(bands):
+            for depth in range(net.mask_estimator_depth):
+                path = ("mask_estimators", f"group_{g}", f"linear_{depth}")
+                yield from _both(f"mask_estimators.{s}.to_freqs.{b}.0.{2 * depth}", path, (s, k))
+    if net.timed:
+        yield from _both("to_time.0.1", ("conditioning", "to_time"))
+        for n in (0, 2):
+            yield from _both(f"to_mapping.{n}", ("conditioning", f"to_mapping_{n}"))
+        yield Place("stem_embedding.weight", ("conditioning", "stem_embedding"), (), False)
+    if net.conditioned:
+        for n in (1, 3, 5, 7):
+            yield from _both(f"stft_feature_adapter.{n}", ("adapters", "stft", f"conv_{n}"))
+        for n in (0, 2):
+            yield from _both(f"band_split_feature_adapter.{n}", ("adapters", "band_split", f"linear_{n}"))
+            for i in range(net.depth):
+                for a, axis in enumerate(("time", "freq")):
+                    path = ("adapters", axis, f"linear_{n}")
+                    yield from _both(f"transformer_feature_adapters.{2 * i + a}.{n}", path, (i,))
+
+
+def published_shapes(net: BSRoformer, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the published state dict, from those of our parameters by path ("a/b/c")."""
+    found = {}
+    for place in places(net):
+        shape = shapes["/".join(place.path)][len(place.index) :]
+        found[place.name] = tuple(reversed(shape)) if place.is_reversed else shape
+    return found
+
+
+def stack_tensors(net: BSRoformer, tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Published state dict -> our flat parameters. `tensors` holds arrays, or functions that give one, called in turn."""
+    params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
+    for place in places(net):
+        tensor = tensors[place.name]
+        tensor = tensor() if callable(tensor) else tensor
+        params["/".join(place.path)][place.index] = tensor.T if place.is_reversed else tensor
+    return params
+
+
+def unstack_tensors(net: BSRoformer, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `stack_tensors`."""
+    tensors = {}
+    for place in places(net):
+        tensor = params["/".join(place.path)][place.index]
+        tensors[place.name] = np.ascontiguousarray(tensor.T if place.is_reversed else tensor)
+    return tensors
