@@ -1,21 +1,30 @@
-"""SDR, ISR, SIR and SAR by BSSEval v4, computed by museval's own code, and the released extra for silent frames."""
+"""SDR, ISR, SIR and SAR by BSSEval v4 (Vincent et al. 2006, Liutkus et al. 2018), the measures of `museval`, in JAX.
 
-import importlib.util
-import sys
-import warnings
-from functools import cache
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import NamedTuple
+The distortion filters are least-squares fits of 512 taps on the whole signal; their normal equations are block Toeplitz
+and come from correlations at 1023 lags alone. Scores need energies of projected frames only, never the frames
+themselves, so they are summed in the frequency domain. Both passes transform the signal once, frame by frame, and hold a
+few frames at a time. Everything is float64: band-limited music makes normal equations of a condition beyond 1e10.
+"""
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+from scipy.fft import next_fast_len
 
-SILENT = 1.5e-5
-EPSILON = 1e-8
+from msr_jax.metrics.museval_backend import museval_bss_eval
+
+TAPS = 512
+GROUP = 8  # frames transformed at a time
+BACKENDS = ("jax", "museval")
+Array = jax.Array
 
 
 class BssScores(NamedTuple):
-    """(stems, frames) each, dB; NaN in frames where any reference or estimate is exactly silent, for all stems."""
+    """(…, stems, frames) each, dB; NaN where a frame has no score, infinite where nothing is distorted."""
 
     sdr: np.ndarray
     isr: np.ndarray
@@ -23,71 +32,206 @@ class BssScores(NamedTuple):
     sar: np.ndarray
 
 
-@cache
-def museval_metrics() -> ModuleType:
-    """museval's module `metrics`, without its package: that one imports a reader which fails where ffmpeg is missing.
-
-    Its fallback for singular systems names `np.linalg.linalg`, which NumPy 2.4 no longer has; the module gets a NumPy
-    that has it, and nobody else does.
-    """
-    package = importlib.util.find_spec("museval")
-    path = Path(package.submodule_search_locations[0]) / "metrics.py"
-    spec = importlib.util.spec_from_file_location("msr_jax._museval_metrics", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    linalg = SimpleNamespace(**vars(np.linalg))
-    linalg.linalg = np.linalg
-    module.np = SimpleNamespace(**{k: getattr(np, k) for k in dir(np) if k != "linalg"}, linalg=linalg)
-    sys.modules[spec.name] = module
-    return module
-
-
-def bss_eval(estimates: np.ndarray, references: np.ndarray, sample_rate: int) -> BssScores:
+def bss_eval(
+    estimates: np.ndarray,
+    references: np.ndarray,
+    sample_rate: int,
+    backend: str = "jax",
+    joint_silence: bool = True,
+) -> BssScores:
     """BSSEval v4: distortion filters of 512 taps fitted once, frames of 1 s without overlap, the incomplete last left out.
 
+    A signal shorter than 1 s is one frame.
+
     Args:
-      estimates, references: (stems, channels, samples).
+      estimates, references: (…, stems, channels, samples); leading axes are signals of their own, scored in one batch.
       sample_rate: Hz.
+      backend: "jax", or "museval" for that package's own code.
+      joint_silence: museval's rule: a frame in which any reference or estimate is exactly silent (its channels add up
+        to 0 at every sample) is NaN for all stems. False (not with museval): it is NaN only for the stems whose
+        reference is silent in it.
 
     Raises:
-      ValueError: a reference or estimate is silent throughout; nothing is computed for any stem then.
+      ValueError: with `joint_silence`, a reference or estimate is silent throughout; nothing is computed for any stem then.
     """
-    swap = lambda x: np.ascontiguousarray(np.asarray(x, np.float64).swapaxes(1, 2))  # (stems, samples, channels)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        sdr, isr, sir, sar, _ = museval_metrics().bss_eval(
-            swap(references), swap(estimates), window=sample_rate, hop=sample_rate
+    if estimates.shape != references.shape or references.ndim < 3 or 0 in references.shape:
+        raise ValueError(
+            f"estimates {estimates.shape} and references {references.shape} must be (…, stems, channels, samples) alike"
         )
-    return BssScores(sdr, isr, sir, sar)
+    if joint_silence:
+        for name, audio in (("reference", references), ("estimate", estimates)):
+            if not audio.sum(-2).any(-1).all():
+                raise ValueError(f"every {name} must be non-silent for BSSEval; at least one is silent throughout")
+    lead = references.shape[:-3]
+    e, r = (x.reshape(-1, *x.shape[-3:]) for x in (estimates, references))
+    if backend == "museval":
+        if not joint_silence:
+            raise ValueError("museval knows joint_silence only")
+        scores = np.stack([np.stack(museval_bss_eval(*pair, sample_rate)) for pair in zip(e, r, strict=True)], 1)
+    else:
+        with jax.enable_x64(True), jax.default_device(_device()):
+            scores = _scores(e, r, sample_rate, joint_silence)
+    return BssScores(*(x.reshape(*lead, *x.shape[1:]) for x in scores))
 
 
-def silent_frame_scores(
-    estimates: np.ndarray, references: np.ndarray, sample_rate: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The released SIR and SAR (dB) of frames whose reference is silent: for each stem, two arrays over such frames.
+def _device() -> Any:
+    """The default device, or the host's CPU where that cannot transform in float64."""
+    return jax.local_devices(backend="cpu")[0] if jax.default_backend() == "tpu" else None
 
-    A least-squares projection on the references at lag 0 stands for BSSEval's filters.
+
+def _scores(estimates: np.ndarray, references: np.ndarray, sample_rate: int, joint_silence: bool) -> np.ndarray:
+    """(tracks, stems, channels, samples) twice -> (4, tracks, stems, frames) dB."""
+    tracks, stems, channels, samples = references.shape
+    frame = min(sample_rate, samples)
+    # References and estimates as (tracks, stems · channels, samples) each.
+    r, e = (x.reshape(tracks, stems * channels, samples) for x in (references, estimates))
+    filters, own = _fit(r, e, stems, -(-TAPS // frame) * frame)
+    spectra = (_spectrum(x, next_fast_len(frame + TAPS - 1, real=True)) for x in (filters, own))
+    energies = _map_groups(partial(_energies, *spectra), r, e, frame, samples // frame)
+    s, d, spatial, own_projection, interference, projection, artifacts, r_sounds, e_sounds = np.moveaxis(energies, -1, 0)
+    kept = (r_sounds * e_sounds > 0).all(-1, keepdims=True) if joint_silence else r_sounds > 0
+    ratios = ((s, d), (s, spatial), (own_projection, interference), (projection, artifacts))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores = [10 * np.log10(num / den) for num, den in ratios]
+    return np.where(kept, scores, np.nan).swapaxes(2, 3)
+
+
+def _groups(r: np.ndarray, e: np.ndarray, block: int, count: int, margin: int) -> Iterator[Array]:
+    """Runs of at most GROUP blocks of all signals, (tracks, 2 · stems · channels, blocks · block + margin), zeros beyond the end."""
+    group = -(-count // -(-count // GROUP))  # groups of one size
+    for start in range(0, count * block, group * block):
+        cut = slice(start, start + group * block + margin)
+        both = np.concatenate([r[..., cut], e[..., cut]], 1)
+        yield jnp.asarray(np.pad(both, ((0, 0), (0, 0), (0, group * block + margin - both.shape[-1]))))
+
+
+def _map_groups(fn: Callable[..., Array], r: np.ndarray, e: np.ndarray, frame: int, count: int) -> np.ndarray:
+    """fn(group, frame) -> (tracks, frames, …) over all groups, joined: (tracks, count, …)."""
+    return np.concatenate([np.asarray(fn(group, frame)) for group in _groups(r, e, frame, count, 0)], 1)[:, :count]
+
+
+def _fit(r: np.ndarray, e: np.ndarray, stems: int, block: int) -> tuple[Array, Array]:
+    """Filters that project each estimate on all references, and on its own stem's.
+
+    Returns:
+      (tracks, stems · channels to, stems · channels from, TAPS), (tracks, stems, channels to, channels from, TAPS).
+    """
+    tracks, signals, samples = r.shape
+    channels = signals // stems
+    sizes = (next_fast_len(block + TAPS - 1, real=True), next_fast_len(2 * TAPS - 2, real=True))
+    sums = tuple(jnp.zeros((tracks, signals, 2 * signals, n // 2 + 1), complex) for n in sizes)
+    for group in _groups(r, e, block, -(-samples // block), TAPS - 1):
+        sums = _add_products(sums, group, block, sizes)
+    correlation = _correlation(sums, sizes)  # (tracks, from, from and to, TAPS)
+    filters, own = [], []
+    for c in correlation:
+        auto, cross = c[:, :signals], c[:, signals:]
+        filters.append(_solve(auto, cross))
+        blocks = [slice(k, k + channels) for k in range(0, signals, channels)]
+        own.append(jnp.stack([_solve(auto[b, b], cross[b, b]) for b in blocks]))
+    return jnp.stack(filters), jnp.stack(own)
+
+
+_spectrum = jax.jit(jnp.fft.rfft, static_argnums=1)
+
+
+def _products(x: Array, y: Array) -> Array:
+    """Cross spectra summed over blocks: (tracks, i, blocks, f), (tracks, j, blocks, f) -> (tracks, i, j, f)."""
+    return (x[:, :, None].conj() * y[:, None]).sum(3)
+
+
+@partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
+def _add_products(sums: tuple[Array, Array], group: Array, block: int, sizes: tuple[int, int]) -> tuple[Array, Array]:
+    """Add a group's cross spectra: inside of blocks, and across their borders (the lags reach over them)."""
+    x = group.astype(jnp.float64)
+    tracks, both, length = x.shape
+    count, signals, lags = length // block, both // 2, TAPS - 1
+    blocks = x[..., : count * block].reshape(tracks, both, count, block)
+    heads = jnp.stack([x[..., k * block : k * block + lags] for k in range(1, count + 1)], 2)
+    tails = blocks[:, :signals, :, -lags:]
+    inside = jnp.fft.rfft(blocks, sizes[0])
+    after = jnp.fft.rfft(jnp.pad(heads, ((0, 0), (0, 0), (0, 0), (lags, 0))), sizes[1])
+    return (
+        sums[0] + _products(inside[:, :signals], inside),
+        sums[1] + _products(jnp.fft.rfft(tails, sizes[1]), after),
+    )
+
+
+@partial(jax.jit, static_argnums=1)
+def _correlation(sums: tuple[Array, Array], sizes: tuple[int, int]) -> Array:
+    """Σ_n x_i[n] y_j[n + lag] for lags from 0 to TAPS - 1, from the summed cross spectra."""
+    return sum(jnp.fft.irfft(s, n)[..., :TAPS] for s, n in zip(sums, sizes, strict=True))
+
+
+@jax.jit
+def _normal_matrix(auto: Array) -> Array:
+    """Inner products of all delayed references: (i, j, lag ≥ 0) -> (i · TAPS, j · TAPS), museval's ε on the diagonal."""
+    count = auto.shape[0]
+    lags = jnp.concatenate([auto.swapaxes(0, 1)[..., :0:-1], auto], -1)  # from -(TAPS - 1) to TAPS - 1
+    i, a, j, b = jnp.ix_(jnp.arange(count), jnp.arange(TAPS), jnp.arange(count), jnp.arange(TAPS))
+    matrix = lags[i, j, a - b + TAPS - 1].reshape(count * TAPS, count * TAPS)
+    return matrix + jnp.finfo(jnp.float64).eps * jnp.eye(count * TAPS)
+
+
+@jax.jit
+def _cholesky_solve(matrix: Array, right: Array) -> Array:
+    factor = jax.scipy.linalg.cho_factor(matrix, lower=True)
+    return jax.scipy.linalg.cho_solve(factor, right)
+
+
+def _solve(auto: Array, cross: Array) -> Array:
+    """Least-squares filters: auto (i, i, TAPS), cross (i, j, TAPS) -> (j, i, TAPS).
+
+    Where rounding has cost the matrix its definiteness (two references alike, say), what rounding can be is added to its
+    diagonal: that changes the filters in directions alone in which the references have nothing to project on.
+    """
+    i, j = cross.shape[:2]
+    matrix, right = _normal_matrix(auto), cross.swapaxes(1, 2).reshape(i * TAPS, j)
+    found = _cholesky_solve(matrix, right)
+    if not jnp.isfinite(found).all():
+        rounding = jnp.finfo(jnp.float64).eps * jnp.trace(matrix)
+        found = _cholesky_solve(matrix + rounding * jnp.eye(i * TAPS), right)
+    return found.reshape(i, TAPS, j).transpose(2, 0, 1)
+
+
+@partial(jax.jit, static_argnums=3)
+def _energies(filters: Array, own: Array, group: Array, frame: int) -> Array:
+    """Energies of the parts of every frame, all channels together.
 
     Args:
-      estimates, references: (stems, channels, samples).
+      filters, own: spectra of what `_fit` gives.
+      group: (tracks, 2 · stems · channels, frames · frame).
+
+    Returns:
+      (tracks, frames, stems, 9): reference; estimate - reference; own projection - reference; own projection;
+      interference (projection - own projection); projection; artifacts (estimate - projection); and whether reference
+      and estimate sound (1 or 0).
     """
-    stems, channels, samples = references.shape
-    found: list[tuple[list[float], list[float]]] = [([], []) for _ in range(stems)]
-    for start in range(0, samples - sample_rate + 1, sample_rate):
-        r = references[..., start : start + sample_rate].astype(np.float64)
-        e = estimates[..., start : start + sample_rate].astype(np.float64)
-        for j in range(stems):
-            if np.linalg.norm(r[j]) / r[j].size >= SILENT:
-                continue
-            sir, sar = [], []
-            for c in range(channels):
-                s = r[:, c]  # (stems, samples)
-                weights = np.linalg.solve(s @ s.T + EPSILON * np.eye(stems), s @ e[j, c])
-                projected = weights @ s
-                target = (e[j, c] @ s[j]) / (s[j] @ s[j] + EPSILON) * s[j]
-                energy = lambda x: np.square(x).sum() + EPSILON
-                sir.append(10 * np.log10(energy(target) / energy(projected - target)))
-                sar.append(10 * np.log10(energy(projected) / energy(e[j, c] - projected)))
-            found[j][0].append(float(np.mean(sir)))
-            found[j][1].append(float(np.mean(sar)))
-    return [(np.array(sir), np.array(sar)) for sir, sar in found]
+    tracks, stems, channels = own.shape[:3]
+    count = group.shape[-1] // frame
+    x = group.astype(jnp.float64).reshape(tracks, 2, stems * channels, count, frame)
+    size = next_fast_len(frame + TAPS - 1, real=True)
+    spectra = jnp.fft.rfft(x, size)
+    by_stem = lambda y: y.reshape(tracks, stems, channels, *y.shape[2:])
+    r, e = by_stem(spectra[:, 0]), by_stem(spectra[:, 1])
+    # Sums over inputs written out: XLA makes one vectorised loop of them, and a slow product of small matrices otherwise.
+    projection = by_stem(sum(filters[:, :, i, None] * spectra[:, 0, i, None] for i in range(stems * channels)))
+    projection_own = sum(own[:, :, :, i, None] * r[:, :, i, None] for i in range(channels))
+    # Parseval: every bin but the first (and the last, of an even size) stands for two.
+    weight = jnp.full(spectra.shape[-1], 2.0 / size).at[0].set(1.0 / size)
+    weight = weight.at[-1].set(weight[-1] / 2) if size % 2 == 0 else weight
+    energy = lambda y: ((jnp.square(y.real) + jnp.square(y.imag)) * weight).sum((2, 4))
+    in_time = lambda y: jnp.square(by_stem(y)).sum((2, 4))
+    sounds = lambda y: (by_stem(y).sum(2) != 0).any(-1).astype(jnp.float64)
+    parts = [
+        in_time(x[:, 0]),
+        in_time(x[:, 1] - x[:, 0]),
+        energy(projection_own - r),
+        energy(projection_own),
+        energy(projection - projection_own),
+        energy(projection),
+        energy(e - projection),
+        sounds(x[:, 0]),
+        sounds(x[:, 1]),
+    ]
+    return jnp.stack(parts, -1).swapaxes(1, 2)
