@@ -45,8 +45,12 @@ def multires_stft(
 ) -> Array:
     """Mean modulus of the STFT of difference (batch, time, channels), summed over windows: (batch,)."""
     x = difference.astype(jnp.float32).swapaxes(1, 2)
-    terms = (safe_modulus(centred_stft(x, w, max(w, min_fft), hop)).mean((1, 2, 3)) for w in windows)
-    return sum(terms)
+
+    def term(x: Array, window: int) -> Array:
+        return safe_modulus(centred_stft(x, window, max(window, min_fft), hop)).mean((1, 2, 3))
+
+    # Spectra are far larger than what they are made of: for the gradient each is computed again.
+    return sum(jax.checkpoint(term, static_argnums=1)(x, window) for window in windows)
 
 
 def l1_multires_stft(estimate: Array, target: Array) -> Array:
