@@ -15,5 +15,6 @@ def get_config() -> ConfigDict:
     config = bsrf_base()
     config.method = "deterministic"
     config.data.batch = 24
+    config.optim.update({"name": "prodigy", "lr": 1.0, "b1": 0.9, "b2": 0.999, "eps": 1e-8})
     config.train.steps = 500_000
     return config

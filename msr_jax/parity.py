@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,13 @@ from msr_jax.errors import UserError
 from msr_jax.methods.denoiser import consistency_scalings, edm_scalings, edm_weight, precondition
 from msr_jax.models import layers, unet1d
 from msr_jax.models.backbone import make_backbone
-from msr_jax.weights.import_cli import published_sizes
+from msr_jax.parity_bs_roformer import check_bs_roformer, is_bs_roformer
+from msr_jax.parity_checks import TOLERANCE, Check, relative_error
 from msr_jax.weights.lightning import read_checkpoint
 from msr_jax.weights.model_folder import parameter_shapes, unflatten
 from msr_jax.weights.torch_names import PREFIXES, from_torch, to_torch
+from msr_jax.weights.unet_weights import published_sizes
 
-TOLERANCE = 2e-5
 ARCHS = {"unet_det": "unet_det", "unet_diff": "unet_diffusion", "unet_cd": "unet_consistency"}
 # What each output of a refining network is: (network, scalings, clamp).
 ROLES = {
@@ -35,22 +36,6 @@ ROLES = {
     "student_edm": ("consistency", "edm", False),
     "target_consistency": ("target", "consistency", False),
 }
-
-
-class Check(NamedTuple):
-    """One compared tensor: max|Δ| / max(1, max|reference|), and how large that may be."""
-
-    name: str
-    error: float
-    tolerance: float
-
-
-def relative_error(actual: Any, reference: np.ndarray) -> float:
-    """max|actual - reference| / max(1, max|reference|); infinite where shapes differ or a value is not finite."""
-    actual = np.asarray(actual)
-    if actual.shape != reference.shape or not np.isfinite(actual).all():
-        return float("inf")
-    return float(np.abs(actual - reference).max(initial=0) / max(1.0, np.abs(reference).max(initial=0)))
 
 
 def _swap(x: Any) -> Any:
@@ -86,7 +71,8 @@ class _Fixture:
         arch = next((a for prefix, a in ARCHS.items() if self.stem.startswith(prefix)), None)
         if arch is None:
             raise UserError(
-                f"{self.path.name} is a fixture of no network that `msr parity` knows; known are {', '.join(ARCHS)}"
+                f"{self.path.name} is a fixture of no network that `msr parity` knows; known are {', '.join(ARCHS)}, "
+                "bsrf_*, loss_*, demix_* and ckpt_*"
             )
         state = {k.removeprefix("state_dict/"): v for k, v in self.arrays.items() if k.startswith("state_dict/")}
         if not state:
@@ -276,7 +262,10 @@ def check_fixture(path: str | Path) -> list[Check]:
     """
     fixture = _Fixture(Path(path))
     with jax.default_matmul_precision("highest"):
-        checks = list(_check_blocks(fixture) if fixture.stem.startswith("unet_blocks") else _check_network(fixture))
+        if is_bs_roformer(fixture.stem):
+            checks = list(check_bs_roformer(fixture.path, fixture.arrays, fixture.meta))
+        else:
+            checks = list(_check_blocks(fixture) if fixture.stem.startswith("unet_blocks") else _check_network(fixture))
     if not checks:
         raise UserError(f"{path} has no output that `msr parity` knows")
     return checks

@@ -77,12 +77,7 @@ def _rfft(frames: Array) -> Array:
         z = jnp.fft.rfft(frames)
         return jnp.stack([z.real, z.imag], axis=-1)
 
-    def products(frames: Array) -> Array:
-        cosines, sines = _dft_matrices(frames.shape[-1])
-        multiply = lambda m: jnp.matmul(frames, m, precision=lax.Precision.HIGHEST)
-        return jnp.stack([multiply(cosines), -multiply(sines)], axis=-1)
-
-    return lax.platform_dependent(frames, tpu=products, default=fft)
+    return lax.platform_dependent(frames, tpu=rfft_by_products, default=fft)
 
 
 def _irfft(spectrum: Array, n: int) -> Array:
@@ -91,17 +86,28 @@ def _irfft(spectrum: Array, n: int) -> Array:
     def fft(spectrum: Array) -> Array:
         return jnp.fft.irfft(lax.complex(spectrum[..., 0], spectrum[..., 1]), n)
 
-    def products(spectrum: Array) -> Array:
-        cosines, sines = (m.T for m in _dft_matrices(n))
-        twice = np.full((n // 2 + 1, 1), 2 / n, np.float32)  # every bin but the first and the last stands for two
-        twice[0] = twice[-1] = 1 / n  # whose sines are zero
-        multiply = lambda z, m: jnp.matmul(z, m * twice, precision=lax.Precision.HIGHEST)
-        return multiply(spectrum[..., 0], cosines) - multiply(spectrum[..., 1], sines)
+    return lax.platform_dependent(spectrum, tpu=lambda z: irfft_by_products(z, n), default=fft)
 
-    return lax.platform_dependent(spectrum, tpu=products, default=fft)
+
+def rfft_by_products(frames: Array) -> Array:
+    """The real FFT as two matrix products, without complex numbers: (…, n) -> (…, n/2 + 1, 2)."""
+    cosines, sines = _dft_matrices(frames.shape[-1])
+    multiply = lambda m: jnp.matmul(frames, m, precision=lax.Precision.HIGHEST)
+    return jnp.stack([multiply(cosines), -multiply(sines)], axis=-1)
+
+
+def irfft_by_products(spectrum: Array, n: int) -> Array:
+    """The inverse of `rfft_by_products`: (…, n/2 + 1, 2) -> (…, n)."""
+    cosines, sines = (m.T for m in _dft_matrices(n))
+    twice = np.full((n // 2 + 1, 1), 2 / n, np.float32)  # every bin but the first and the last stands for two
+    twice[0] = twice[-1] = 1 / n
+    multiply = lambda z, m: jnp.matmul(z, m * twice, precision=lax.Precision.HIGHEST)
+    return multiply(spectrum[..., 0], cosines) - multiply(spectrum[..., 1], sines)
 
 
 def _dft_matrices(n: int) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of 2π·sample·bin/n, each (n, n/2 + 1) float32; the phase is reduced exactly, in integers."""
     angle = 2 * np.pi * (np.arange(n)[:, None] * np.arange(n // 2 + 1) % n) / n
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    sines = np.sin(angle)
+    sines[:, -1] = 0  # exactly: the imaginary part of the last bin must not count
+    return np.cos(angle).astype(np.float32), sines.astype(np.float32)

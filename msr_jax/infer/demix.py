@@ -34,7 +34,7 @@ class Demix(NamedTuple):
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-def demix(run: ChunkFunction, mix: np.ndarray, chunk: int, settings: Demix = Demix()) -> np.ndarray:
+def demix(run: ChunkFunction, mix: np.ndarray, chunk: int, settings: Demix) -> np.ndarray:
     """Separate a song.
 
     Args:

@@ -14,6 +14,7 @@ import numpy as np
 import soxr
 
 from msr_jax.errors import UserError
+from msr_jax.infer.demix import Demix, demix
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import cast_params, make_backbone
 from msr_jax.weights.model_folder import Model, load_model
@@ -123,12 +124,14 @@ class Separator:
         overlap: float = OVERLAP,
         batch_size: int | None = None,
         dtype: str = "float32",
+        reference: Demix | None = None,
     ):
         """`batch_size`: examples per network call (stems × mixtures); it changes speed and memory, not the result. Below
         the number of stems, they are refined one by one.
 
         `dtype`: precision of the networks' products and activations; "bfloat16" is faster where the device
         has units for it, and right to about -40 dB.
+        `reference`: cut and join as the public training code does instead, which holds the whole song in memory.
         """
         config = model.config
         if refine is None:
@@ -144,7 +147,10 @@ class Separator:
             raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap}")
         if not 0 <= seed < 2**32:
             raise UserError(f"the seed must lie between 0 and 2^32 - 1, not {seed}")
+        if reference:
+            reference.check()
         self.config, self.refine, self.num_steps, self.seed = config, refine, num_steps, seed
+        self.reference = reference
         self.stems: list[str] = list(config["stems"])
         self.segment, self.sample_rate = config["segment"], config["sample_rate"]
         self.overlap = int(overlap * self.segment)
@@ -202,8 +208,12 @@ class Separator:
                 yield block
 
         at_model_rate = _resampled(counted(), sample_rate, self.sample_rate, channels)
-        chunks = cut_chunks((b for b in at_model_rate if len(b)), self.segment, self.segment - self.overlap)
-        separated = overlap_add(chunks, self._run_chunks, len(self.stems), self.segment, self.overlap, group)
+        at_model_rate = (b for b in at_model_rate if len(b))
+        if self.reference:
+            separated = self._demixed(at_model_rate)
+        else:
+            chunks = cut_chunks(at_model_rate, self.segment, self.segment - self.overlap)
+            separated = overlap_add(chunks, self._run_chunks, len(self.stems), self.segment, self.overlap, group)
         wide = len(self.stems) * channels  # all stems share one resampler, as so many channels
         flat = (np.ascontiguousarray(b.swapaxes(0, 1)).reshape(b.shape[1], wide) for b in separated)
         done = 0
@@ -219,6 +229,11 @@ class Separator:
             yield self._named(np.zeros((wanted - done, wide), np.float32), channels)
             if progress:
                 progress(wanted)
+
+    def _demixed(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """All of the song (stems, samples, channels) at once, as `demix` has it; every chunk is padded to one batch."""
+        if song := list(blocks):
+            yield demix(self._run_chunks, np.concatenate(song), self.segment, self.reference)
 
     def _named(self, block: np.ndarray, channels: int) -> dict[str, np.ndarray]:
         by_stem = block.reshape(len(block), len(self.stems), channels)

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from msr_jax.audio.io import AudioInfo, AudioWriter, audio_info, read_blocks
 from msr_jax.errors import UserError
+from msr_jax.infer.demix import Demix
 from msr_jax.infer.separate import OVERLAP, Separator, load
 from msr_jax.methods.stages import REFINEMENTS
 
@@ -63,6 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of products")
     parser.add_argument("--overlap", type=float, default=OVERLAP, help="of neighbouring segments, 0 to 0.5")
+    reference = parser.add_argument_group(
+        "reference chunking",
+        "as the public training code cuts and joins songs, for comparable results; needs the whole song in memory",
+    )
+    reference.add_argument("--demix", action="store_true", help="use it instead of --overlap")
+    reference.add_argument("--num-overlap", type=int, default=2, help="chunks that cover each sample (default 2)")
+    reference.add_argument("--chunk-batch", type=int, default=2, help="chunks per batch; changes the fades (default 2)")
+    reference.add_argument("--bigshifts", type=int, default=1, help="circular shifts to average over (default 1)")
+    reference.add_argument("--tta", action="store_true", help="average with channels swapped and with the song negated")
     return parser
 
 
@@ -79,7 +89,11 @@ def main(argv: list[str]) -> int:
         )
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file; -o must name a folder")
-    separator = load(args.model, args.refine, args.steps, args.seed, overlap=args.overlap, dtype=args.dtype)
+    settings = Demix(args.num_overlap, args.chunk_batch, args.bigshifts, args.tta)
+    if not args.demix and settings != Demix():
+        raise UserError("--num-overlap, --chunk-batch, --bigshifts and --tta go with --demix")
+    options = {"overlap": args.overlap, "dtype": args.dtype, "reference": settings if args.demix else None}
+    separator = load(args.model, args.refine, args.steps, args.seed, **options)
     sources = {song.resolve() for song in infos}
     for song in infos:
         for stem in separator.stems:

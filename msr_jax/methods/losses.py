@@ -1,10 +1,11 @@
 """Distances between waveforms, one value per example: mean square error, and L1 with a multi-resolution STFT."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from msr_jax.audio.stft import cut_frames, periodic_hann
 
 Array = jax.Array
 STFT_WINDOWS = (4096, 2048, 1024, 512, 256)
@@ -30,14 +31,26 @@ def centred_stft(x: Array, window_length: int, n_fft: int, hop: int) -> Array:
     Frames are centred by reflection; the periodic Hann window is centred in n_fft by zeros; not normalised.
     """
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(n_fft // 2, n_fft // 2)], mode="reflect")
-    starts = hop * np.arange(1 + (x.shape[-1] - n_fft) // hop)
-    margin = (n_fft - window_length) // 2  # only the samples under the window are gathered
-    window = np.hanning(window_length + 1)[:-1].astype(np.float32)
-    frames = x[..., starts[:, None] + margin + np.arange(window_length)] * window
+    margin = (n_fft - window_length) // 2  # only the samples under the window are cut out
+    count = 1 + (x.shape[-1] - n_fft) // hop
+    frames = cut_frames(x[..., margin:], window_length, hop, count) * periodic_hann(window_length, window_length)
     # Zeros before the window only shift the phase, but equally for both signals' difference: put them all the same,
     # so that this is an STFT by anybody's definition.
     frames = jnp.pad(frames, [(0, 0)] * (frames.ndim - 1) + [(margin, n_fft - window_length - margin)])
     return jnp.fft.rfft(frames)
+
+
+def multires_stft(
+    difference: Array, windows: Sequence[int] = STFT_WINDOWS, hop: int = STFT_HOP, min_fft: int = STFT_MIN_FFT
+) -> Array:
+    """Mean modulus of the STFT of difference (batch, time, channels), summed over windows: (batch,)."""
+    x = difference.astype(jnp.float32).swapaxes(1, 2)
+
+    def term(x: Array, window: int) -> Array:
+        return safe_modulus(centred_stft(x, window, max(window, min_fft), hop)).mean((1, 2, 3))
+
+    # Spectra are far larger than what they are made of: for the gradient each is computed again.
+    return sum(jax.checkpoint(term, static_argnums=1)(x, window) for window in windows)
 
 
 def l1_multires_stft(estimate: Array, target: Array) -> Array:
@@ -45,12 +58,8 @@ def l1_multires_stft(estimate: Array, target: Array) -> Array:
 
     (batch, time, channels) twice -> (batch,). The loss of the BS-RoFormer track; unit weight for every term.
     """
-    difference = (estimate - target).astype(jnp.float32).swapaxes(1, 2)  # (batch, channels, time); the STFT is linear
-    total = jnp.abs(difference).mean((1, 2))
-    for window in STFT_WINDOWS:
-        spectrum = centred_stft(difference, window, max(window, STFT_MIN_FFT), STFT_HOP)
-        total = total + safe_modulus(spectrum).mean((1, 2, 3))
-    return total
+    difference = (estimate - target).astype(jnp.float32)  # the STFT is linear: one transform serves both
+    return jnp.abs(difference).mean((1, 2)) + multires_stft(difference)
 
 
 Distance = Callable[[Array, Array], Array]

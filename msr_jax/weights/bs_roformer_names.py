@@ -115,3 +115,10 @@ def unstack_tensors(net: BSRoformer, params: Mapping[str, np.ndarray]) -> dict[s
         tensor = params["/".join(place.path)][place.index]
         tensors[place.name] = np.ascontiguousarray(tensor.T if place.is_reversed else tensor)
     return tensors
+
+
+def published_network(sizes: Mapping[str, Any], network: str) -> BSRoformer:
+    """The module that a network of a model folder is, from the `model` section of its config."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items() if k != "name"}
+    timed = network not in ("deterministic", "det_x2")
+    return BSRoformer(**fields, timed=timed, conditioned=network != "deterministic")

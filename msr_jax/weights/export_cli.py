@@ -1,71 +1,117 @@
-"""`msr export`: a model folder as a checkpoint that the original program loads strictly."""
+"""`msr export`: a model folder as checkpoints that the original programs load strictly, or as a program of its own."""
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import save_file
+
 from msr_jax.errors import UserError
+from msr_jax.weights.bs_roformer_names import published_network, unstack_tensors
 from msr_jax.weights.model_folder import Model, flatten, load_model
+from msr_jax.weights.stablehlo import export_program
 from msr_jax.weights.torch_names import DUPLICATES, PREFIXES, to_torch
 
 LIGHTNING_VERSION = "2.3.1"  # the original program refuses a file that names none
+FORMATS = {
+    "dicose": "the paper's program: a Lightning checkpoint with every network that --arch names",
+    "msst": "the public training code and its relatives: the separator's bare state dict",
+    "safetensors": "the same bare state dict in safetensors; needs no PyTorch",
+    "stablehlo": "the separator (mixture to stems) as a compiled-anywhere program; runs without this package",
+}
 
 
 def arch_of(model: Model) -> str:
     """The kind of checkpoint that holds everything in the folder."""
+    family = "bsrf" if model.config["model"]["name"] == "bs_roformer" else "unet"
     if "consistency" in model.weights:
-        return "unet_consistency"
-    return "unet_diffusion" if "diffusion" in model.weights else "unet_det"
+        return f"{family}_consistency"
+    return f"{family}_diffusion" if "diffusion" in model.weights else f"{family}_det"
+
+
+def published_tensors(model: Model, network: str) -> dict[str, Any]:
+    """Published state dict of one network of the folder, without prefix."""
+    params = flatten(model.weights[network])
+    if model.config["model"]["name"] == "bs_roformer":
+        return unstack_tensors(published_network(model.config["model"], network), params)
+    return to_torch(params)
 
 
 def state_dict(model: Model, arch: str) -> dict[str, Any]:
     """Every entry of the original checkpoint of that kind: name -> float32 array; duplicates are the same object.
 
     Raises:
-      UserError: the folder lacks a network that the kind holds.
+      UserError: the folder lacks a network that the kind holds, or is of the other track.
     """
+    if arch.split("_")[0] != arch_of(model).split("_")[0]:
+        raise UserError(
+            f"the model folder holds no network of the kind {arch}; leave --arch out, or see {arch_of(model)}"
+        )
     weights = dict(model.weights)
-    if arch == "unet_consistency" and "consistency" in weights:
+    if arch.endswith("_consistency") and "consistency" in weights:
         weights.setdefault("target", weights["consistency"])  # needed for training alone; the student starts it anew
+    model = model._replace(weights=weights)
     state = {}
     for network, prefix in PREFIXES[arch].items():
         if network not in weights:
             raise UserError(f"a {arch} checkpoint holds a {network} network, and the model folder has none")
-        state |= {prefix + k: v for k, v in to_torch(flatten(weights[network])).items()}
+        state |= {prefix + k: v for k, v in published_tensors(model, network).items()}
     for copy, original in DUPLICATES.get(arch, {}).items():
         state |= {copy + k.removeprefix(original): v for k, v in state.items() if k.startswith(original)}
     return state
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="msr export", description=__doc__)
-    parser.add_argument("model", metavar="DIR", help="model folder, or the working directory of a training run")
-    parser.add_argument("--format", required=True, choices=["dicose"], help="dicose: the original program's checkpoint")
-    parser.add_argument(
-        "--arch", choices=list(PREFIXES), help="default: the kind that holds all networks of the folder"
-    )
-    parser.add_argument("-o", "--out", required=True, metavar="FILE.ckpt")
-    args = parser.parse_args(argv)
+def _import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
         raise UserError("export to PyTorch needs the extra `torch`: pip install 'msr_jax[torch]'") from error
-    model = load_model(args.model)
-    out = Path(args.out)
-    shared: dict[int, torch.Tensor] = {}  # an array that stands twice is written once
-    tensors = {
-        k: shared.setdefault(id(v), torch.from_numpy(v))
-        for k, v in state_dict(model, args.arch or arch_of(model)).items()
-    }
+    return torch
+
+
+def _save_torch(state: dict[str, Any], is_lightning: bool) -> Callable[[Path], None]:
+    torch = _import_torch()
+    shared: dict[int, Any] = {}  # an array that stands twice is written once
+    tensors = {k: shared.setdefault(id(v), torch.from_numpy(v)) for k, v in state.items()}
+    whole = {"state_dict": tensors, "pytorch-lightning_version": LIGHTNING_VERSION} if is_lightning else tensors
+    return lambda path: torch.save(whole, path)
+
+
+def main(argv: list[str]) -> int:
+    listed = "; ".join(f"{name}: {text}" for name, text in FORMATS.items())
+    parser = argparse.ArgumentParser(prog="msr export", description=__doc__)
+    parser.add_argument("model", metavar="DIR", help="model folder, or the working directory of a training run")
+    parser.add_argument("--format", required=True, choices=list(FORMATS), help=listed)
+    parser.add_argument(
+        "--arch", choices=list(PREFIXES), help="of dicose; default: the kind that holds all networks of the folder"
+    )
+    parser.add_argument("-o", "--out", required=True, metavar="FILE")
+    args = parser.parse_args(argv)
+    if args.arch and args.format != "dicose":
+        raise UserError(f"--arch goes with --format dicose; {args.format} holds the separator alone")
+    if args.format in ("dicose", "msst"):
+        _import_torch()  # before a large model is read
+    model, out = load_model(args.model), Path(args.out)
+    if args.format == "stablehlo":
+        blob = export_program(model)
+        write, what = (lambda path: path.write_bytes(blob)), f"{len(blob) / 1e6:.1f} MB"
+    else:
+        is_whole = args.format == "dicose"
+        state = (
+            state_dict(model, args.arch or arch_of(model)) if is_whole else published_tensors(model, "deterministic")
+        )
+        write = (lambda path: save_file(state, path)) if args.format == "safetensors" else _save_torch(state, is_whole)
+        what = f"{len(state)} tensors"
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"state_dict": tensors, "pytorch-lightning_version": LIGHTNING_VERSION}, beside)
+        write(beside)
         os.replace(beside, out)
     except (OSError, RuntimeError) as error:
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
         beside.unlink(missing_ok=True)
-    print(f"wrote {out} ({len(tensors)} tensors)")
+    print(f"wrote {out} ({what})")
     return 0

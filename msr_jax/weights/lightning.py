@@ -10,10 +10,11 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from msr_jax.errors import UserError
 
@@ -29,6 +30,7 @@ STORAGE_DTYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+WRAPPERS = ("state", "state_dict", "model_state_dict")  # where training checkpoints keep their state dict
 
 
 class Placeholder:
@@ -129,23 +131,40 @@ class _Unpickler(pickle.Unpickler):
         return STORAGE_DTYPES[name], f"{self.folder}/data/{key}", int(count)
 
 
-class Checkpoint:
+class StoredTensor:
+    """A tensor of a safetensors file; the same two things as of a `LazyTensor`."""
+
+    def __init__(self, file: Any, name: str):
+        self.file, self.name = file, name
+        self.shape = tuple(file.get_slice(name).get_shape())
+
+    def read(self) -> np.ndarray:
+        return self.file.get_tensor(self.name)
+
+
+class Checkpoint(NamedTuple):
     """An open checkpoint: `content` is the unpickled dict, with `LazyTensor` for tensors and `Placeholder` for the rest."""
 
-    def __init__(self, content: dict[str, Any], archive: zipfile.ZipFile):
-        self.content = content
-        self.state_dict: dict[str, LazyTensor] = content["state_dict"]
-        for tensor in self.state_dict.values():
-            tensor.archive = archive
+    content: dict[str, Any]
+    state_dict: dict[str, Any]
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint; only names and shapes are read, tensors when they are asked for.
 
+    The state dict is the file itself (the layout of released weights, in PyTorch's format or in safetensors), or stands under
+    one of `WRAPPERS` in a training checkpoint.
+
     Raises:
-      UserError: missing, not a zip-format PyTorch file, damaged, or without a dict of tensors under "state_dict".
+      UserError: missing, not a zip-format PyTorch file, damaged, or without a dict of tensors.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        try:
+            file = safe_open(path, "np")
+            return Checkpoint({}, {name: StoredTensor(file, name) for name in file.keys()})
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read as safetensors ({error})") from error
     try:
         archive = zipfile.ZipFile(path)
     except FileNotFoundError:
@@ -163,13 +182,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # a hostile or damaged pickle can fail in any way; it has not run anything
         raise UserError(f"{path} has a damaged or foreign pickle inside ({type(error).__name__}: {error})") from error
-    state = content.get("state_dict") if isinstance(content, dict) else None
+    content = content if isinstance(content, dict) else {}
+    state = next((content[name] for name in WRAPPERS if name in content), None)
+    if state is None and content and all(isinstance(value, LazyTensor) for value in content.values()):
+        state, content = content, {}
     if not isinstance(state, dict) or not state:
         raise UserError(f"{path} holds no state_dict; this is not a training checkpoint of the original program")
     strange = [str(k) for k, v in state.items() if not isinstance(v, LazyTensor)]
     if strange:
         raise UserError(f"{path}: the state_dict entry {strange[0]} is no tensor")
-    return Checkpoint(content, archive)
+    for tensor in state.values():
+        tensor.archive = archive
+    return Checkpoint(content, state)
 
 
 def plain(value: Any) -> Any:

@@ -10,19 +10,34 @@ from collections.abc import Mapping
 import numpy as np
 
 EXTRACTOR = "pre_trained_mixture_feature_extractor_model.model.unet."
+_DET = {"deterministic": "model.unet."}
+_DIFFUSION = {"deterministic": EXTRACTOR, "diffusion": "model.unet."}
+_CONSISTENCY = {
+    "deterministic": EXTRACTOR,
+    "consistency": "net.model.unet.",
+    "diffusion": "teacher_model.model.unet.",
+    "target": "target_model.model.unet.",
+}
 # For each kind of checkpoint: the prefix that each of our networks is read from.
 PREFIXES = {
-    "unet_det": {"deterministic": "model.unet."},
-    "unet_diffusion": {"deterministic": EXTRACTOR, "diffusion": "model.unet."},
-    "unet_consistency": {
-        "deterministic": EXTRACTOR,
-        "consistency": "net.model.unet.",
-        "diffusion": "teacher_model.model.unet.",
-        "target": "target_model.model.unet.",
+    "unet_det": _DET,
+    "unet_diffusion": _DIFFUSION,
+    "unet_consistency": _CONSISTENCY,
+    "bsrf_det": _DET,
+    "bsrf_diffusion": _DIFFUSION,
+    "bsrf_consistency": _CONSISTENCY,
+}
+# Networks that stand twice in a checkpoint, (copy, original); the copy is ignored on import and written on export.
+_TWICE = {"model.diffusion.net.": "model.unet."}
+DUPLICATES = {
+    "unet_diffusion": _TWICE,
+    "bsrf_diffusion": _TWICE,
+    "bsrf_consistency": {
+        f"{who}.{copy}": f"{who}.{original}"
+        for who in ("net", "target_model", "teacher_model")
+        for copy, original in _TWICE.items()
     },
 }
-# The diffusion network stands twice in its checkpoint; the second is ignored on import and written on export.
-DUPLICATES = {"unet_diffusion": {"model.diffusion.net.": "model.unet."}}
 
 
 def to_path(name: str) -> str:

@@ -1,0 +1,49 @@
+"""Files of model repositories on the Hugging Face Hub, through `huggingface_hub` (extra `web`)."""
+
+from pathlib import Path
+
+from msr_jax.errors import UserError
+
+WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+
+
+def fetch(address: str) -> Path:
+    """Path of a file of `hf:OWNER/REPO[/FILE]` in the Hub's cache; downloaded once, resumed where it broke off.
+
+    The library compares the size of what it gets, and of large files the checksum, with what the Hub says. Without FILE,
+    the repository must hold one file of weights. HF_ENDPOINT and HF_HOME name another server and another cache.
+
+    Raises:
+      UserError: no such library, network, repository or file, or no single file of weights.
+    """
+    parts = address.removeprefix("hf:").split("/", 2)
+    if len(parts) < 2 or not all(parts):
+        raise UserError(f"'{address}' is no address on the Hub: write hf:OWNER/REPO or hf:OWNER/REPO/FILE")
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise UserError("hf: addresses need the extra `web`: pip install 'msr_jax[web]'") from error
+    repo = "/".join(parts[:2])
+    try:
+        if len(parts) == 3:
+            name = parts[2]
+        else:
+            names = [n for n in huggingface_hub.list_repo_files(repo) if n.endswith(WEIGHTS)]
+            if len(names) != 1:
+                found = ", ".join(names[:5]) or "none"
+                raise UserError(f"{repo} holds {len(names)} files of weights ({found}): name one, {address}/FILE")
+            name = names[0]
+        return Path(huggingface_hub.hf_hub_download(repo, name))
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
+        raise UserError(f"the Hub has no such file: {address} ({_first_line(error)})") from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{address} cannot be fetched; is there a network? ({_first_line(error)})") from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests"):  # raised through by some versions
+            raise UserError(f"{address} cannot be fetched; is there a network? ({_first_line(error)})") from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

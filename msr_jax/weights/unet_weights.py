@@ -1,0 +1,97 @@
+"""U-Nets in official checkpoints: their sizes and weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from msr_jax.config import unet_base
+from msr_jax.errors import UserError
+from msr_jax.models.backbone import make_backbone
+from msr_jax.weights.lightning import Checkpoint, plain
+from msr_jax.weights.model_folder import FIELDS, check_tensors, parameter_shapes, unflatten
+from msr_jax.weights.torch_names import PREFIXES, from_torch
+
+# Fields of the published configs that choose nothing here: the one value that the released models use.
+FIXED = {
+    "patch_blocks": 1,
+    "use_nearest_upsample": False,
+    "use_skip_scale": True,
+    "use_attention_bottleneck": True,
+}
+
+
+def published_sizes(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The U-Net's fields among published hyper-parameters.
+
+    Raises:
+      UserError: a field has a value that the released models do not use.
+    """
+    for name, value in FIXED.items():
+        if hyper_parameters.get(name, value) != value:
+            raise UserError(f"the checkpoint says {name} = {hyper_parameters[name]}; only {value} is supported")
+    known = set(unet_base().model) - {"name", "zero_init_output", "remat"}
+    return {k: v for k, v in hyper_parameters.items() if k in known and v is not None}
+
+
+def sizes_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What the tensor shapes of one U-Net (original names) tell of its sizes: all but the split of attention heads and groups."""
+    count = lambda stem: len({k.split(".")[stem.count(".") + 1] for k in shapes if k.startswith(stem + ".")})
+    levels = range(count("downsamples"))
+    channels = shapes["to_mapping.0.weight"][0] // 4
+    down = [shapes[f"downsamples.{i}.downsample.weight"] for i in levels]
+    up = [shapes[f"upsamples.{i}.upsample.weight"] for i in reversed(levels)]
+    attentions = [f"downsamples.{i}.transformer.attention.fn.to_q.weight" in shapes for i in levels]
+    edge = shapes["to_in.module_list.0.block.block2.project.weight"][0]
+    feed = [k for k in shapes if k.endswith("feed_forward.1.weight")]
+    return {
+        "channels": channels,
+        "in_channels": shapes["to_in.module_list.0.block.block1.project.weight"][1],
+        "patch_factor": channels // edge,
+        "multipliers": [down[0][1] // channels, *(s[0] // channels for s in down)],
+        "factors": [s[2] // 2 for s in up],
+        "num_blocks": [count(f"downsamples.{i}.blocks") for i in levels],
+        "attentions": attentions,
+        "context_features": shapes["to_features.0.weight"][1],
+        **({"attention_multiplier": shapes[feed[0]][0] // shapes[feed[0]][1]} if feed else {}),
+    }
+
+
+def read_unet(checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], where: str) -> tuple[dict, dict]:
+    """Config and weights by network, from an open checkpoint.
+
+    Raises:
+      UserError: a tensor is missing, surplus or misshapen; or the file is of another kind than `arch`.
+    """
+    state, prefixes = checkpoint.state_dict, PREFIXES[arch]
+    groups = {net: {k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for net, p in prefixes.items()}
+    empty = [f"{net} ({prefixes[net]}…)" for net, tensors in groups.items() if "to_mapping.0.weight" not in tensors]
+    if empty:
+        raise UserError(f"{where} holds no network {empty[0]}, so it is no {arch} checkpoint; choose another --arch")
+    timed = "to_time.0.1.weight" in groups["deterministic"]
+    if timed or (arch == "unet_det" and any(not k.startswith("model.unet.") for k in state)):
+        raise UserError(
+            f"{where} is not a deterministic checkpoint: it holds more than one network; choose another --arch"
+        )
+    config = unet_base()
+    try:
+        inferred = sizes_from_shapes({k: t.shape for k, t in groups["deterministic"].items()})
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{where} lacks tensors of a U-Net ({error}); it is no {arch} checkpoint, or is incomplete"
+        ) from None
+    hyper = plain(checkpoint.content.get("hyper_parameters")) or {}
+    config.model.unlock()
+    config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in inferred.items()})
+    config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in published_sizes(hyper).items()})
+    config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()})
+    model = config.to_dict()
+    backbone = make_backbone(model["model"])
+    model["segment"] -= model["segment"] % backbone.length_multiple
+    weights = {}
+    for network, tensors in groups.items():
+        expected = parameter_shapes(backbone, network)
+        shown = from_torch({k: np.empty(t.shape, np.int8) for k, t in tensors.items()})
+        check_tensors(shown, expected, f"{where} ({prefixes[network]}…)")
+        weights[network] = unflatten(from_torch({k: t.read().astype(np.float32) for k, t in tensors.items()}))
+    return {k: model[k] for k in FIELDS}, weights

@@ -1,0 +1,152 @@
+"""The method does not know which network it refines: a third family goes all the way, and all families agree on batching."""
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import msr_jax
+from msr_jax.config import bsrf_small, unet_base
+from msr_jax.methods.stages import make_objective, make_refiner
+from msr_jax.models.backbone import BACKBONES, copy_shared, make_backbone
+from msr_jax.train.loop import train
+from tests.toy_backbone import make_toy
+
+SEGMENT = 600
+TINY_BSRF = {
+    "dim": 12,
+    "depth": 2,
+    "freqs_per_bands": (1, 2, 4, 4, 22),
+    "dim_head": 6,
+    "heads": 2,
+    "stft_n_fft": 64,
+    "stft_hop_length": 16,
+    "stft_win_length": 64,
+    "stft_adapter_hidden": 3,
+}
+
+
+class Songs(grain.transforms.Map):
+    """Four stems, of which the first is loudest, so that there is something to learn."""
+
+    def map(self, k):
+        rng = np.random.default_rng(int(k))
+        stems = rng.standard_normal((2, 4, SEGMENT, 2)).astype(np.float32) * np.array([0.3, 0.1, 0.05, 0.05])[:, None, None]
+        return {"stems": stems.astype(np.float32), "label": np.eye(4, dtype=np.float32)[[0, 1]]}
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "toy", make_toy)
+    config = unet_base()
+    config.model = {"name": "toy", "stems": 4, "channels": 2}
+    config.channels, config.segment, config.sample_rate = 2, SEGMENT, 8000
+    config.data.update({"crop": SEGMENT, "batch": 2})
+    config.consistency.num_levels = 4
+    config.optim.lr = 0.02
+    config.train.update(
+        {"steps": 40, "steps_per_dispatch": 10, "log_every": 10, "validate_every": 40, "checkpoint_every": 40}
+    )
+    return config.to_dict()
+
+
+def tiny_bsrf():
+    config = bsrf_small()
+    config.model.update(TINY_BSRF)
+    config.segment = SEGMENT
+    return config.to_dict()
+
+
+def random_weights(backbone, seed=0):
+    """Networks whose zeros are random too: at the start the adapters of a BS-RoFormer add nothing."""
+    draw = lambda leaf, key: leaf + 0.1 * jax.random.normal(key, leaf.shape)
+
+    def network(k, timed):
+        params = backbone.init(jax.random.key(k), timed)
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(seed + k), len(leaves))
+        return jax.tree.unflatten(tree, [draw(*pair) for pair in zip(leaves, keys, strict=True)])
+
+    return {"deterministic": network(1, False), "diffusion": network(2, True), "consistency": network(3, True)}
+
+
+def test_a_third_family_goes_from_the_separator_to_consistency_and_separates(toy, tmp_path):
+    data = grain.MapDataset.range(1000).map(Songs())
+    stages = (
+        ("deterministic", {}),
+        ("det_x2", {"deterministic": str(tmp_path / "deterministic")}),
+        ("diffusion", {"deterministic": str(tmp_path / "deterministic")}),
+        ("consistency", {"diffusion": str(tmp_path / "diffusion")}),
+    )
+    for method, init_from in stages:
+        config = {**toy, "method": method, "init_from": {**toy["init_from"], **init_from}}
+        train(config, tmp_path / method, data)
+    mixture = np.random.default_rng(0).standard_normal((1500, 2)).astype(np.float32) * 0.3
+    for method in ("det_x2", "diffusion", "consistency"):
+        separator = msr_jax.load(tmp_path / method)
+        assert separator.refine == method
+        stems = separator.separate(mixture, 8000)
+        assert {s.shape for s in stems.values()} == {mixture.shape}
+        assert all(np.isfinite(s).all() for s in stems.values())
+    first = msr_jax.load(tmp_path / "deterministic").separate(mixture, 8000)[toy["stems"][0]]
+    assert np.abs(first - mixture).max() < np.abs(mixture).max()  # it has learned that the first stem is most of it
+
+
+@pytest.mark.parametrize("refine", ["diffusion", "consistency"])
+def test_stems_refined_in_one_batch_are_stems_refined_one_by_one(refine):
+    config = tiny_bsrf()
+    backbone = make_backbone(config["model"])
+    weights = random_weights(backbone)
+    mixture = 0.1 * jax.random.normal(jax.random.key(5), (2, SEGMENT, 2))
+    run = lambda one_by_one: jax.jit(make_refiner(config, backbone, refine, 2, one_by_one))(
+        weights, mixture, jax.random.key(6)
+    )
+    together, apart = run(False), run(True)
+    assert together.shape == (2, 4, SEGMENT, 2)
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+    assert np.abs(together[:, 0] - together[:, 1]).max() > 1e-4
+
+
+def test_a_mixture_s_stems_do_not_depend_on_its_batch():
+    config = tiny_bsrf()
+    backbone = make_backbone(config["model"])
+    weights = random_weights(backbone)
+    mixture = 0.1 * jax.random.normal(jax.random.key(5), (2, SEGMENT, 2))
+    keys = jax.random.split(jax.random.key(6), 2)
+    run = jax.jit(make_refiner(config, backbone, "consistency"))
+    both, second = run(weights, mixture, keys), run(weights, mixture[1:], keys[1:])
+    np.testing.assert_allclose(both[1:], second, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["deterministic", "det_x2", "diffusion", "consistency"])
+def test_every_objective_has_finite_gradients_for_all_that_trains(method):
+    config = {**tiny_bsrf(), "method": method}
+    config["consistency"]["num_levels"] = 3
+    backbone = make_backbone({**config["model"], "attn_dropout": 0.1, "ff_dropout": 0.1})
+    weights = random_weights(backbone)
+    params = {
+        "deterministic": weights["deterministic"],
+        "det_x2": backbone.init(jax.random.key(4), False, True),
+        "diffusion": weights["diffusion"],
+        "consistency": weights["consistency"],
+    }[method]
+    frozen = {"deterministic": weights["deterministic"], "teacher": weights["diffusion"], "target": weights["consistency"]}
+    batch = {"stems": 0.1 * jax.random.normal(jax.random.key(7), (2, 4, 2400, 2)), "label": jnp.eye(4)[:2]}
+    loss = jax.jit(jax.value_and_grad(make_objective(config, backbone), has_aux=True))
+    (value, _), grads = loss(params, frozen, batch, jax.random.key(8))
+    assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    assert np.abs(grads["layers"]["time_0"]["attention"]["to_qkv"]).max() > 0
+    assert not np.any(grads["layers"]["time_0"]["attention"]["freqs"])  # a table, not a parameter
+
+
+def test_a_refiner_starts_from_what_it_shares_with_the_separator():
+    backbone = make_backbone(tiny_bsrf()["model"])
+    separator, fresh = backbone.init(jax.random.key(0), False), backbone.init(jax.random.key(1), True)
+    started = copy_shared(fresh, separator)
+    same = lambda a, b: (np.asarray(a) == np.asarray(b)).all()
+    assert jax.tree.structure(started) == jax.tree.structure(fresh)
+    assert jax.tree.all(jax.tree.map(same, started["mask_estimators"], separator["mask_estimators"]))
+    attention = started["layers"]["freq_0"]["attention"]
+    assert same(attention["to_out"], separator["layers"]["freq_0"]["attention"]["to_out"])
+    assert same(attention["to_scale_shift"], fresh["layers"]["freq_0"]["attention"]["to_scale_shift"])
