@@ -6,7 +6,7 @@ Colours are classes and `currentColor`, so that the page's style decides, by day
 import base64
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -26,11 +26,11 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = (min(values), max(values)) if len(values) else (0.0, 1.0)
-    margin = 0.06 * (high - low) or 1.0
+    margin = max(0.06 * (high - low), 0.1)  # rounding errors stay a flat line
     return low - margin, high + margin
 
 
-def _frame(y_low: float, y_high: float, y_label: str, title: str) -> tuple[list[str], "callable"]:
+def _frame(y_low: float, y_high: float, y_label: str, title: str) -> tuple[list[str], Callable[[float], float]]:
     y = lambda v: TOP + (y_high - v) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     for v in ticks(y_low, y_high):

@@ -15,7 +15,7 @@ from msr_jax.audio.io import read_audio
 from msr_jax.infer import plots
 from msr_jax.infer.evaluate import write_text
 from msr_jax.infer.protocols import METRICS, of_track
-from msr_jax.infer.published import DATA, PUBLISHED
+from msr_jax.infer.published import DATA, PUBLISHED, Row
 
 NAMES = {
     "si_sdri_active": "SI-SDRi, active stems (dB)",
@@ -55,7 +55,7 @@ padding:.8rem;border-radius:.5rem;font-size:.8rem}
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no "-0.00"
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -125,6 +125,13 @@ def headline(results: Mapping[str, Any]) -> list[float | None]:
     return [values[m]["average"] for m in (convention, "sdr", "sir", "sar")]
 
 
+def quoted(row: Row) -> str:
+    """Where a published row comes from, in words."""
+    has_figure = any(v is not None for v in row[2:9])
+    told = f"quoted: {row.source}" if has_figure or row.note else f"no figure in the {row.source}"
+    return told + (f"; {row.note}" if row.note else "")
+
+
 def _published(results: Mapping[str, Any]) -> str:
     settings = results["settings"]
     rows = [["this run", *(number(v) for v in headline(results)), "–", number(results["rtf"], 3), "measured here"]]
@@ -135,8 +142,7 @@ def _published(results: Mapping[str, Any]) -> str:
     count = len(rows)
     for r in PUBLISHED[min(2, settings["channels"])]:
         values = [number(v) for v in (r.si_sdri, r.sdr, r.sir, r.sar)]
-        note = f"quoted: {r.source}" + (f"; {r.note}" if r.note else "")
-        rows.append([r.system, *values, number(r.seconds, 3), number(r.rtf, 3), note])
+        rows.append([r.system, *values, number(r.seconds, 3), number(r.rtf, 3), quoted(r)])
     head = ["system", "SI-SDRi", "SDR", "SIR", "SAR", "s / segment", "RTF", ""]
     return table(head, rows, ours=count)
 
