@@ -21,6 +21,7 @@ from msr_jax.infer.protocols import (
     estimate_stems,
     score_segments,
     score_song,
+    segment_of,
 )
 from msr_jax.infer.songs import load_references
 from msr_jax.metrics.aggregate import SegmentScores, aggregate_segments
@@ -42,8 +43,12 @@ class Plan(NamedTuple):
 
 
 def by_model(function: SeparateFunction, plan: Plan) -> EstimateFunction:
-    """Estimates by separating the sum of the references."""
-    return lambda folder, references: (estimate_stems(function, references, plan.stems, plan.sample_rate), [])
+    """Estimates by separating the sum of the references; segments on their own where the protocol cuts."""
+    segment = None if plan.protocol == "song" else plan.segment
+    return lambda folder, references: (
+        estimate_stems(function, references, plan.stems, plan.sample_rate, segment),
+        [],
+    )
 
 
 def mixture_as_estimate(stems: Sequence[str]) -> SeparateFunction:
@@ -204,7 +209,6 @@ def evaluate(
     sample_rate: int,
     channels: int = 1,
     protocol: str = "song",
-    segment: int | None = None,
     backend: str = "jax",
 ) -> dict[str, Any]:
     """Separate and score tracks in memory.
@@ -213,7 +217,7 @@ def evaluate(
       separate: (mixture, sample_rate) -> {stem: array of its shape}; the mixture is (samples,) for one channel and
         (samples, channels) for more, float32.
       tracks: track folders as `find_tracks` gives.
-      protocol: a key of `PROTOCOLS`; all but "song" cut into segments, which `separate` must not join by overlap-add.
+      protocol: a key of `PROTOCOLS`.
 
     Returns:
       As `summary`.
@@ -223,7 +227,7 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"the protocol must be one of {', '.join(PROTOCOLS)}, not '{protocol}'")
-    plan = Plan(stems, sample_rate, channels, protocol, segment, backend)
+    plan = Plan(stems, sample_rate, channels, protocol, segment_of(channels, sample_rate), backend)
     scored, problems, _ = evaluate_tracks(tracks, [by_model(separate, plan)], plan)
     if problems:
         raise UserError(f"{problems[0]['track']}: {problems[0]['reason']}")

@@ -21,9 +21,9 @@ from msr_jax.infer.evaluate import (
     mixture_as_estimate,
     summary,
 )
-from msr_jax.infer.protocols import PROTOCOLS
+from msr_jax.infer.protocols import PROTOCOLS, segment_of
 from msr_jax.infer.report import write_results
-from msr_jax.infer.separate import OVERLAP, load
+from msr_jax.infer.separate import load
 from msr_jax.infer.songs import format_of, load_estimates, pair_folders, stems_of
 from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.metrics.bss_eval import BACKENDS
@@ -44,11 +44,10 @@ def model_runs(
     separators = []
     for device in jax.local_devices():
         with jax.default_device(device):
-            # Without overlap and with whole segments, every segment is separated on its own.
-            overlap = OVERLAP if protocol == "song" else 0.0
-            separators.append(load(model, refine, steps, seed, overlap=overlap, dtype=dtype))
+            separators.append(load(model, refine, steps, seed, dtype=dtype))
     first = separators[0]
-    plan = Plan(first.stems, first.sample_rate, first.config["channels"], protocol, first.segment, backend)
+    channels, rate = first.config["channels"], first.sample_rate
+    plan = Plan(first.stems, rate, channels, protocol, segment_of(channels, rate), backend)
 
     def on(device: Any, function: Callable) -> Callable:
         def run(mixture, rate):
@@ -88,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         "--stems", metavar="A,B", help="for --estimates: the stems (default: as the references' data set)"
     )
     parser.add_argument(
+        "--sample-rate", type=int, metavar="HZ", help="for --estimates: score at this rate (default: the references')"
+    )
+    parser.add_argument(
         "--workers", type=int, metavar="N", help="tracks at a time (default: one per device, and one more)"
     )
     parser.add_argument("--shard", default="1/1", metavar="K/N", help="every N-th track from the K-th, for N processes")
@@ -117,6 +119,7 @@ def _from_estimates(args: argparse.Namespace, tracks: list[Path], stems: list[st
     if args.protocol != "song":
         raise UserError("--estimates are whole tracks; they are scored by --protocol song")
     rate, channels = format_of(tracks[0], stems)
+    rate = args.sample_rate or rate
     paired, alone, strangers = pair_folders(args.estimates, tracks)
     problems = [{"track": n, "reason": "has no folder of estimates"} for n in alone]
     problems += [{"track": n, "reason": "is a folder of estimates without a reference track"} for n in strangers]
@@ -128,8 +131,9 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.model and args.estimates:
         raise UserError("--model and --estimates exclude each other")
-    if args.workers is not None and args.workers < 1:
-        raise UserError("--workers must be at least 1")
+    for name, value in (("--workers", args.workers), ("--sample-rate", args.sample_rate)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1")
     shard, shards = _shard(args.shard)
     folder = split_of(args.data, args.split)
     settings: dict[str, Any] = {"data": str(args.data), "model": args.model, "estimates": None, "refine": None}
@@ -158,7 +162,8 @@ def main(argv: list[str]) -> int:
         from msr_jax.config import unet_base
 
         config = unet_base()
-        plan = Plan(list(config.stems), config.sample_rate, 1, args.protocol, config.segment, args.bss_backend)
+        rate = config.sample_rate
+        plan = Plan(list(config.stems), rate, 1, args.protocol, segment_of(1, rate), args.bss_backend)
         estimators = [by_model(mixture_as_estimate(plan.stems), plan)]
         settings["refine"] = "no model: the mixture is the estimate"
         tracks = find_tracks(folder, plan.stems)
@@ -172,7 +177,7 @@ def main(argv: list[str]) -> int:
         "bss_backend": plan.backend,
         "sample_rate": plan.sample_rate,
         "channels": plan.channels,
-        "segment": plan.segment,
+        "segment": None if plan.protocol == "song" else plan.segment,
         "stems": list(plan.stems),
         "devices": sorted({d.device_kind for d in jax.local_devices()}),
         "versions": {name: version(name) for name in PACKAGES},

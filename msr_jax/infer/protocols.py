@@ -23,7 +23,7 @@ SONG = (
     "over tracks"
 )
 PAPER = (
-    "as the released evaluation: segments without overlap, each separated and scored on its own (one channel: the "
+    "as the released evaluation: segments of 11.9 s (one channel) or 11 s without overlap, each separated and scored on its own (one channel: the "
     "incomplete last one and those with more than two silent stems left out; more: the last one padded with zeros); "
     "SI-SDRi windows inside of segments; BSSEval v4 filters fitted per segment, a frame left out for all stems where any "
     "reference or estimate is exactly silent, a segment where any is silent throughout"
@@ -37,6 +37,7 @@ WINDOW_METRICS = ("si_sdri_active", "si_sdri_msdm", "si_sdr")  # a value per win
 FRAME_METRICS = ("sdr", "isr", "sir", "sar")  # a value per frame
 TRACK_METRICS = ("snr", "log_wmse")  # a value per track
 METRICS = (*WINDOW_METRICS, *FRAME_METRICS, *TRACK_METRICS)
+SEGMENT_SECONDS = {1: 262_144 / 22_050, 2: 11.0}  # of the released evaluation, by number of channels
 LARGEST = 300.0  # dB; float64 tells no larger ratio, and an estimate without error has an infinite one
 
 
@@ -45,7 +46,7 @@ def cut(audio: np.ndarray, protocol: str, segment: int | None) -> np.ndarray:
 
     Args:
       audio: references (stems, channels, samples).
-      segment: of the model, samples; None only for "song".
+      segment: samples; None only for "song".
     """
     if protocol == "song":
         return audio
@@ -60,13 +61,28 @@ def cut(audio: np.ndarray, protocol: str, segment: int | None) -> np.ndarray:
     return segments.reshape(stems, channels, -1)
 
 
+def segment_of(channels: int, sample_rate: int) -> int:
+    """Samples of the released evaluation's segments; a model of a shorter segment crosses over inside of them."""
+    return round(SEGMENT_SECONDS[min(2, channels)] * sample_rate)
+
+
 def estimate_stems(
-    function: SeparateFunction, references: np.ndarray, stems: Sequence[str], sample_rate: int
+    function: SeparateFunction,
+    references: np.ndarray,
+    stems: Sequence[str],
+    sample_rate: int,
+    segment: int | None = None,
 ) -> np.ndarray:
-    """Estimates, of the references' shape, from the references' sum."""
+    """Estimates, of the references' shape, from the references' sum: of all at once, or of every `segment` on its own."""
     mixture = references.sum(0)
-    parts = function(mixture[0] if len(mixture) == 1 else np.ascontiguousarray(mixture.T), sample_rate)
-    return np.stack([parts[s].reshape(len(parts[s]), -1).T for s in stems])
+    found = np.empty(references.shape, np.float32)
+    step = segment or mixture.shape[-1]
+    for start in range(0, mixture.shape[-1], step):
+        part = mixture[:, start : start + step]
+        parts = function(part[0] if len(part) == 1 else np.ascontiguousarray(part.T), sample_rate)
+        for j, stem in enumerate(stems):
+            found[j, :, start : start + step] = parts[stem].reshape(part.shape[1], -1).T
+    return found
 
 
 def _window_lists(windows: Sequence[WindowScores], stems: Sequence[str]) -> dict[str, dict[str, list[float]]]:

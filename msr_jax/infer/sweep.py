@@ -90,19 +90,6 @@ def sigmas_of(config: Mapping[str, Any], refine: str, setting: Setting) -> np.nd
     return consistency_sigmas(setting.steps, c["sigma_min"], setting.sigma_max, c["rho"])
 
 
-def segments_of(tracks: Sequence[Path], config: Mapping[str, Any], limit: int | None):
-    """Yield reference segments (stems, channels, samples) by the paper's rule, at most `limit`."""
-    count = 0
-    for folder in tracks:
-        audio = load_references(folder, config["stems"], config["sample_rate"], config["channels"])
-        whole = cut(audio, "paper", config["segment"])
-        for start in range(0, whole.shape[-1], config["segment"]):
-            if count == limit:
-                return
-            count += 1
-            yield whole[..., start : start + config["segment"]]
-
-
 def averages(scores: Sequence[WindowScores]) -> dict[str, float | None]:
     """Averages over stems of the means over windows: SI-SDRi in both conventions."""
     values, silent = (np.concatenate([s[k] for s in scores]) for k in (1, 6))
@@ -112,26 +99,37 @@ def averages(scores: Sequence[WindowScores]) -> dict[str, float | None]:
 
 
 def sweep(
-    model: Any,
-    refine: str,
-    settings: Sequence[Setting],
-    segments: Sequence[np.ndarray],
-    progress: Callable = lambda x: x,
+    model: Any, refine: str, settings: Sequence[Setting], tracks: Sequence[Path], progress: Callable = lambda x: x
 ) -> list[dict[str, Any]]:
-    """Score every setting on the same segments: one dict per setting, after one for the deterministic estimate."""
-    config, weights = model.config, jax.device_put(dict(model.weights))
+    """Score every setting on the same tracks, by the protocol "msdm": segments on their own, laid end to end.
+
+    Returns:
+      One dict per setting, after one for the deterministic estimate.
+
+    Raises:
+      UserError: a track cannot be read, or none is as long as a segment.
+    """
+    config, weights, segment = model.config, jax.device_put(dict(model.weights)), model.config["segment"]
     prepare, sample = make_cached(config, refine)
     found: list[list[WindowScores]] = [[] for _ in range(len(settings) + 1)]
-    score = lambda x, references: score_windows(np.asarray(x).swapaxes(1, 2), references, config["sample_rate"])
-    for index, references in enumerate(progress(segments)):
-        cache = prepare(weights, np.ascontiguousarray(references.sum(0).T))
-        gain, estimate = cache[:2]
-        found[0].append(score(estimate / gain, references))
-        for k, setting in enumerate(settings, 1):
-            seed = np.uint32(setting.seed + 1000003 * index)
-            sigmas = sigmas_of(config, refine, setting)
-            refined = sample(weights, cache, sigmas, seed, setting.resamples, setting.s_churn)
-            found[k].append(score(refined, references))
+    for number_of_track, folder in enumerate(progress(tracks)):
+        references = load_references(folder, config["stems"], config["sample_rate"], config["channels"])
+        references = cut(references, "msdm", segment)
+        estimates: list[list[np.ndarray]] = [[] for _ in found]
+        for start in range(0, references.shape[-1], segment):
+            mixture = references[..., start : start + segment].sum(0).T
+            cache = prepare(weights, np.ascontiguousarray(mixture))
+            estimates[0].append(np.asarray(cache[1] / cache[0]))
+            for setting, refined in zip(settings, estimates[1:], strict=True):
+                place = np.random.SeedSequence([setting.seed, number_of_track, start]).generate_state(1)[0]
+                sigmas = sigmas_of(config, refine, setting)
+                refined.append(np.asarray(sample(weights, cache, sigmas, place, setting.resamples, setting.s_churn)))
+        if references.shape[-1]:
+            for scores, parts in zip(found, estimates, strict=True):
+                joined = np.concatenate(parts, 1).swapaxes(1, 2)
+                scores.append(score_windows(joined, references, config["sample_rate"]))
+    if not found[0]:
+        raise UserError(f"no track is as long as a segment of {segment} samples")
     rows = [{"setting": None}, *({"setting": s._asdict()} for s in settings)]
     return [row | averages(scores) for row, scores in zip(rows, found, strict=True)]
 
@@ -172,7 +170,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--resamples", metavar="R,R", help="diffusion only")
     parser.add_argument("--s-churn", metavar="S,S", help="diffusion only")
     parser.add_argument("--seeds", metavar="K,K")
-    parser.add_argument("--segments", type=int, metavar="N", help="the first N segments only")
+    parser.add_argument("--tracks", type=int, metavar="N", help="the first N tracks only")
     args = parser.parse_args(argv)
     model = load_model(args.model)
     if network_of(model.config, args.refine) not in model.weights:
@@ -190,15 +188,20 @@ def main(argv: list[str]) -> int:
     )
     settings = [Setting(*point) for point in points]
     folder = split_of(args.data, args.split)
-    segments = list(segments_of(find_tracks(folder, model.config["stems"]), model.config, args.segments))
-    if not segments:
-        raise UserError(f"{folder} has no whole segment with two active stems")
+    tracks = find_tracks(folder, model.config["stems"])[: args.tracks]
     console = Console()
     progress = partial(progress_over, description="sweeping", console=console, disable=not console.is_terminal)
-    rows = sweep(model, args.refine, settings, segments, progress)
+    rows = sweep(model, args.refine, settings, tracks, progress)
     text = markdown(rows, "si_sdri_msdm" if model.config["channels"] == 1 else "si_sdri_active")
-    told = {"model": args.model, "data": str(folder), "refine": args.refine, "segments": len(segments), "rows": rows}
+    told = {
+        "model": args.model,
+        "data": str(folder),
+        "refine": args.refine,
+        "tracks": len(tracks),
+        "protocol": "msdm",
+        "rows": rows,
+    }
     write_text(args.out / "sweep.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
-    write_text(args.out / "sweep.md", f"{args.refine} on {len(segments)} segments of {folder}\n\n{text}")
+    write_text(args.out / "sweep.md", f"{args.refine} on {len(tracks)} tracks of {folder}\n\n{text}")
     print(text)
     return 0

@@ -66,33 +66,33 @@ def time_segment(model: str, refine: str, steps: int | None, dtype: str, repeats
 
 
 def run_rows(
-    model: str, data: Path, out: Path, protocol: str, backend: str, dtype: str, repeats: int, limit: int | None
-) -> tuple[list[Measured], list[tuple[str, str]], int, list[str]]:
-    """Run every row that a model can: (rows, [(row, why it was not run)], channels, tracks that could not be scored)."""
+    channels: int, model: str, data: Path, args: argparse.Namespace
+) -> tuple[list[Measured], list[tuple[str, str]], list[str]]:
+    """Run every row that a model can: (rows, [(row, why it was not run)], tracks that could not be scored)."""
     measured, missing, faults = [], [], []
-    channels = None
     for system, refine, steps in ROWS:
         try:
-            estimators, plan, _ = model_runs(model, refine, steps, 0, protocol, dtype, backend)
+            estimators, plan, _ = model_runs(model, refine, steps, 0, args.protocol, args.dtype, args.bss_backend)
         except UserError as error:
             missing.append((system, str(error)))
             continue
-        channels = plan.channels
-        tracks = find_tracks(data, plan.stems)[:limit]
-        told = [str(model), system, protocol, backend, dtype]
+        if plan.channels != channels:
+            raise UserError(f"{model} is a model of {plan.channels} channel(s); {DATA[channels]} wants {channels}")
+        tracks = find_tracks(data, plan.stems)[: args.tracks]
+        told = [str(model), system, args.protocol, args.bss_backend, args.dtype]
         stamp = lambda track, told=told: [told, stamp_of([track, Path(model)])]
-        keep = out / DATA[min(2, channels)] / system.replace(" ", "")
+        keep = args.out / DATA[channels] / system.replace(" ", "")
         scored, problems, _ = evaluate_tracks(tracks, estimators, plan, keep, stamp)
         if not scored:
             raise UserError(f"no track of {data} could be scored; {problems[0]['track']}: {problems[0]['reason']}")
         faults += [f"{system}, {p['track']}: {p['reason']}" for p in problems]
         results = summary(scored, problems, plan) | {"settings": {"channels": channels}}
-        timed = time_segment(model, refine, steps, dtype, repeats)
+        timed = time_segment(model, refine, steps, args.dtype, args.repeats)
         measured.append(Measured(system, *headline(results), *timed, len(scored)))
-        print(f"{DATA[min(2, channels)]}: {system} is done ({len(scored)} tracks)")
-    if channels is None:
-        raise UserError(f"{model}: {missing[0][1]}")
-    return measured, missing, channels, faults
+        print(f"{DATA[channels]}: {system} is done ({len(scored)} tracks)")
+    if not measured:
+        raise UserError(f"{model} can run no row: {missing[0][1]}")
+    return measured, missing, faults
 
 
 def quality_table(channels: int, measured: list[Measured], missing: list[tuple[str, str]]) -> str:
@@ -150,19 +150,8 @@ def main(argv: list[str]) -> int:
         if not model:
             missing[channels] = [(row[0], f"neither --{name}-model nor --{name}-data was given") for row in ROWS]
             continue
-        done = run_rows(
-            model,
-            split_of(data, args.split),
-            args.out,
-            args.protocol,
-            args.bss_backend,
-            args.dtype,
-            args.repeats,
-            args.tracks,
-        )
-        if done[2] != channels:
-            raise UserError(f"--{name}-model must be a model of {channels} channel(s), {model} has {done[2]}")
-        measured[channels], missing[channels], _, more = done
+        done = run_rows(channels, model, split_of(data, args.split), args)
+        measured[channels], missing[channels], more = done
         faults += more
     settings: dict[str, Any] = {
         "protocol": args.protocol,
