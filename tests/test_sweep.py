@@ -1,14 +1,18 @@
 """A sweep gives what separation gives, for every setting, from one pass of the deterministic network."""
 
+import copy
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from msr_jax.cli import main
 from msr_jax.data.tracks import find_tracks
 from msr_jax.infer import sweep as sweep_module
+from msr_jax.infer.separate import Separator
 from msr_jax.infer.sweep import Setting, make_cached, sigmas_of, sweep
+from msr_jax.methods import stages
 from msr_jax.weights.model_folder import load_model
 
 
@@ -17,19 +21,20 @@ def model(tiny_model):
     return load_model(tiny_model)
 
 
-def test_sampling_from_the_cache_is_the_refiner(model, tiny_model):
-    import msr_jax
-
+@pytest.mark.parametrize(("refine", "resamples", "churn"), [("consistency", None, None), ("diffusion", 2, 1.0)])
+def test_sampling_from_the_cache_is_what_separation_does(model, monkeypatch, refine, resamples, churn):
+    # The two number their noise differently; a fixed pattern in place of it makes them comparable.
+    fixed = lambda keys, shape: lambda index: jnp.broadcast_to(jnp.cos(jnp.arange(shape[1]))[:, None], shape)
+    for module in (stages, sweep_module):
+        monkeypatch.setattr(module, "noise_from_keys", fixed)
+    config = copy.deepcopy(model.config)
+    config[refine]["sampler"] |= {"sigma_max": 0.3, "num_resamples": resamples, "s_churn": churn}
     mixture = 0.1 * np.random.default_rng(0).standard_normal((2048, 1)).astype(np.float32)
-    prepare, sample = make_cached(model.config, "consistency")
-    cache = prepare(model.weights, mixture)
-    # T = 1 at so low a level that noise does not matter.
-    quiet = Setting(1, 2e-4, None, None, 0)
-    refined = sample(model.weights, cache, sigmas_of(model.config, "consistency", quiet), 0, None, None)
-    model.config["consistency"]["sampler"]["sigma_max"] = 2e-4
-    separator = msr_jax.load(tiny_model, "consistency", 1)
-    expected = separator.__class__(model, "consistency", 1).separate(mixture[:, 0], separator.sample_rate)
-    np.testing.assert_allclose(np.asarray(refined)[..., 0], np.stack(list(expected.values())), atol=2e-3)
+    prepare, sample = make_cached(config, refine)
+    sigmas = sigmas_of(config, refine, Setting(2, 0.3, resamples, churn, 0))
+    refined = sample(model.weights, prepare(model.weights, mixture), sigmas, 0, resamples, churn)
+    separated = Separator(model._replace(config=config), refine, 2).separate(mixture[:, 0], config["sample_rate"])
+    np.testing.assert_allclose(np.asarray(refined)[..., 0], np.stack(list(separated.values())), atol=1e-5)
 
 
 def test_the_deterministic_network_runs_once_per_segment(model, corpus, monkeypatch):

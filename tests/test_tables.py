@@ -34,7 +34,7 @@ def test_rows_are_measured_quoted_or_named_as_missing(corpus, tiny_model, tmp_pa
 def test_bad_input_gets_one_sentence(corpus, tiny_model, tmp_path, capsys):
     for argv, words in (
         (("--slakh-model", tiny_model), "belong together"),
-        (("--musdb-model", tiny_model, "--musdb-data", corpus, "--tracks", 1, "--repeats", 1), "2 channel(s)"),
+        (("--musdb-model", tiny_model, "--musdb-data", corpus, "--tracks", 1, "--repeats", 1), "MUSDB18-HQ wants 2"),
         (("--repeats", 0), "at least 1"),
     ):
         assert tables(*argv, "--out", tmp_path / "out") == 2
