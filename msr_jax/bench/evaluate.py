@@ -21,7 +21,7 @@ TINY = (2, 1, 2000, 9)
 
 
 def worker(engine: str, repeats: int, is_tiny: bool) -> None:
-    """Print the seconds of each run (the first one with compilation, not counted) and the peak memory in bytes."""
+    """Print seconds and CPU seconds of each run (the first one with compilation, not counted), and the peak memory in bytes."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     from msr_jax.runtime import keep_freed_memory
@@ -48,19 +48,19 @@ def worker(engine: str, repeats: int, is_tiny: bool) -> None:
     whole, part = references.shape[-1], rate * 8
     times = []
     for length in [part] + [whole] * repeats:
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         score(length)
-        times.append(time.perf_counter() - started)
+        times += [time.perf_counter() - started, time.process_time() - used]
     print(*times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def _run(engine: str, repeats: int, is_tiny: bool) -> tuple[list[float], int]:
+def _run(engine: str, repeats: int, is_tiny: bool) -> tuple[list[tuple[float, float]], int]:
     command = [sys.executable, "-m", "msr_jax.bench.evaluate", engine, str(repeats), *(["--tiny"] if is_tiny else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise UserError(f"the engine {engine} stopped; its message stands above")
-    *times, peak = done.stdout.split()
-    return [float(t) for t in times], int(peak)
+    *times, peak = map(float, done.stdout.split())
+    return list(zip(times[::2], times[1::2], strict=True)), int(peak)
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     Raises:
       UserError: an engine fails.
     """
-    found: dict[str, tuple[list[float], int]] = {}
+    found: dict[str, tuple[list[tuple[float, float]], int]] = {}
     first = _run("jax", args.repeats, args.tiny)
     found["si_sdri"] = _run("si_sdri", args.repeats, args.tiny)
     if not args.no_peer:
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         again = _run("jax", args.repeats, args.tiny)
         first = (first[0] + again[0][1:], max(first[1], again[1]))
     found = {"bss_eval": first, **found}
-    medians = {name: statistics.median(times[1:]) for name, (times, _) in found.items()}
+    medians = {name: statistics.median(t for t, _ in times[1:]) for name, (times, _) in found.items()}
     peer = medians.get("peer_museval")
     return [
         {
@@ -85,8 +85,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             "seconds": medians[name],
             "speedup_over_peer": peer / medians[name] if peer and name == "bss_eval" else None,
             "peak_memory_bytes": peak,
-            "first_seconds": times[0],
-            "all_seconds": times[1:],
+            "cpu_seconds": statistics.median(
+                used for _, used in times[1:]
+            ),  # of all threads; a busy machine changes it less
+            "first_seconds": times[0][0],
+            "all_seconds": [t for t, _ in times[1:]],
         }
         for name, (times, peak) in found.items()
     ]

@@ -51,7 +51,8 @@ border-radius:50%;background:var(--c);margin:0 .35em 0 1em}.series0{--c:var(--c0
 .sound{background:var(--card);border-radius:.5rem;padding:.6rem;min-width:0}.sound img{width:100%;height:6rem;display:block;
 border-radius:.3rem}.sound audio{width:100%;height:2.2rem;margin-top:.4rem}pre{overflow-x:auto;background:var(--card);
 padding:.8rem;border-radius:.5rem;font-size:.8rem}
-@media(max-width:40rem){body{padding:.8rem;font-size:15px}svg text{font-size:19px}th,td{padding:.3rem .45rem}}
+@media(max-width:40rem){body{padding:.8rem;font-size:15px}svg text{font-size:19px}th,td{padding:.3rem .4rem}
+td:first-child{white-space:normal;min-width:6.5rem}td.note{min-width:14rem}}
 """
 
 
