@@ -13,7 +13,10 @@ from msr_jax.runtime import keep_freed_memory
 COMMANDS = {
     "separate": ("msr_jax.infer.separate_cli", "separate songs into stems"),
     "train": ("msr_jax.train.main", "train a model from a config"),
-    "evaluate": ("msr_jax.infer.evaluate", "SI-SDRi and SDR of a model over a folder of tracks"),
+    "evaluate": ("msr_jax.infer.evaluate_cli", "score a model, or any estimates, over a folder of tracks"),
+    "compare": ("msr_jax.infer.compare", "tell which differences between results are real"),
+    "tables": ("msr_jax.infer.tables", "the paper's tables from the models and data at hand"),
+    "sweep": ("msr_jax.infer.sweep", "settings of a sampler over one set of deterministic features"),
     "import": ("msr_jax.weights.import_cli", "read an official checkpoint into a model folder"),
     "export": ("msr_jax.weights.export_cli", "write a model folder as a PyTorch checkpoint"),
     "parity": ("msr_jax.parity", "check network fixtures against this implementation"),

@@ -34,3 +34,14 @@ def test_without_the_peer_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["bench", "unet", "--tiny"]) == 2
     assert "msr_jax[torch]" in capsys.readouterr().err
+
+
+def test_the_evaluation_benchmark_measures_ours_against_museval(tmp_path):
+    argv = ["bench", "evaluate", "--json", str(tmp_path / "b.json"), "--tiny", "--repeats", "1"]
+    assert main(argv) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "b.json").read_text())["rows"]}
+    assert list(rows) == ["bss_eval", "si_sdri", "peer_museval"]
+    assert rows["bss_eval"]["speedup_over_peer"] == pytest.approx(
+        rows["peer_museval"]["seconds"] / rows["bss_eval"]["seconds"]
+    )
+    assert len(rows["bss_eval"]["all_seconds"]) == 2 and rows["si_sdri"]["speedup_over_peer"] is None

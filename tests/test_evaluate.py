@@ -1,33 +1,34 @@
-"""Evaluation: conventions for silence, strict results, and what is refused."""
+"""Evaluation: conventions for silence, protocols, resuming, estimates of other tools, and what is refused or named."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import soundfile
 
 from msr_jax.cli import main
 from msr_jax.data.tracks import find_tracks, load_track
+from msr_jax.errors import UserError
 from msr_jax.infer.evaluate import evaluate, mixture_as_estimate
-from msr_jax.metrics.bss_eval import bss_eval, museval_metrics
-from msr_jax.metrics.si_sdr import score_windows, si_sdr, windows
+from msr_jax.infer.protocols import METRICS, cut, estimate_stems, score_song
 
 STEMS = ["bass", "drums", "guitar", "piano"]
+MUSDB = ["drums", "bass", "other", "vocals"]
 RATE = 8000
 
 
-def test_si_sdr_ignores_scale_and_knows_orthogonal_noise():
-    rng = np.random.default_rng(0)
-    s, n = rng.standard_normal((2, 8000))
-    n -= (n @ s) / (s @ s) * s
-    n *= np.linalg.norm(s) / np.linalg.norm(n) / 10
-    assert si_sdr(3 * (s + n), s) == pytest.approx(20, abs=1e-6)
-    assert si_sdr(s, s) > 80
+def run(*argv):
+    return main(["evaluate", *map(str, argv)])
 
 
-def test_windows_are_four_seconds_every_two_and_the_last_is_cut():
-    assert [(w.start, w.stop) for w in windows(262_144, 22_050)][-1] == (4 * 2 * 22_050, 262_144)
-    assert len(list(windows(262_144, 22_050))) == 5
-    assert len(list(windows(2 * 22_050, 22_050))) == 0
+def results_in(folder):
+    text = (folder / "results.json").read_text()
+    return json.loads(text, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+
+
+def noise(stems=2, channels=1, seconds=3, seed=0, rate=1000):
+    return np.random.default_rng(seed).standard_normal((stems, channels, seconds * rate)).astype(np.float32)
 
 
 def test_the_mixture_improves_nothing_and_conventions_differ_in_silence_alone(corpus):
@@ -40,71 +41,180 @@ def test_the_mixture_improves_nothing_and_conventions_differ_in_silence_alone(co
     assert active["guitar"] * 2 == msdm["guitar"] == msdm["bass"] == active["bass"]
     # The stem that is silent throughout does not take the others' SDR with it.
     assert results["counts"]["sdr"]["guitar"] * 2 == results["counts"]["sdr"]["bass"] == 26
+    assert set(results["aggregate"]) == set(METRICS)
 
 
 def test_estimates_at_60_db_score_so_in_every_measure(corpus):
     tracks = find_tracks(corpus / "test", STEMS)[:1]
     references = load_track(tracks[0], STEMS, RATE)
-    noise = np.random.default_rng(0).standard_normal(references.shape)
-    near = references + 1e-3 * np.sqrt(np.square(references).mean(-1, keepdims=True)) * noise
+    near = references + 1e-3 * np.sqrt(np.square(references).mean(-1, keepdims=True)) * np.random.default_rng(
+        0
+    ).standard_normal(references.shape)
     aggregate = evaluate(lambda mixture, rate: dict(zip(STEMS, near, strict=True)), tracks, STEMS, RATE)["aggregate"]
-    assert aggregate["si_sdri_active"]["average"] > 50 and aggregate["sdr"]["average"] > 50
+    assert aggregate["si_sdri_active"]["average"] > 50
+    for metric in ("si_sdr", "sdr", "sir", "sar", "snr"):
+        assert aggregate[metric]["average"] == pytest.approx(60, abs=6), metric
 
 
-def test_windows_with_fewer_than_two_active_stems_are_left_out():
-    references = np.zeros((4, 1, 10 * RATE))
-    references[0] = np.random.default_rng(0).standard_normal((1, 10 * RATE))
-    assert len(score_windows(references, references, RATE).start) == 0
-    references[1, :, 5 * RATE :] = references[0, :, 5 * RATE :]
-    assert (score_windows(references, references, RATE).start >= 2 * RATE).all()
+def test_a_frame_is_kept_for_stems_that_sound_in_it():
+    references = noise()
+    references[0, :, 1000:2000] = 0
+    scores = score_song(references + 0.1 * noise(seed=1), references, ["a", "b"], 1000)
+    assert [len(scores["sdr"][s]) for s in "ab"] == [2, 3]
+    museval = score_song(references + 0.1 * noise(seed=1), references, ["a", "b"], 1000, "museval")
+    assert [len(museval["sdr"][s]) for s in "ab"] == [2, 2]
+    np.testing.assert_allclose(museval["sdr"]["a"], scores["sdr"]["a"], atol=1e-3)
 
 
-def test_museval_runs_without_ffmpeg_and_solves_singular_systems(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    museval_metrics.cache_clear()
-    x = np.random.default_rng(0).standard_normal((1, 1, 2 * RATE))
-    twins = np.concatenate([x, x])  # the same reference twice: no unique filters
-    estimates = twins + 0.1 * np.random.default_rng(1).standard_normal(twins.shape)
-    np.testing.assert_allclose(bss_eval(estimates, twins, RATE).sdr, 20, atol=1)
+def test_an_estimate_that_says_nothing_counts_as_an_error_as_large_as_the_stem():
+    references = noise()
+    estimates = references.copy()
+    estimates[0] = 0
+    assert score_song(estimates, references, ["a", "b"], 1000)["sdr"]["a"] == pytest.approx([0, 0, 0], abs=1e-6)
 
 
-def test_the_command_writes_strict_results(corpus, tmp_path, capsys):
-    assert main(["evaluate", "--data", str(corpus), "--out", str(tmp_path / "out")]) == 0
+def test_protocols_cut_as_their_authors_did():
+    mono, stereo = noise(stems=4, seconds=35), noise(stems=4, channels=2, seconds=25)
+    mono[1:, :, 10_000:20_000] = 0  # one active stem only
+    segment = 10_000
+    assert cut(mono, "song", None) is mono
+    assert (cut(mono, "msdm", segment) == mono[..., :30_000]).all()
+    assert (cut(mono, "paper", segment) == np.concatenate([mono[..., :10_000], mono[..., 20_000:30_000]], -1)).all()
+    padded = cut(stereo, "paper", segment)
+    assert padded.shape[-1] == 30_000 and (padded[..., :25_000] == stereo).all() and not padded[..., 25_000:].any()
+
+
+def test_segments_are_separated_on_their_own():
+    references, seen = noise(stems=2, channels=2), []
+
+    def separate(mixture, rate):
+        seen.append(mixture.shape)
+        return {"a": mixture, "b": 2 * mixture}
+
+    estimates = estimate_stems(separate, references, ["a", "b"], 1000, 1500)
+    assert seen == [(1500, 2), (1500, 2)]
+    np.testing.assert_allclose(estimates[1], 2 * references.sum(0), rtol=1e-6)
+
+
+def test_the_paper_s_protocol_reports_under_the_released_names(corpus):
+    tracks = find_tracks(corpus / "test", STEMS)
+    results = evaluate(mixture_as_estimate(STEMS), tracks, STEMS, RATE, protocol="paper")
+    released = results["released"]
+    assert released["msdm_si_sdr_avg"] == pytest.approx(0, abs=1e-6)
+    # The second track lacks a stem, and so all of its SDR.
+    assert released["museval_sdr/bass/num_tracks"] == 1
+    assert results["counts"]["sdr"] == dict.fromkeys(STEMS, 11)
+    assert released["sdr_median_of_medians"] == pytest.approx(results["aggregate"]["sdr"]["average"], abs=1e-9)
+
+
+def test_an_unknown_protocol_is_refused(corpus):
+    with pytest.raises(UserError, match="protocol must be one of"):
+        evaluate(mixture_as_estimate(STEMS), find_tracks(corpus / "test", STEMS), STEMS, RATE, protocol="best")
+
+
+def test_a_model_is_evaluated_beside_its_deterministic_estimate_and_resumes(corpus, tiny_model, tmp_path, capsys):
+    argv = ("--data", corpus, "--model", tiny_model, "--refine", "consistency", "--steps", 1, "--out", tmp_path / "out")
+    assert run(*argv) == 0
     said = capsys.readouterr().out
-    assert "taking the split test" in said
-    results = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=lambda c: pytest.fail(c))
+    assert "taking the split test" in said and "| SDR (dB) |" in said
+    first = results_in(tmp_path / "out")
+    assert first["settings"]["refine"] == "consistency" and first["settings"]["protocol"] == "song" and first["rtf"] > 0
+    assert first["settings"]["tracks"] == 2 and "museval" in first["settings"]["versions"]
     for metric in ("si_sdri_active", "si_sdri_msdm", "sdr"):
-        assert list(results["aggregate"][metric]) == [*STEMS, "average"]
-    assert results["settings"]["tracks"] == 2 and "versions" in results["settings"]
-    assert "| SDR (dB) |" in (tmp_path / "out" / "results.md").read_text()
+        assert list(first["aggregate"][metric]) == [*STEMS, "average"]
+    assert set(first["deterministic"]["tracks"]) == set(first["tracks"])
+    (tmp_path / "out" / "tracks" / "Track00001.json").unlink()
+    kept = tmp_path / "out" / "tracks" / "Track00000.json"
+    before = kept.stat().st_mtime_ns
+    assert run(*argv) == 0
+    assert "1 of 2 tracks were scored before" in capsys.readouterr().out
+    assert kept.stat().st_mtime_ns == before and results_in(tmp_path / "out")["aggregate"] == first["aggregate"]
+    assert run(*argv[:-2], "--seed", 1, "--no-det", "--out", tmp_path / "out") == 0  # other settings: all anew
+    assert "scored before" not in capsys.readouterr().out
 
 
-def test_a_model_is_evaluated(corpus, tiny_model, tmp_path):
-    argv = [
-        "evaluate",
-        "--data",
-        str(corpus / "test"),
-        "--model",
-        str(tiny_model),
-        "--refine",
-        "consistency",
-        "--steps",
-        "1",
-    ]
-    assert main([*argv, "--out", str(tmp_path / "out")]) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["settings"]["refine"] == "consistency" and results["rtf"] > 0
+def test_shards_share_the_work_and_the_last_call_collects(corpus, tmp_path, capsys):
+    argv = ("--data", corpus, "--out", tmp_path / "out")
+    for k in (1, 2):
+        assert run(*argv, "--shard", f"{k}/2") == 0
+        assert not (tmp_path / "out" / "results.json").exists()
+    assert run(*argv) == 0
+    assert "2 of 2 tracks were scored before" in capsys.readouterr().out
+    assert len(results_in(tmp_path / "out")["tracks"]) == 2
 
 
-def test_bad_input_gets_one_sentence(corpus, tmp_path, capsys):
+def stereo_song(folder, stems=MUSDB, seconds=3, rate=RATE, channels=2, seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, stem in enumerate(stems):
+        x = 0.1 * np.random.default_rng([seed, k]).standard_normal((int(seconds * rate), channels))
+        soundfile.write(folder / f"{stem}.wav", x, rate, subtype="FLOAT")
+
+
+def test_folders_of_estimates_are_scored_and_every_fault_is_named(tmp_path, capsys):
+    names = ("good", "short", "resampled", "cut", "nan", "poorer", "alone")
+    for k, name in enumerate(names):
+        stereo_song(tmp_path / "references" / name, seed=k)
+        if name != "alone":
+            stereo_song(tmp_path / "estimates" / name, seed=k)
+    stereo_song(tmp_path / "estimates" / "stranger")
+    made = tmp_path / "estimates"
+    stereo_song(made / "short", ["vocals"], seconds=2.95)
+    stereo_song(made / "resampled", ["vocals"], rate=16_000, channels=1)
+    stereo_song(made / "cut", ["vocals"], seconds=2)
+    broken = np.full((3 * RATE, 2), 0.1, np.float32)
+    broken[5] = np.nan
+    soundfile.write(made / "nan" / "bass.wav", broken, RATE, subtype="FLOAT")
+    (made / "poorer" / "drums.wav").unlink()
+    argv = ("--estimates", made, "--references", tmp_path / "references", "--out", tmp_path / "out")
+    assert run(*argv) == 1
+    results = results_in(tmp_path / "out")
+    reasons = {p["track"]: p["reason"] for p in results["problems"]}
+    assert set(reasons) == {"cut", "nan", "poorer", "alone", "stranger"}
+    for name, words in (
+        ("cut", "lasts 2.00 s, its reference 3.00 s"),
+        ("nan", "NaN"),
+        ("poorer", "lacks the estimates of drums"),
+        ("alone", "no folder of estimates"),
+        ("stranger", "without a reference"),
+    ):
+        assert words in reasons[name]
+    assert set(results["tracks"]) == {"good", "short", "resampled"}
+    assert results["tracks"]["good"]["notes"] == []
+    assert "400 samples shorter" in results["tracks"]["short"]["notes"][0]
+    assert ["channels" in n or "resampled" in n for n in results["tracks"]["resampled"]["notes"]] == [True, True]
+    assert results["settings"]["channels"] == 2 and results["settings"]["stems"] == MUSDB
+    assert min(results["tracks"]["good"]["si_sdr"]["bass"]) > 100
+    for text in (capsys.readouterr().out, *((tmp_path / "out" / n).read_text() for n in ("results.md", "report.html"))):
+        assert all(name in text for name in reasons)
+
+
+def test_tracks_of_a_model_that_cannot_be_read_are_named_too(corpus, tmp_path):
+    shutil.copytree(corpus / "test", tmp_path / "data")
+    path = tmp_path / "data" / "Track00001" / "bass.wav"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert run("--data", tmp_path / "data", "--out", tmp_path / "out") == 1
+    results = results_in(tmp_path / "out")
+    assert [p["track"] for p in results["problems"]] == ["Track00001"] and list(results["tracks"]) == ["Track00000"]
+
+
+def test_bad_input_gets_one_sentence(corpus, tiny_model, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    for data, out, words in (
-        (tmp_path / "none", tmp_path / "out", "is no folder"),
-        (tmp_path / "empty", tmp_path / "out", "holds no tracks"),
-        (corpus, tmp_path / "file" / "out", "cannot write to --out"),
+    out = tmp_path / "out"
+    for argv, words in (
+        (("--data", tmp_path / "none", "--out", out), "is no folder"),
+        (("--data", tmp_path / "empty", "--out", out), "holds no tracks"),
+        (("--data", corpus, "--out", tmp_path / "file" / "out"), "cannot write to --out"),
+        (("--data", corpus, "--shard", "3/2", "--out", out), "--shard must be K/N"),
+        (("--data", corpus, "--workers", 0, "--out", out), "--workers must be at least 1"),
+        (("--data", corpus, "--model", tmp_path / "empty", "--out", out), "config.json"),
+        (("--data", corpus, "--model", tiny_model, "--estimates", corpus, "--out", out), "exclude each other"),
+        (("--data", corpus, "--estimates", tmp_path / "none", "--out", out), "is no folder"),
+        (("--data", corpus, "--estimates", tmp_path / "empty", "--out", out), "has the name of a reference track"),
+        (("--data", tmp_path / "empty", "--estimates", corpus, "--out", out), "neither the stems of"),
+        (("--data", corpus, "--estimates", corpus, "--protocol", "paper", "--out", out), "--protocol song"),
     ):
-        assert main(["evaluate", "--data", str(data), "--out", str(out)]) == 2
+        assert run(*argv) == 2
         message = capsys.readouterr().err
-        assert words in message and message.count("\n") == 1
-        assert not (out / "results.json").exists()
+        assert words in message and message.count("\n") == 1, message
+        assert not out.exists()

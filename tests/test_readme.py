@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from msr_jax.cli import main
 from tests.conftest import TINY_SEGMENT, TINY_SIZES
@@ -41,6 +42,15 @@ def folder(tmp_path_factory):
     return place
 
 
+def other_tool(corpus, folder):
+    """Estimates as another program would leave them: here, a third of the mixture."""
+    for track in corpus.iterdir():
+        audio, rate = soundfile.read(track / "mix.flac")
+        (folder / track.name).mkdir(parents=True)
+        for stem in ("bass", "drums", "guitar", "piano"):
+            soundfile.write(folder / track.name / f"{stem}.wav", audio / 3, rate)
+
+
 def run(words):
     """Run one command in this process; returns its exit code."""
     if words[0] == "msr":
@@ -67,6 +77,8 @@ def test_every_command_of_the_readme_runs(folder, monkeypatch, capsys):
             words = shlex.split(part)
             if words[:2] == ["msr", "separate"] and not Path("song.flac").exists():
                 shutil.copy("corpus/test/Track00000/mix.flac", "song.flac")
+            if words[:3] == ["msr", "evaluate", "--estimates"]:
+                other_tool(Path("corpus/test"), Path(words[3]))
             needs_torch = words[:2] == ["msr", "export"] and importlib.util.find_spec("torch") is None
             assert run(words) == (2 if needs_torch else 0), (command, capsys.readouterr().err)
     assert sorted(p.name for p in Path("stems/song").iterdir() if p.suffix == ".flac") == [

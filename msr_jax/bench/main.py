@@ -10,7 +10,7 @@ from typing import Any
 
 from msr_jax.errors import UserError
 
-BENCHMARKS = {"unet": "msr_jax.bench.unet"}  # each has run(options) -> rows
+BENCHMARKS = {"unet": "msr_jax.bench.unet", "evaluate": "msr_jax.bench.evaluate"}  # each has run(options) -> rows
 
 
 def machine() -> str:
@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("name", choices=list(BENCHMARKS))
     parser.add_argument("--json", metavar="FILE", type=Path, help="write machine and rows here as well")
     parser.add_argument("--repeats", type=int, default=7, help="of each measurement; the median counts")
-    parser.add_argument("--no-peer", action="store_true", help="leave out PyTorch; ratios are then empty")
-    parser.add_argument("--tiny", action="store_true", help="a network of toy size, to see that the benchmark runs")
+    parser.add_argument("--no-peer", action="store_true", help="leave out the other program; ratios are then empty")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that the benchmark runs")
     args = parser.parse_args(argv)
     if args.repeats < 1:
         raise UserError("--repeats must be at least 1")

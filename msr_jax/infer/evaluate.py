@@ -1,110 +1,54 @@
-"""`msr evaluate`: SI-SDRi and SDR of a model over a folder of multitrack songs."""
+"""Evaluation of a model, or of any estimates, over many tracks; a track that is done stays done."""
 
-import argparse
 import json
 import os
+import queue
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import version
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track as progress_over
 
-from msr_jax.data.tracks import find_tracks, load_track
+from msr_jax.audio.io import write_audio
 from msr_jax.errors import UserError
-from msr_jax.methods.stages import REFINEMENTS
-from msr_jax.metrics.bss_eval import bss_eval
-from msr_jax.metrics.si_sdr import score_windows
-
-PROTOCOL = (
-    "whole tracks; mixture = sum of the stems; SI-SDRi on 4 s windows every 2 s with at least two active stems, mean over all "
-    "windows (active: without windows where the stem is silent, msdm: with them); SDR by museval (BSSEval v4, 1 s frames, "
-    "filters fitted per track, stems that are silent throughout a track left out of it), median over frames, then over tracks"
+from msr_jax.infer.protocols import (
+    PROTOCOLS,
+    SeparateFunction,
+    aggregate,
+    cut,
+    estimate_stems,
+    score_segments,
+    score_song,
+    segment_of,
 )
-METRICS = ("si_sdri_active", "si_sdri_msdm", "sdr")
-SeparateFunction = Callable[[np.ndarray, int], Mapping[str, np.ndarray]]
+from msr_jax.infer.songs import load_references
+from msr_jax.metrics.aggregate import SegmentScores, aggregate_segments
+
+EXCERPT_SECONDS = 8
+# (track folder, references (stems, channels, samples)) -> estimates of that shape, notes
+EstimateFunction = Callable[[Path, np.ndarray], tuple[np.ndarray, list[str]]]
 
 
-def score_track(
-    estimates: np.ndarray, references: np.ndarray, stems: Sequence[str], sample_rate: int
-) -> dict[str, Any]:
-    """Scores of one track.
+class Plan(NamedTuple):
+    """What is scored, and how."""
 
-    Args:
-      estimates, references: (stems, samples), mono.
-
-    Returns:
-      {"si_sdri_active", "si_sdri_msdm", "sdr": {stem: list of dB, one per window or frame that counts}}.
-    """
-    if not np.isfinite(estimates).all():
-        raise UserError("an estimate holds NaN or infinite samples")
-    windows = score_windows(estimates[:, None], references[:, None], sample_rate)
-    everything = {stem: windows.si_sdri[:, j].tolist() for j, stem in enumerate(stems)}
-    active = {stem: windows.si_sdri[~windows.silent[:, j], j].tolist() for j, stem in enumerate(stems)}
-    sdr: dict[str, list[float]] = {stem: [] for stem in stems}
-    # museval refuses a track with a stem that is silent throughout, for all stems; leave such stems out instead.
-    sounding = [j for j in range(len(stems)) if references[j].any() and estimates[j].any()]
-    if sounding and references.shape[1] >= sample_rate:
-        frames = bss_eval(estimates[sounding][:, None], references[sounding][:, None], sample_rate).sdr
-        for row, j in enumerate(sounding):
-            sdr[stems[j]] = frames[row][np.isfinite(frames[row])].tolist()
-    return {"si_sdri_active": active, "si_sdri_msdm": everything, "sdr": sdr}
+    stems: Sequence[str]
+    sample_rate: int
+    channels: int = 1
+    protocol: str = "song"
+    segment: int | None = None  # samples; for the protocols that cut
+    backend: str = "jax"
 
 
-def aggregate(tracks: Mapping[str, Mapping[str, Any]], stems: Sequence[str]) -> tuple[dict, dict]:
-    """Over tracks: ({metric: {stem: dB or None, "average": dB}}, {metric: {stem: how many values}}).
-
-    SI-SDRi is the mean over all windows of all tracks, SDR the median over frames and then over tracks. The average is
-    over the stems that have a value.
-    """
-    values: dict[str, dict] = {}
-    counts: dict[str, dict] = {}
-    for metric in METRICS:
-        values[metric], counts[metric] = {}, {}
-        for stem in stems:
-            lists = [scores[metric][stem] for scores in tracks.values() if scores[metric][stem]]
-            counts[metric][stem] = sum(map(len, lists))
-            if not lists:
-                values[metric][stem] = None
-            elif metric == "sdr":
-                values[metric][stem] = float(np.median([np.median(v) for v in lists]))
-            else:
-                values[metric][stem] = float(np.mean(np.concatenate(lists)))
-        present = [v for v in values[metric].values() if v is not None]
-        values[metric]["average"] = float(np.mean(present)) if present else None
-    return values, counts
-
-
-def evaluate(
-    separate: SeparateFunction, tracks: Iterable[Path], stems: Sequence[str], sample_rate: int
-) -> dict[str, Any]:
-    """Separate and score tracks.
-
-    Args:
-      separate: (mixture (samples,) float32, sample_rate) -> {stem: (samples,)}.
-      tracks: track folders as `find_tracks` gives.
-
-    Returns:
-      {"aggregate", "counts", "tracks": {name: scores of every window and frame}, "rtf": seconds of work per second of audio,
-      the first track left out where there are several, since it pays for compilation}.
-    """
-    scored: dict[str, Any] = {}
-    worked, lasted = [], []
-    for folder in tracks:
-        references = load_track(folder, stems, sample_rate)
-        mixture = references.sum(0)
-        started = time.perf_counter()
-        estimates = separate(mixture, sample_rate)
-        worked.append(time.perf_counter() - started)
-        lasted.append(references.shape[1] / sample_rate)
-        scored[folder.name] = score_track(np.stack([estimates[s] for s in stems]), references, stems, sample_rate)
-    values, counts = aggregate(scored, stems)
-    timed = slice(1, None) if len(worked) > 1 else slice(None)
-    rtf = sum(worked[timed]) / sum(lasted[timed])
-    return {"aggregate": values, "counts": counts, "tracks": scored, "rtf": rtf}
+def by_model(function: SeparateFunction, plan: Plan) -> EstimateFunction:
+    """Estimates by separating the sum of the references; segments on their own where the protocol cuts."""
+    segment = None if plan.protocol == "song" else plan.segment
+    return lambda folder, references: (
+        estimate_stems(function, references, plan.stems, plan.sample_rate, segment),
+        [],
+    )
 
 
 def mixture_as_estimate(stems: Sequence[str]) -> SeparateFunction:
@@ -112,92 +56,194 @@ def mixture_as_estimate(stems: Sequence[str]) -> SeparateFunction:
     return lambda mixture, sample_rate: {stem: mixture for stem in stems}
 
 
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def score_track(folder: Path, estimate: EstimateFunction, plan: Plan, excerpt: Path | None = None) -> dict[str, Any]:
+    """Load, separate and score one track.
+
+    Args:
+      excerpt: a folder that gets a few seconds of mixture, references and estimates.
+
+    Returns:
+      {"seconds", "work_seconds", "notes", one entry per metric as `score_song` gives, "segments" (protocol "paper")}.
+
+    Raises:
+      UserError: references or estimates cannot be used.
+    """
+    references = cut(load_references(folder, plan.stems, plan.sample_rate, plan.channels), plan.protocol, plan.segment)
+    if not references.shape[-1]:
+        raise UserError(f"{folder} has no segment that the protocol '{plan.protocol}' keeps")
+    started = time.perf_counter()
+    estimates, notes = estimate(folder, references)
+    worked = time.perf_counter() - started
+    if not np.isfinite(estimates).all():
+        raise UserError(f"an estimate of {folder} holds NaN or infinite samples")
+    told = {"seconds": references.shape[-1] / plan.sample_rate, "work_seconds": worked, "notes": notes}
+    told["notes"] = notes + [
+        f"reference {s} is silent throughout" for s, r in zip(plan.stems, references, strict=True) if not r.any()
+    ]
+    told["notes"] += [
+        f"estimate {s} is silent throughout" for s, e in zip(plan.stems, estimates, strict=True) if not e.any()
+    ]
+    if excerpt:
+        write_excerpt(excerpt, estimates, references, plan)
+    if plan.protocol == "paper":
+        scores, segments = score_segments(
+            estimates, references, plan.stems, plan.sample_rate, plan.segment, plan.backend
+        )
+        return told | scores | {"segments": segments}
+    return told | score_song(estimates, references, plan.stems, plan.sample_rate, plan.backend)
 
 
-def markdown(results: Mapping[str, Any], stems: Sequence[str]) -> str:
-    """The aggregate as a table, with the settings below it."""
-    names = {
-        "si_sdri_active": "SI-SDRi, active stems (dB)",
-        "si_sdri_msdm": "SI-SDRi, MSDM convention (dB)",
-        "sdr": "SDR (dB)",
+def write_excerpt(folder: Path, estimates: np.ndarray, references: np.ndarray, plan: Plan) -> None:
+    """Write the stretch where the quietest stem sounds most, so that all can be heard: mixture, references, estimates."""
+    length = min(EXCERPT_SECONDS * plan.sample_rate, references.shape[-1])
+    starts = range(0, references.shape[-1] - length + 1, plan.sample_rate)
+    levels = [np.sort(np.sqrt(np.square(references[..., s : s + length]).mean((1, 2)))) for s in starts]
+    start = starts[int(np.argmax([np.log(level + 1e-6).sum() for level in levels]))]
+    part = slice(start, start + length)
+    sounds = {"mixture": references.sum(0)}
+    for j, stem in enumerate(plan.stems):
+        sounds |= {f"{stem}.reference": references[j], f"{stem}.estimate": estimates[j]}
+    for name, audio in sounds.items():
+        write_audio(folder / f"{name}.flac", audio[:, part].T, plan.sample_rate, "PCM_16")
+
+
+def evaluate_tracks(
+    tracks: Iterable[Path],
+    estimators: Sequence[EstimateFunction],
+    plan: Plan,
+    keep: Path | None = None,
+    stamp: Callable[[Path], Any] = lambda folder: None,
+    workers: int = 1,
+    excerpts: Sequence[Path] = (),
+    progress: Callable[[Path], Any] = lambda folder: None,
+) -> tuple[dict[str, dict], list[dict[str, str]], int]:
+    """Score many tracks at a time.
+
+    Args:
+      estimators: one per device; a track waits for a free one to be separated, and is scored without it.
+      keep: folder in which each track's scores stay, as NAME.json; a track found there with an equal stamp is not done again.
+      stamp: what a track's scores depend on, as JSON.
+      workers: tracks in work at a time.
+      excerpts: tracks of which audio is kept, below `keep`'s neighbour `excerpts`.
+      progress: called with each track that is done.
+
+    Returns:
+      ({track: its scores}, problems [{"track", "reason"}], number of tracks taken from `keep`).
+    """
+    free: queue.Queue = queue.Queue()
+    for estimator in estimators:
+        free.put(estimator)
+
+    def borrowed(folder: Path, references: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        estimator = free.get()
+        try:
+            return estimator(folder, references)
+        finally:
+            free.put(estimator)
+
+    def work(folder: Path) -> tuple[str, dict | None, str, bool]:
+        place = keep / f"{folder.name}.json" if keep else None
+        sounds = keep.parent / "excerpts" / folder.name if keep and folder in excerpts else None
+        # JSON turns tuples into lists: compared is what can be read back.
+        told = json.loads(json.dumps(stamp(folder)))
+        if place and place.exists() and not (sounds and not sounds.exists()):
+            try:
+                kept = json.loads(place.read_text())
+                if kept["stamp"] == told:
+                    return folder.name, kept["scores"], "", True
+            except (ValueError, KeyError, TypeError):
+                pass  # written by something else: done anew
+        try:
+            scores = score_track(folder, borrowed, plan, sounds)
+        except UserError as error:
+            return folder.name, None, str(error), False
+        if place:
+            write_text(place, json.dumps({"stamp": told, "scores": scores}, allow_nan=False))
+        return folder.name, scores, "", False
+
+    scored, problems, found = {}, [], 0
+    tracks = list(tracks)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for folder, (name, scores, reason, was_kept) in zip(tracks, pool.map(work, tracks), strict=True):
+                found += was_kept
+                if scores is None:
+                    problems.append({"track": name, "reason": reason})
+                else:
+                    scored[name] = scores
+                progress(folder)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return scored, problems, found
+
+
+def summary(
+    scored: Mapping[str, Mapping[str, Any]], problems: Sequence[Mapping[str, str]], plan: Plan
+) -> dict[str, Any]:
+    """Everything that results.json says of scored tracks, but for the settings.
+
+    Returns:
+      {"aggregate", "counts", "released" (protocol "paper": the names of the released evaluation), "rtf": seconds of work
+      per second of audio, the first track left out where there are several, since it pays for compilation, "problems",
+      "tracks"}.
+    """
+    values, counts = aggregate(scored, plan.stems)
+    timed = list(scored.values())[1 if len(scored) > 1 else 0 :]
+    seconds = sum(t["seconds"] for t in timed)
+    results = {"aggregate": values, "counts": counts}
+    if plan.protocol == "paper":
+        segments = [(n, SegmentScores.from_json(s)) for n, t in scored.items() for s in t["segments"]]
+        results["released"] = aggregate_segments(segments, plan.stems, include_silent=plan.channels == 1)
+    return results | {
+        "rtf": sum(t["work_seconds"] for t in timed) / seconds if seconds else None,
+        "problems": list(problems),
+        "tracks": dict(scored),
     }
-    rows = [f"| | {' | '.join([*stems, 'average'])} |", "|---" * (len(stems) + 2) + "|"]
-    for metric in METRICS:
-        values, counts = results["aggregate"][metric], results["counts"][metric]
-        cells = [f"{_cell(values[s])} (n = {counts[s]})" for s in stems]
-        rows.append(f"| {names[metric]} | {' | '.join([*cells, _cell(values['average'])])} |")
-    settings = "\n".join(f"- {k}: {v}" for k, v in results["settings"].items())
-    return "\n".join(rows) + f"\n\nReal time factor: {results['rtf']:.3f}\n\n{settings}\n"
 
 
-def write_results(out: Path, results: Mapping[str, Any], stems: Sequence[str]) -> None:
-    """Write results.json (strict JSON) and results.md, each whole or not at all."""
-    for name, text in (
-        ("results.json", json.dumps(results, indent=1, allow_nan=False) + "\n"),
-        ("results.md", markdown(results, stems)),
-    ):
-        beside = out / f".{name}.{os.getpid()}.tmp"
-        beside.write_text(text)
-        os.replace(beside, out / name)
+def evaluate(
+    separate: SeparateFunction,
+    tracks: Iterable[Path],
+    stems: Sequence[str],
+    sample_rate: int,
+    channels: int = 1,
+    protocol: str = "song",
+    backend: str = "jax",
+) -> dict[str, Any]:
+    """Separate and score tracks in memory.
+
+    Args:
+      separate: (mixture, sample_rate) -> {stem: array of its shape}; the mixture is (samples,) for one channel and
+        (samples, channels) for more, float32.
+      tracks: track folders as `find_tracks` gives.
+      protocol: a key of `PROTOCOLS`.
+
+    Returns:
+      As `summary`.
+
+    Raises:
+      UserError: an unknown protocol, or a track that cannot be scored.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"the protocol must be one of {', '.join(PROTOCOLS)}, not '{protocol}'")
+    plan = Plan(stems, sample_rate, channels, protocol, segment_of(channels, sample_rate), backend)
+    scored, problems, _ = evaluate_tracks(tracks, [by_model(separate, plan)], plan)
+    if problems:
+        raise UserError(f"{problems[0]['track']}: {problems[0]['reason']}")
+    return summary(scored, problems, plan)
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="msr evaluate", description=__doc__)
-    parser.add_argument(
-        "--data", required=True, metavar="DIR", type=Path, help="folder of tracks, or a corpus with splits"
-    )
-    parser.add_argument("--model", metavar="DIR", help="model folder; without one, the mixture is the estimate")
-    parser.add_argument("--refine", choices=REFINEMENTS, help="default: the best that the model has")
-    parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
-    parser.add_argument("--split", default="test", help="of a corpus with splits (default: test)")
-    parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="results.json and results.md go here")
-    args = parser.parse_args(argv)
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        probe = args.out / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
     except OSError as error:
-        raise UserError(f"cannot write to --out {args.out}: {error.strerror}") from error
-    settings: dict[str, Any] = {
-        "data": str(args.data),
-        "model": args.model,
-        "refine": None,
-        "steps": None,
-        "seed": args.seed,
-    }
-    if args.model:
-        from msr_jax.infer.separate import load
-
-        separator = load(args.model, args.refine, args.steps, args.seed)
-        separate, stems, rate = separator.separate, separator.stems, separator.sample_rate
-        settings |= {"refine": separator.refine, "steps": args.steps or "the model's own"}
-    else:
-        from msr_jax.config import unet_base
-
-        config = unet_base()
-        stems, rate = list(config.stems), config.sample_rate
-        separate = mixture_as_estimate(stems)
-        settings["refine"] = "no model: the mixture is the estimate"
-    folder = args.data / args.split if (args.data / args.split).is_dir() else args.data
-    if folder != args.data:
-        print(f"taking the split {args.split} of {args.data}")
-        settings["split"] = args.split
-    tracks = find_tracks(folder, stems)
-    console = Console()
-    results = evaluate(
-        separate,
-        progress_over(tracks, "evaluating", console=console, disable=not console.is_terminal),
-        stems,
-        rate,
-    )
-    settings |= {"tracks": len(tracks), "sample_rate": rate, "protocol": PROTOCOL}
-    settings["versions"] = {name: version(name) for name in ("msr_jax", "jax", "flax", "numpy", "museval")}
-    results["settings"] = settings
-    write_results(args.out, results, stems)
-    print(markdown(results, stems))
-    print(f"wrote {args.out}/results.json and results.md ({len(tracks)} tracks)")
-    return 0
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

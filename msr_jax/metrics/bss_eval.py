@@ -88,7 +88,9 @@ def _scores(estimates: np.ndarray, references: np.ndarray, sample_rate: int, joi
     filters, own = _fit(r, e, stems, -(-TAPS // frame) * frame)
     spectra = (_spectrum(x, next_fast_len(frame + TAPS - 1, real=True)) for x in (filters, own))
     energies = _map_groups(partial(_energies, *spectra), r, e, frame, samples // frame)
-    s, d, spatial, own_projection, interference, projection, artifacts, r_sounds, e_sounds = np.moveaxis(energies, -1, 0)
+    s, d, spatial, own_projection, interference, projection, artifacts, r_sounds, e_sounds = np.moveaxis(
+        energies, -1, 0
+    )
     kept = (r_sounds * e_sounds > 0).all(-1, keepdims=True) if joint_silence else r_sounds > 0
     ratios = ((s, d), (s, spatial), (own_projection, interference), (projection, artifacts))
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -4,23 +4,27 @@ Windows of 4 s, 2 s apart; a window counts only if at least two reference stems 
 silent reference stems: "active" leaves them out, "msdm" takes them in (the mixture's attenuation).
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 EPSILON = 1e-8
-WINDOW_SECONDS, HOP_SECONDS = 4, 2
+WINDOW_SECONDS, HOP_SECONDS = 4, 2  # a window is two hops: every sample is read once
 SILENT = 1.5e-5
+
+
+def _si_sdr(inner: np.ndarray, reference: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+    """SI-SDR in dB from ⟨ŝ, s⟩, ‖s‖² and ‖ŝ‖², of any one shape."""
+    scale = (inner + EPSILON) / (reference + EPSILON)
+    # ‖αs - ŝ‖² multiplied out; in float64 its rounding stays far below ε.
+    error = np.maximum(scale**2 * reference - 2 * scale * inner + estimate, 0)
+    return 10 * np.log10((scale**2 * reference + EPSILON) / (error + EPSILON))
 
 
 def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """SI-SDR in dB over the last axis (samples), no mean removed: (…, samples) twice -> (…)."""
     estimate, reference = estimate.astype(np.float64), reference.astype(np.float64)
-    inner = (estimate * reference).sum(-1, keepdims=True) + EPSILON
-    scaled = inner / (np.square(reference).sum(-1, keepdims=True) + EPSILON) * reference
-    error = np.square(scaled - estimate).sum(-1) + EPSILON
-    return 10 * np.log10((np.square(scaled).sum(-1) + EPSILON) / error)
+    return _si_sdr((estimate * reference).sum(-1), np.square(reference).sum(-1), np.square(estimate).sum(-1))
 
 
 def is_silent(audio: np.ndarray) -> np.ndarray:
@@ -28,11 +32,10 @@ def is_silent(audio: np.ndarray) -> np.ndarray:
     return np.linalg.norm(audio.astype(np.float64), axis=(-2, -1)) / audio.shape[-1] < SILENT
 
 
-def windows(samples: int, sample_rate: int) -> Iterator[slice]:
+def windows(samples: int, sample_rate: int) -> list[slice]:
     """Windows of a signal: [2i, 2i + 4) s for i below ceil((samples - 2 s) / 2 s), the last cut at the end."""
     hop, length = HOP_SECONDS * sample_rate, WINDOW_SECONDS * sample_rate
-    for i in range(max(0, -(-(samples - hop) // hop))):
-        yield slice(i * hop, min(i * hop + length, samples))
+    return [slice(i * hop, min(i * hop + length, samples)) for i in range(max(0, -(-(samples - hop) // hop)))]
 
 
 class WindowScores(NamedTuple):
@@ -47,6 +50,24 @@ class WindowScores(NamedTuple):
     silent: np.ndarray  # bool
 
 
+def _products(estimates: np.ndarray, references: np.ndarray, hop: int) -> np.ndarray:
+    """Inner products, hop by hop, of all estimates, all references, the mixture and a constant 1.
+
+    Returns:
+      (hops, channels, 2 · stems + 2, 2 · stems + 2) float64.
+    """
+    stems, channels, samples = references.shape
+    found = np.empty((-(-samples // hop), channels, 2 * stems + 2, 2 * stems + 2))
+    for k in range(len(found)):
+        cut = slice(k * hop, min((k + 1) * hop, samples))
+        x = np.ones((channels, 2 * stems + 2, cut.stop - cut.start))
+        x[:, :stems] = estimates[..., cut].swapaxes(0, 1)
+        x[:, stems : 2 * stems] = references[..., cut].swapaxes(0, 1)
+        np.sum(x[:, stems : 2 * stems], 1, out=x[:, 2 * stems])
+        np.matmul(x, x.swapaxes(1, 2), out=found[k])
+    return found
+
+
 def score_windows(estimates: np.ndarray, references: np.ndarray, sample_rate: int) -> WindowScores:
     """Scores of one segment or track.
 
@@ -54,38 +75,28 @@ def score_windows(estimates: np.ndarray, references: np.ndarray, sample_rate: in
       estimates, references: (stems, channels, samples); the mixture is the sum of the references.
       sample_rate: Hz.
     """
-    rows: list[tuple[Any, ...]] = []
-    for window in windows(references.shape[-1], sample_rate):
-        reference, estimate = references[..., window], estimates[..., window]
-        silent = is_silent(reference)
-        if (~silent).sum() < 2:
-            continue
-        mixture = np.broadcast_to(reference.sum(0, dtype=np.float64), reference.shape)
-        score = si_sdr(estimate, reference).mean(-1)
-        improvement = score - si_sdr(mixture, reference).mean(-1)
-        energy = np.square(reference, dtype=np.float64).sum(-1) + 1e-5
-        error = np.square(reference.astype(np.float64) - estimate).sum(-1) + 1e-5
-        centred = [x - x.mean(-1, keepdims=True) for x in (estimate, reference)]
-        rms = np.sqrt(np.square(estimate, dtype=np.float64).mean((1, 2)))
-        rows.append(
-            (
-                window.start,
-                improvement,
-                score,
-                (10 * np.log10(energy / error)).mean(-1),
-                si_sdr(*centred).mean(-1),
-                20 * np.log10(rms + 1e-10),
-                silent,
-            )
-        )
-    stems = references.shape[0]
-    if not rows:
+    stems, samples = len(references), references.shape[-1]
+    places = windows(samples, sample_rate)
+    if not places:
         empty = np.zeros((0, stems))
         return WindowScores(np.zeros(0, int), *(empty,) * 5, empty.astype(bool))
-    return WindowScores(*(np.stack(column) for column in zip(*rows, strict=True)))
-
-
-def stem_means(scores: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Mean over the kept entries of (windows, stems): (stems,), NaN for a stem that keeps none."""
-    count = kept.sum(0)
-    return np.where(count, np.where(kept, scores, 0).sum(0) / np.maximum(count, 1), np.nan)
+    hops = _products(estimates, references, HOP_SECONDS * sample_rate)
+    p = hops[:-1] + hops[1:]  # (windows, channels, …)
+    count = np.array([w.stop - w.start for w in places])[:, None, None]
+    e, s, m = np.arange(stems), np.arange(stems, 2 * stems), np.full(stems, 2 * stems)
+    ee, ss, mm, es, ms = (p[..., i, j] for i, j in ((e, e), (s, s), (m, m), (e, s), (m, s)))
+    mean_e, mean_s = p[..., e, -1] / count, p[..., s, -1] / count
+    score = _si_sdr(es, ss, ee)
+    centred = _si_sdr(es - count * mean_e * mean_s, ss - count * mean_s**2, ee - count * mean_e**2)
+    error = np.maximum(ss - 2 * es + ee, 0)
+    silent = np.sqrt(ss.sum(1)) / count[:, 0] < SILENT
+    scores = (
+        (score - _si_sdr(ms, ss, mm)).mean(1),
+        score.mean(1),
+        (10 * np.log10((ss + 1e-5) / (error + 1e-5))).mean(1),
+        centred.mean(1),
+        20 * np.log10(np.sqrt((ee / count).mean(1)) + 1e-10),
+        silent,
+    )
+    kept = (~silent).sum(1) >= 2
+    return WindowScores(np.array([w.start for w in places])[kept], *(x[kept] for x in scores))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from msr_jax.metrics.aggregate import Item, released_aggregates
-from msr_jax.metrics.bss_eval import bss_eval, silent_frame_scores
+from msr_jax.metrics.bss_eval import BACKENDS, bss_eval
 from msr_jax.metrics.si_sdr import score_windows
+from msr_jax.metrics.silent_frames import silent_frame_scores
 from tests.parity.fixtures import assert_close, find_fixtures, load
 
 
@@ -58,16 +59,17 @@ def test_si_sdri(path):
                 close_in_db(values, arrays[f"case{index}.{name}.{stem}"], meta["tolerance"])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("path", find_fixtures("bsseval_v4"))
-def test_bsseval(path):
+def test_bsseval(path, backend):
     arrays, meta = load(path)
     reference, estimate = (channels_second(arrays[f"{n}_int16"] / 32768) for n in ("reference", "estimate"))
     rate = meta["params"]["sample_rate"]
     if meta["params"]["error"]:
         with pytest.raises(ValueError, match="non-silent"):
-            bss_eval(estimate, reference, rate)
+            bss_eval(estimate, reference, rate, backend)
     else:
-        for name, values in bss_eval(estimate, reference, rate)._asdict().items():
+        for name, values in bss_eval(estimate, reference, rate, backend)._asdict().items():
             assert_close(values, arrays[name.upper()], meta["tolerance"])  # NaN where the fixture has NaN
             assert_close(np.nanmedian(values, 1), arrays[f"{name.upper()}_median_over_frames"], meta["tolerance"])
     for j, (sir, sar) in enumerate(silent_frame_scores(estimate, reference, rate)):

@@ -1,0 +1,148 @@
+"""`msr compare A.json B.json …`: paired differences over tracks, with bootstrap confidence intervals."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from msr_jax.errors import UserError
+from msr_jax.infer.evaluate import write_text
+from msr_jax.infer.protocols import METRICS, of_track
+from msr_jax.infer.report import NAMES
+
+SHOWN = ("si_sdri_active", "si_sdri_msdm", "sdr")
+RESAMPLES = 10_000
+FEWEST = 5  # tracks; with fewer the bootstrap's intervals are far too narrow
+LEVEL = 0.95
+
+
+class Difference(NamedTuple):
+    """Mean over tracks of B - A, its 95 % interval, and what may be said of it."""
+
+    metric: str
+    stem: str
+    tracks: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A results.json, or the one in a folder.
+
+    Raises:
+      UserError: it cannot be read or is none.
+    """
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if not all(k in results for k in ("tracks", "settings", "aggregate")) or "stems" not in results["settings"]:
+            raise ValueError("it lacks tracks, settings or aggregate")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is no results.json of msr evaluate ({error})") from error
+    return results
+
+
+def track_values(results: Mapping[str, Any], metric: str, stem: str) -> dict[str, float]:
+    """One figure per track that has one; stem "average" is the mean over the track's stems that have one."""
+    found = {}
+    for name, track in results["tracks"].items():
+        stems = results["settings"]["stems"] if stem == "average" else [stem]
+        values = [v for s in stems if (v := of_track(metric, track[metric][s])) is not None]
+        if values:
+            found[name] = float(np.mean(values))
+    return found
+
+
+def bootstrap(differences: np.ndarray, level: float, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean of (tracks,), tracks drawn again with replacement."""
+    rng = np.random.default_rng(seed)
+    means = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(1)
+    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())
+
+
+def compare(before: Mapping[str, Any], after: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> list[Difference]:
+    """Differences over the tracks that both results have, for every metric, stem and the average.
+
+    A difference is "real" where even the interval that allows for the number of comparisons (Bonferroni) keeps away from
+    0, and "likely" where the 95 % interval alone does.
+
+    Raises:
+      UserError: the results were made by different protocols, on different stems or rates, or share no track.
+    """
+    for key in ("protocol", "stems", "sample_rate"):
+        a, b = before["settings"].get(key), after["settings"].get(key)
+        if a != b:
+            raise UserError(f"the results differ in {key} ({a} and {b}) and cannot be compared")
+    if not set(before["tracks"]) & set(after["tracks"]):
+        raise UserError("the results have no track in common")
+    stems = [*before["settings"]["stems"], "average"]
+    found = []
+    for metric in metrics:
+        for stem in stems:
+            a, b = (track_values(r, metric, stem) for r in (before, after))
+            d = np.array([b[name] - a[name] for name in a if name in b])
+            if len(d) < FEWEST:
+                mean = float(d.mean()) if len(d) else None
+                found.append(Difference(metric, stem, len(d), mean, None, None, "too few tracks"))
+                continue
+            low, high = bootstrap(d, LEVEL)
+            strict = bootstrap(d, 1 - (1 - LEVEL) / (len(metrics) * len(stems)))
+            away = lambda interval: interval[0] > 0 or interval[1] < 0
+            verdict = "real" if away(strict) else "likely" if away((low, high)) else "not shown"
+            found.append(Difference(metric, stem, len(d), float(d.mean()), low, high, verdict))
+    return found
+
+
+def markdown(name_a: str, name_b: str, differences: Sequence[Difference], unmatched: Sequence[str]) -> str:
+    lines = [f"{name_b} minus {name_a}, mean over tracks with a 95 % bootstrap interval", ""]
+    lines += ["| metric | stem | tracks | difference | 95 % interval | |", "|---|---|---|---|---|---|"]
+    for d in differences:
+        interval = "–" if d.low is None else f"{d.low:+.2f} to {d.high:+.2f}"
+        shown = "–" if d.mean is None else f"{round(d.mean, 2) + 0.0:+.2f}"
+        lines.append(f"| {NAMES[d.metric]} | {d.stem} | {d.tracks} | {shown} | {interval} | {d.verdict} |")
+    if unmatched:
+        lines += ["", f"In one of the two only, and left out: {len(unmatched)} ({', '.join(unmatched)})"]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="msr compare", description=__doc__)
+    parser.add_argument(
+        "results", nargs="+", type=Path, metavar="RESULTS", help="results.json, or its folder; the first is the base"
+    )
+    parser.add_argument("--metrics", default=",".join(SHOWN), help=f"of {', '.join(METRICS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the differences here as well")
+    args = parser.parse_args(argv)
+    metrics = args.metrics.split(",")
+    if unknown := [m for m in metrics if m not in METRICS]:
+        raise UserError(f"there is no metric '{unknown[0]}'; known are {', '.join(METRICS)}")
+    if len(args.results) < 2:
+        raise UserError("name two results at least, the first is what the others are compared with")
+    read = [read_results(path) for path in args.results]
+    told = []
+    for path, after in zip(args.results[1:], read[1:], strict=True):
+        differences = compare(read[0], after, metrics)
+        unmatched = sorted(set(read[0]["tracks"]) ^ set(after["tracks"]))
+        print(markdown(str(args.results[0]), str(path), differences, unmatched))
+        told.append(
+            {
+                "base": str(args.results[0]),
+                "other": str(path),
+                "unmatched": unmatched,
+                "differences": [d._asdict() for d in differences],
+            }
+        )
+    few = all(d.verdict == "too few tracks" for t in told for d in map(lambda x: Difference(**x), t["differences"]))
+    print(
+        f"fewer than {FEWEST} tracks in common: no difference can be called real"
+        if few
+        else "real: its interval keeps away from 0 even when all comparisons are allowed for; likely: on its own"
+    )
+    if args.json:
+        write_text(args.json, json.dumps(told, indent=1, allow_nan=False) + "\n")
+    return 0

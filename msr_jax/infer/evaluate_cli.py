@@ -1,0 +1,218 @@
+"""`msr evaluate`: SI-SDRi, BSSEval and more of a model, or of any tool's estimates, over a folder of tracks."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import Progress
+
+from msr_jax.data.tracks import find_tracks, split_of
+from msr_jax.errors import UserError
+from msr_jax.infer.evaluate import (
+    EstimateFunction,
+    Plan,
+    by_model,
+    evaluate_tracks,
+    mixture_as_estimate,
+    summary,
+)
+from msr_jax.infer.protocols import PROTOCOLS, segment_of
+from msr_jax.infer.report import write_results
+from msr_jax.infer.separate import load
+from msr_jax.infer.songs import format_of, load_estimates, pair_folders, stems_of
+from msr_jax.methods.stages import REFINEMENTS
+from msr_jax.metrics.bss_eval import BACKENDS
+
+PACKAGES = ("msr_jax", "jax", "flax", "numpy", "scipy", "museval", "log-wmse-audio-quality")
+
+
+def stamp_of(paths: Sequence[Path]) -> list[list]:
+    """Name, size and time of files (or of those in folders): what tells whether results are still theirs."""
+    files = [f for p in paths for f in (sorted(p.rglob("*")) if p.is_dir() else [p])]
+    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
+
+
+def model_runs(
+    model: str | Path, refine: str | None, steps: int | None, seed: int, protocol: str, dtype: str, backend: str
+) -> tuple[list[EstimateFunction], Plan, str]:
+    """A model on every local device, ready to separate by a protocol: (estimate functions, plan, refinement)."""
+    separators = []
+    for device in jax.local_devices():
+        with jax.default_device(device):
+            separators.append(load(model, refine, steps, seed, dtype=dtype))
+    first = separators[0]
+    channels, rate = first.config["channels"], first.sample_rate
+    plan = Plan(first.stems, rate, channels, protocol, segment_of(channels, rate), backend)
+
+    def on(device: Any, function: Callable) -> Callable:
+        def run(mixture, rate):
+            with jax.default_device(device):
+                return function(mixture, rate)
+
+        return run
+
+    functions = [on(d, s.separate) for d, s in zip(jax.local_devices(), separators, strict=True)]
+    return [by_model(f, plan) for f in functions], plan, first.refine
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="msr evaluate", description=__doc__)
+    parser.add_argument(
+        "--data",
+        "--references",
+        required=True,
+        metavar="DIR",
+        type=Path,
+        help="folder of tracks, or a corpus with splits",
+    )
+    parser.add_argument("--model", metavar="DIR", help="model folder; with neither this nor --estimates, the mixture")
+    parser.add_argument("--estimates", metavar="DIR", type=Path, help="TRACK/STEM.wav or .flac, made by any tool")
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="results.json, results.md, report.html")
+    parser.add_argument("--split", default="test", help="of a corpus with splits (default: test)")
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), default="song", help="how songs are cut and scored")
+    parser.add_argument("--bss-backend", choices=BACKENDS, default="jax", help="museval is the reference, and slow")
+    parser.add_argument("--refine", choices=REFINEMENTS, help="default: the best that the model has")
+    parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
+    parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is faster")
+    parser.add_argument(
+        "--no-det", action="store_true", help="do not score the deterministic estimate beside a refined one"
+    )
+    parser.add_argument(
+        "--stems", metavar="A,B", help="for --estimates: the stems (default: as the references' data set)"
+    )
+    parser.add_argument(
+        "--sample-rate", type=int, metavar="HZ", help="for --estimates: score at this rate (default: the references')"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="tracks at a time (default: one per device, and one more)"
+    )
+    parser.add_argument("--shard", default="1/1", metavar="K/N", help="every N-th track from the K-th, for N processes")
+    parser.add_argument("--excerpts", type=int, default=2, metavar="N", help="tracks that can be heard in the report")
+    return parser
+
+
+def _shard(text: str) -> tuple[int, int]:
+    k, _, n = text.partition("/")
+    if not (k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+        raise UserError(f"--shard must be K/N with K from 1 to N, not '{text}'")
+    return int(k), int(n)
+
+
+def _prepare_out(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to --out {out}: {error.strerror}") from error
+
+
+def _from_estimates(args: argparse.Namespace, tracks: list[Path], stems: list[str]) -> tuple[list, Plan, list[dict]]:
+    """Estimate functions, plan and problems for folders of another tool's estimates."""
+    if args.protocol != "song":
+        raise UserError("--estimates are whole tracks; they are scored by --protocol song")
+    rate, channels = format_of(tracks[0], stems)
+    rate = args.sample_rate or rate
+    paired, alone, strangers = pair_folders(args.estimates, tracks)
+    problems = [{"track": n, "reason": "has no folder of estimates"} for n in alone]
+    problems += [{"track": n, "reason": "is a folder of estimates without a reference track"} for n in strangers]
+    read = lambda folder, references: load_estimates(paired[folder.name], stems, references, rate)
+    return [read], Plan(stems, rate, channels, "song", None, args.bss_backend), problems
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    if args.model and args.estimates:
+        raise UserError("--model and --estimates exclude each other")
+    for name, value in (("--workers", args.workers), ("--sample-rate", args.sample_rate)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1")
+    shard, shards = _shard(args.shard)
+    folder = split_of(args.data, args.split)
+    settings: dict[str, Any] = {"data": str(args.data), "model": args.model, "estimates": None, "refine": None}
+    problems: list[dict[str, str]] = []
+    det: list[EstimateFunction] = []
+    sources: Callable[[Path], list[Path]] = lambda track: [track]
+    if args.model:
+        common = (args.seed, args.protocol, args.dtype, args.bss_backend)
+        estimators, plan, refine = model_runs(args.model, args.refine, args.steps, *common)
+        if refine != "none" and not args.no_det:
+            det = model_runs(args.model, "none", None, *common)[0]
+        settings |= {"refine": refine, "steps": args.steps or "the model's own", "seed": args.seed, "dtype": args.dtype}
+        sources = lambda track: [track, Path(args.model)]
+        tracks = find_tracks(folder, plan.stems)
+    elif args.estimates:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder; name one that holds track folders")
+        stems = args.stems.split(",") if args.stems else stems_of(folder)
+        tracks = find_tracks(folder, stems)
+        estimators, plan, problems = _from_estimates(args, tracks, stems)
+        settings |= {"estimates": str(args.estimates), "refine": "estimates of another tool"}
+        unmatched = {p["track"] for p in problems}
+        tracks = [t for t in tracks if t.name not in unmatched]
+        sources = lambda track: [track, args.estimates / track.name]
+    else:
+        from msr_jax.config import unet_base
+
+        config = unet_base()
+        rate = config.sample_rate
+        plan = Plan(list(config.stems), rate, 1, args.protocol, segment_of(1, rate), args.bss_backend)
+        estimators = [by_model(mixture_as_estimate(plan.stems), plan)]
+        settings["refine"] = "no model: the mixture is the estimate"
+        tracks = find_tracks(folder, plan.stems)
+    _prepare_out(args.out)
+    if folder != args.data:
+        print(f"taking the split {args.split} of {args.data}")
+        settings["split"] = args.split
+    settings |= {
+        "protocol": plan.protocol,
+        "protocol_text": PROTOCOLS[plan.protocol],
+        "bss_backend": plan.backend,
+        "sample_rate": plan.sample_rate,
+        "channels": plan.channels,
+        "segment": None if plan.protocol == "song" else plan.segment,
+        "stems": list(plan.stems),
+        "devices": sorted({d.device_kind for d in jax.local_devices()}),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    accelerated = jax.default_backend() != "cpu"
+    workers = args.workers or len(estimators) + accelerated
+    common = {
+        "plan": plan,
+        "workers": workers,
+        "stamp": lambda track: [settings, stamp_of(sources(track))],
+    }
+    mine = tracks[shard - 1 :: shards]
+    console = Console()
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=len(mine) * (1 + bool(det)))
+        common["progress"] = lambda track: bar.advance(task)
+        baseline = evaluate_tracks(mine, det, keep=args.out / "tracks_det", **common) if det else None
+        scored, faults, kept = evaluate_tracks(
+            mine, estimators, keep=args.out / "tracks", excerpts=tracks[: args.excerpts], **common
+        )
+    if kept:
+        print(f"{kept} of {len(mine)} tracks were scored before")
+    if shards > 1:
+        print(f"shard {shard} of {shards} is done; run the same command without --shard to collect all")
+        return 0
+    results = summary(scored, problems + faults, plan)
+    if not scored:
+        raise UserError(f"no track could be scored; {faults[0]['track']}: {faults[0]['reason']}")
+    if baseline:
+        results["deterministic"] = summary(baseline[0], baseline[1], plan)
+    settings |= {"tracks": len(scored), "workers": workers}
+    results["settings"] = settings
+    write_results(args.out, results)
+    console.print((args.out / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    print(f"wrote {args.out}/results.json, results.md and report.html ({len(scored)} tracks)")
+    if results["problems"]:
+        print(f"NOT scored: {len(results['problems'])}, in no average; results.md names them")
+    return 1 if results["problems"] else 0

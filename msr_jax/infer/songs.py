@@ -1,0 +1,138 @@
+"""Songs to evaluate: references from track folders, and estimates that another tool left in folders beside them.
+
+What does not fit is named: small differences are mended and noted, the rest is a problem of that track.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from msr_jax.audio.io import audio_info, read_audio, resample
+from msr_jax.data.tracks import AUDIO, LENGTH_TOLERANCE, load_track
+from msr_jax.errors import UserError
+
+LAYOUTS = (("drums", "bass", "other", "vocals"), ("bass", "drums", "guitar", "piano"))  # MUSDB18, Slakh2100
+
+
+def stems_of(folder: Path) -> list[str]:
+    """The stems that a folder of reference tracks has, in the order of its data set.
+
+    Raises:
+      UserError: the folder has neither the stems of MUSDB18 nor those of Slakh2100.
+    """
+    if any(folder.glob("*/metadata.yaml")):
+        return list(LAYOUTS[1])
+    names = {p.stem for p in folder.glob("*/*") if p.suffix in AUDIO and not p.name.startswith(".")}
+    found = [stems for stems in LAYOUTS if names & {stems[2], stems[3]}]
+    if len(found) != 1:
+        raise UserError(f"{folder} holds neither the stems of MUSDB18 nor those of Slakh2100; name them with --stems")
+    return list(found[0])
+
+
+def _file(folder: Path, stem: str) -> Path | None:
+    return next((p for suffix in AUDIO if (p := folder / f"{stem}{suffix}").is_file()), None)
+
+
+def format_of(folder: Path, stems: Sequence[str]) -> tuple[int, int]:
+    """(sample rate in Hz, channels) of a reference track: those of its first stem; Slakh2100 as distributed is mono."""
+    path = next((p for s in stems if (p := _file(folder, s))), None)
+    if path is None:
+        path = next((p for a in AUDIO for p in sorted((folder / "stems").glob(f"*{a}"))), None)
+    if path is None:
+        raise UserError(f"{folder} holds no audio for any of {', '.join(stems)}")
+    info = audio_info(path)
+    return info.sample_rate, info.channels
+
+
+def load_references(folder: Path, stems: Sequence[str], sample_rate: int, channels: int) -> np.ndarray:
+    """Reference stems (stems, channels, samples) float32 at `sample_rate` Hz; a missing file is silence.
+
+    Raises:
+      UserError: unreadable audio or metadata, no stem at all, another number of channels, or stems that differ in
+        length by more than 0.15 s.
+    """
+    if channels == 1:
+        return load_track(folder, stems, sample_rate)[:, None]
+    audio = {}
+    for stem in stems:
+        if path := _file(folder, stem):
+            samples, rate = read_audio(path)
+            audio[stem] = resample(_to_channels(samples, channels, path), rate, sample_rate).T
+    if not audio:
+        raise UserError(f"{folder} holds no audio for any of {', '.join(stems)}")
+    lengths = [x.shape[1] for x in audio.values()]
+    if max(lengths) - min(lengths) > LENGTH_TOLERANCE * sample_rate:
+        raise UserError(f"stems of {folder} differ by {(max(lengths) - min(lengths)) / sample_rate:.2f} s in length")
+    silence = np.zeros((channels, min(lengths)), np.float32)
+    return np.stack([audio.get(stem, silence)[:, : min(lengths)] for stem in stems])
+
+
+def _to_channels(samples: np.ndarray, channels: int, path: Path) -> np.ndarray:
+    """(samples, any) -> (samples, channels): mono is repeated, and to mono all are averaged."""
+    if samples.shape[1] == channels:
+        return samples
+    if channels == 1:
+        return samples.mean(1, keepdims=True)
+    if samples.shape[1] == 1:
+        return np.repeat(samples, channels, 1)
+    raise UserError(f"{path} has {samples.shape[1]} channels; its reference has {channels}")
+
+
+def load_estimates(
+    folder: Path, stems: Sequence[str], references: np.ndarray, sample_rate: int
+) -> tuple[np.ndarray, list[str]]:
+    """Estimates of one track, brought to the shape of its references, and notes on what had to be changed.
+
+    Args:
+      folder: holds STEM.wav or STEM.flac for every stem.
+      references: (stems, channels, samples).
+
+    Raises:
+      UserError: a stem is missing, unreadable, NaN, has an unfit number of channels, or differs by more than 0.15 s.
+    """
+    _, channels, samples = references.shape
+    missing = [stem for stem in stems if _file(folder, stem) is None]
+    if missing:
+        raise UserError(f"{folder} lacks the estimates of {', '.join(missing)}")
+    found, notes = np.zeros(references.shape, np.float32), []
+    for j, stem in enumerate(stems):
+        path = _file(folder, stem)
+        audio, rate = read_audio(path)
+        if audio.shape[1] != channels:
+            notes.append(f"{path.name} has {audio.shape[1]} channels, its reference {channels}: converted")
+        audio = _to_channels(audio, channels, path)
+        if rate != sample_rate:
+            notes.append(f"{path.name} is at {rate} Hz, its reference at {sample_rate} Hz: resampled")
+            audio = resample(audio, rate, sample_rate)
+        apart = len(audio) - samples
+        if abs(apart) > LENGTH_TOLERANCE * sample_rate:
+            raise UserError(
+                f"{path} lasts {len(audio) / sample_rate:.2f} s, its reference {samples / sample_rate:.2f} s"
+            )
+        if apart:
+            notes.append(
+                f"{path.name} is {abs(apart)} samples {'longer: cut' if apart > 0 else 'shorter: zeros added'}"
+            )
+        length = min(samples, len(audio))
+        found[j, :, :length] = audio[:length].T
+    return found, notes
+
+
+def pair_folders(estimates: Path, tracks: Sequence[Path]) -> tuple[dict[str, Path], list[str], list[str]]:
+    """Folders of estimates by the name of the reference track.
+
+    Returns:
+      ({track: folder of its estimates}, references without estimates, folders of estimates without a reference).
+
+    Raises:
+      UserError: there is no such folder, or no name in it matches.
+    """
+    if not estimates.is_dir():
+        raise UserError(f"{estimates} is no folder; name one that holds a folder of estimates for each track")
+    there = {p.name: p for p in sorted(estimates.iterdir()) if p.is_dir() and not p.name.startswith((".", "__MACOSX"))}
+    names = [t.name for t in tracks]
+    paired = {name: there[name] for name in names if name in there}
+    if not paired:
+        raise UserError(f"no folder in {estimates} has the name of a reference track, such as {names[0]}")
+    return paired, [n for n in names if n not in there], [n for n in there if n not in names]

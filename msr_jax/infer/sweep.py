@@ -1,0 +1,207 @@
+"""`msr sweep`: σ_max, S_churn, T, R and seeds of a sampler, all over one cached set of deterministic features.
+
+The deterministic network runs once per segment; its estimate and features stay on the device while every setting
+refines them. Settings are tuned like this on a validation split, never on the tracks that are reported.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import track as progress_over
+
+from msr_jax.data.tracks import find_tracks, split_of
+from msr_jax.errors import UserError
+from msr_jax.infer.evaluate import write_text
+from msr_jax.infer.protocols import cut
+from msr_jax.infer.report import number
+from msr_jax.infer.songs import load_references
+from msr_jax.methods.denoiser import make_consistency, make_denoiser
+from msr_jax.methods.samplers import noise_from_keys, refine_by_consistency, refine_by_diffusion
+from msr_jax.methods.schedules import consistency_sigmas, sampler_sigmas
+from msr_jax.methods.stages import level_gain, network_of
+from msr_jax.metrics.si_sdr import WindowScores, score_windows
+from msr_jax.models.backbone import make_backbone
+from msr_jax.weights.model_folder import load_model
+
+Array = jax.Array
+
+
+class Setting(NamedTuple):
+    """One point of the sweep; None where the refinement has no such setting."""
+
+    steps: int
+    sigma_max: float
+    resamples: int | None
+    s_churn: float | None
+    seed: int
+
+
+def make_cached(config: Mapping[str, Any], refine: str) -> tuple[Callable[..., Any], Callable[..., Array]]:
+    """The refiner of `methods.stages` in two parts, so that the first is shared by all settings.
+
+    Returns:
+      prepare(weights, mixture (time, channels)) -> cache, and
+      sample(weights, cache, sigmas, seed, num_resamples, s_churn) -> estimates (stems, time, channels). Both are jitted;
+      the last two arguments are compiled in, σ values and seed are not.
+    """
+    backbone, name = make_backbone(config["model"]), network_of(config, refine)
+    label = jnp.eye(len(config["stems"]))
+    c, d = config["consistency"], config["diffusion"]
+
+    @jax.jit
+    def prepare(weights, mixture):
+        gain = level_gain(mixture[None], config["input_level"])[0]
+        wide = jnp.broadcast_to(mixture * gain, (len(label), *mixture.shape))
+        return gain, *backbone.apply(weights["deterministic"], wide, label)
+
+    @partial(jax.jit, static_argnums=(4, 5))
+    def sample(weights, cache, sigmas, seed, num_resamples, s_churn):
+        gain, estimate, features = cache
+        noise = noise_from_keys(jax.random.split(jax.random.key(seed), len(label)), estimate.shape)
+        network = lambda x, tau: backbone.apply(weights[name], x, label, tau, features)[0]
+        if refine == "diffusion":
+            options = {"num_resamples": num_resamples, "s_churn": s_churn, "solver": d["sampler"]["solver"]}
+            denoise = make_denoiser(network, d["sigma_data"], d["clip"])
+            refined = refine_by_diffusion(denoise, estimate, sigmas, noise, clip=d["clip"], **options)
+        else:
+            consistency = make_consistency(network, c["sigma_data"], c["sigma_min"])
+            options = {"renoise": c["sampler"]["renoise"], "clip": c["sampler"]["clip"]}
+            refined = refine_by_consistency(consistency, estimate, sigmas, noise, sigma_min=c["sigma_min"], **options)
+        return refined / gain
+
+    return prepare, sample
+
+
+def sigmas_of(config: Mapping[str, Any], refine: str, setting: Setting) -> np.ndarray:
+    """Noise levels of the sampler for a setting."""
+    if refine == "diffusion":
+        s = config["diffusion"]["sampler"]
+        return sampler_sigmas(setting.steps, s["sigma_min"], setting.sigma_max, s["rho"])
+    c = config["consistency"]
+    return consistency_sigmas(setting.steps, c["sigma_min"], setting.sigma_max, c["rho"])
+
+
+def averages(scores: Sequence[WindowScores]) -> dict[str, float | None]:
+    """Averages over stems of the means over windows: SI-SDRi in both conventions."""
+    values, silent = (np.concatenate([s[k] for s in scores]) for k in (1, 6))
+    active = [values[~silent[:, j], j].mean() for j in range(values.shape[1]) if (~silent[:, j]).any()]
+    found = {"si_sdri_active": active, "si_sdri_msdm": values.mean(0) if len(values) else []}
+    return {name: float(np.mean(v)) if len(v) else None for name, v in found.items()}
+
+
+def sweep(
+    model: Any, refine: str, settings: Sequence[Setting], tracks: Sequence[Path], progress: Callable = lambda x: x
+) -> list[dict[str, Any]]:
+    """Score every setting on the same tracks, by the protocol "msdm": segments on their own, laid end to end.
+
+    Returns:
+      One dict per setting, after one for the deterministic estimate.
+
+    Raises:
+      UserError: a track cannot be read, or none is as long as a segment.
+    """
+    config, weights, segment = model.config, jax.device_put(dict(model.weights)), model.config["segment"]
+    prepare, sample = make_cached(config, refine)
+    found: list[list[WindowScores]] = [[] for _ in range(len(settings) + 1)]
+    for number_of_track, folder in enumerate(progress(tracks)):
+        references = load_references(folder, config["stems"], config["sample_rate"], config["channels"])
+        references = cut(references, "msdm", segment)
+        estimates: list[list[np.ndarray]] = [[] for _ in found]
+        for start in range(0, references.shape[-1], segment):
+            mixture = references[..., start : start + segment].sum(0).T
+            cache = prepare(weights, np.ascontiguousarray(mixture))
+            estimates[0].append(np.asarray(cache[1] / cache[0]))
+            for setting, refined in zip(settings, estimates[1:], strict=True):
+                place = np.random.SeedSequence([setting.seed, number_of_track, start]).generate_state(1)[0]
+                sigmas = sigmas_of(config, refine, setting)
+                refined.append(np.asarray(sample(weights, cache, sigmas, place, setting.resamples, setting.s_churn)))
+        if references.shape[-1]:
+            for scores, parts in zip(found, estimates, strict=True):
+                joined = np.concatenate(parts, 1).swapaxes(1, 2)
+                scores.append(score_windows(joined, references, config["sample_rate"]))
+    if not found[0]:
+        raise UserError(f"no track is as long as a segment of {segment} samples")
+    rows = [{"setting": None}, *({"setting": s._asdict()} for s in settings)]
+    return [row | averages(scores) for row, scores in zip(rows, found, strict=True)]
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    best = max(rows, key=lambda r: -np.inf if r[metric] is None else r[metric])
+    names = list(Setting._fields)
+    lines = [f"| {' | '.join(names)} | SI-SDRi, active (dB) | SI-SDRi, MSDM (dB) |", "|---" * (len(names) + 2) + "|"]
+    for row in rows:
+        told = [row["setting"][n] for n in names] if row["setting"] else ["deterministic", *[""] * (len(names) - 1)]
+        cells = ["" if v is None else str(v) for v in told]
+        mark = " **best**" if row is best else ""
+        lines.append(f"| {' | '.join(cells)} | {number(row['si_sdri_active'])} | {number(row['si_sdri_msdm'])}{mark} |")
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(text: str | None, kind: Callable, default: Any, name: str) -> list:
+    try:
+        values = [kind(t) for t in text.split(",")] if text else [default]
+    except ValueError as error:
+        raise UserError(f"--{name} must be numbers with commas between them, not '{text}'") from error
+    if name != "seeds" and any(v is not None and (v < 0 or (v == 0 and name != "s-churn")) for v in values):
+        raise UserError(f"--{name} must be positive, not '{text}'")
+    return values
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="msr sweep", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", type=Path, help="folder of tracks, or a corpus with splits"
+    )
+    parser.add_argument("--model", required=True, metavar="DIR")
+    parser.add_argument("--refine", choices=["diffusion", "consistency"], required=True)
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="sweep.json and sweep.md")
+    parser.add_argument("--split", default="validation", help="(default: validation, so that test stays untouched)")
+    parser.add_argument("--steps", metavar="T,T", help="each of these is a list; all combinations are run")
+    parser.add_argument("--sigma-max", metavar="σ,σ")
+    parser.add_argument("--resamples", metavar="R,R", help="diffusion only")
+    parser.add_argument("--s-churn", metavar="S,S", help="diffusion only")
+    parser.add_argument("--seeds", metavar="K,K")
+    parser.add_argument("--tracks", type=int, metavar="N", help="the first N tracks only")
+    args = parser.parse_args(argv)
+    model = load_model(args.model)
+    if network_of(model.config, args.refine) not in model.weights:
+        raise UserError(f"the model cannot refine by {args.refine}: it holds the networks {', '.join(model.weights)}")
+    default = model.config[args.refine]["sampler"]
+    is_diffusion = args.refine == "diffusion"
+    if not is_diffusion and (args.resamples or args.s_churn):
+        raise UserError("--resamples and --s-churn are settings of --refine diffusion")
+    points = itertools.product(
+        _numbers(args.steps, int, default["num_steps"], "steps"),
+        _numbers(args.sigma_max, float, default["sigma_max"], "sigma-max"),
+        _numbers(args.resamples, int, default["num_resamples"] if is_diffusion else None, "resamples"),
+        _numbers(args.s_churn, float, default["s_churn"] if is_diffusion else None, "s-churn"),
+        _numbers(args.seeds, int, 0, "seeds"),
+    )
+    settings = [Setting(*point) for point in points]
+    folder = split_of(args.data, args.split)
+    tracks = find_tracks(folder, model.config["stems"])[: args.tracks]
+    console = Console()
+    progress = partial(progress_over, description="sweeping", console=console, disable=not console.is_terminal)
+    rows = sweep(model, args.refine, settings, tracks, progress)
+    text = markdown(rows, "si_sdri_msdm" if model.config["channels"] == 1 else "si_sdri_active")
+    told = {
+        "model": args.model,
+        "data": str(folder),
+        "refine": args.refine,
+        "tracks": len(tracks),
+        "protocol": "msdm",
+        "rows": rows,
+    }
+    write_text(args.out / "sweep.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
+    write_text(args.out / "sweep.md", f"{args.refine} on {len(tracks)} tracks of {folder}\n\n{text}")
+    print(text)
+    return 0

@@ -1,0 +1,42 @@
+"""The paper's tables hold what was measured, what was quoted, and the names of what could not be run."""
+
+import json
+
+from msr_jax.cli import main
+
+
+def tables(*argv):
+    return main(["tables", *map(str, argv)])
+
+
+def test_rows_are_measured_quoted_or_named_as_missing(corpus, tiny_model, tmp_path, capsys):
+    argv = ("--slakh-model", tiny_model, "--slakh-data", corpus, "--tracks", 1, "--repeats", 1, "--protocol", "msdm")
+    assert tables(*argv, "--out", tmp_path) == 0
+    told = json.loads((tmp_path / "tables.json").read_text())
+    measured = {row["system"]: row for row in told["measured"]["Slakh2100"]}
+    assert list(measured) == ["Det.", "Det. + Diff.", "Det. + CD, T = 1", "Det. + CD, T = 2", "Det. + CD, T = 4"]
+    assert all(row["seconds"] > 0 and row["tracks"] == 1 for row in measured.values())
+    assert measured["Det. + Diff."]["parameters"] > 1.9 * measured["Det."]["parameters"]
+    assert list(told["missing"]["Slakh2100"]) == ["Det. × 2"] and len(told["missing"]["MUSDB18-HQ"]) == 6
+    text = capsys.readouterr().out
+    for expected in (
+        "| Det. + Diff. | 22.75 | 11.65 | 18.90 | 12.60 | quoted: repository",
+        "| ISDM | – | – | – | – | quoted: text",
+        "| MSG | – | – | – | – | no figure in the text",
+        "neither --musdb-model nor --musdb-data was given",
+        "measured here, 1 tracks",
+        "| Slakh2100 | Demucs | 0.111 | – | 40 M | quoted",
+    ):
+        assert expected in text
+    assert (tmp_path / "tables.md").read_text() in text
+
+
+def test_bad_input_gets_one_sentence(corpus, tiny_model, tmp_path, capsys):
+    for argv, words in (
+        (("--slakh-model", tiny_model), "belong together"),
+        (("--musdb-model", tiny_model, "--musdb-data", corpus, "--tracks", 1, "--repeats", 1), "MUSDB18-HQ wants 2"),
+        (("--repeats", 0), "at least 1"),
+    ):
+        assert tables(*argv, "--out", tmp_path / "out") == 2
+        message = capsys.readouterr().err
+        assert words in message and message.count("\n") == 1
