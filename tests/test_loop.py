@@ -12,9 +12,10 @@ from absl import flags
 
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
-from msr_jax.train import loop
-from msr_jax.train.loop import train
+from msr_jax.train.batches import dispatches
+from msr_jax.train.loop import _SkipCount, train
 from msr_jax.train.sharding import make_mesh
+from msr_jax.train.stage import make_stage
 from msr_jax.weights.model_folder import load_model
 from tests.conftest import TINY_SEGMENT
 
@@ -83,7 +84,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_from_there(small, tmp_path, ca
 def test_dispatches_go_on_at_any_step_and_end_at_the_last(tiny_config, start, per, expected):
     tiny_config["train"].update(steps=10, steps_per_dispatch=per)
     mesh = make_mesh({"data": -1, "fsdp": 1})
-    found = list(loop._dispatches(noise(), start, tiny_config, mesh))
+    found = list(dispatches(noise(), start, tiny_config, mesh))
     assert [step for step, _ in found] == expected
     elements = [x for _, batches in found for x in np.asarray(batches["stems"])[:, 0]]
     for k, element in enumerate(elements):
@@ -95,9 +96,9 @@ def test_a_warm_start_takes_over_what_the_networks_share(small):
     mesh = make_mesh({"data": -1, "fsdp": 1})
     backbone = make_backbone(small["model"])
     frozen = {"deterministic": backbone.init(jax.random.key(5), False)}
-    cold = loop._make_stage(small, backbone, frozen, mesh).abstract.params
+    cold = make_stage(small, backbone, frozen, mesh).abstract.params
     small["init_from"]["warm_start"] = True
-    warm = loop._make_stage(small, backbone, frozen, mesh).start().params
+    warm = make_stage(small, backbone, frozen, mesh).start().params
     assert jax.tree.map(np.shape, warm) == jax.tree.map(lambda a: a.shape, cold)
     jax.tree.map(np.testing.assert_array_equal, {k: warm[k] for k in frozen["deterministic"]}, frozen["deterministic"])
 
@@ -123,7 +124,7 @@ def test_worker_processes_give_the_same_batches_in_a_program_that_parsed_no_flag
     mesh = make_mesh({"data": -1, "fsdp": 1})
     flags.FLAGS.unparse_flags()
     try:
-        found = list(loop._dispatches(noise(), 1, tiny_config, mesh))
+        found = list(dispatches(noise(), 1, tiny_config, mesh))
     finally:
         flags.FLAGS.mark_as_parsed()
     elements = [x for _, batches in found for x in np.asarray(batches["stems"])[:, 0]]
@@ -132,9 +133,21 @@ def test_worker_processes_give_the_same_batches_in_a_program_that_parsed_no_flag
         np.testing.assert_array_equal(element, noise()[k]["stems"])
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_its_parameters_are_saved(tmp_path):
-    log = loop.RunLog(tmp_path, 0, 2, log_every=2)
-    metrics = {"loss": np.array([1.0, 2.0]), "grad_norm": np.array([1.0, np.nan]), "lr": np.zeros(2)}
-    with pytest.raises(UserError, match=r"step 2 is 2\.0, its gradient norm nan"):
-        loop._log(log, 2, metrics, examples=1)
-    log.close()
+def skips(*steps):
+    """Metrics of a dispatch: steps whose loss is given, with a gradient that is finite where the loss is."""
+    loss = np.array(steps, float)
+    return {"loss": loss, "grad_norm": loss, "skipped": ~np.isfinite(loss)}
+
+
+def test_steps_without_a_finite_loss_are_counted_and_too_many_in_a_row_end_the_run_with_a_report():
+    count = _SkipCount(limit=2)
+    count.add(4, skips(1, np.nan, np.inf, 2))
+    count.check()
+    assert count.counts == {"total": 2, "in_a_row": 0}
+    count.add(6, skips(np.nan, np.nan))
+    count.check()
+    resumed = _SkipCount(limit=2, **count.counts)
+    resumed.add(8, skips(-np.inf, 1))
+    words = r"the loss of step 7 is -inf, its gradient norm -inf, and 3 steps in a row \(5 in all\) were skipped"
+    with pytest.raises(UserError, match=words):
+        resumed.check()

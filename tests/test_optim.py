@@ -38,8 +38,10 @@ def test_clipping_bounds_the_global_norm():
 
 
 def test_unknown_names_are_answered():
-    with pytest.raises(UserError, match=r"optim\.name must be one of adam, radam, not 'adamw'"):
-        make_optimizer(optim(name="adamw"), lambda step: 1.0)
+    with pytest.raises(UserError, match=r"optim\.name must be one of adam, radam, adamw, prodigy, muon, not 'sgd'"):
+        make_optimizer(optim(name="sgd"), lambda step: 1.0)
+    with pytest.raises(UserError, match=r"weight_decay is 0\.1, but adam has none"):
+        make_optimizer(optim(weight_decay=0.1), lambda step: 1.0)
     with pytest.raises(UserError, match=r"optim\.schedule"):
         make_schedule(optim(schedule="step"), 10)
 

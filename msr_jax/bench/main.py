@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msr_jax.errors import UserError
+from msr_jax.runtime import write_whole
 
 BENCHMARKS = {"unet": "msr_jax.bench.unet"}  # each has run(options) -> rows
 
@@ -44,10 +45,5 @@ def main(argv: list[str]) -> int:
     rows = importlib.import_module(BENCHMARKS[args.name]).run(args)
     print_table(rows)
     if args.json:
-        beside = args.json.with_name(f".{args.json.name}.{os.getpid()}.tmp")
-        try:
-            beside.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1, allow_nan=False) + "\n")
-            os.replace(beside, args.json)
-        except OSError as error:
-            raise UserError(f"cannot write {args.json}: {error.strerror}") from error
+        write_whole(args.json, json.dumps({"machine": machine(), "rows": rows}, indent=1, allow_nan=False) + "\n")
     return 0
