@@ -67,7 +67,7 @@ def start(workdir, settings, processes=1, devices=1, **changes):
 
 def finish(processes):
     """Exit codes and what was printed."""
-    said = [process.communicate(timeout=240)[0] for process in processes]
+    said = [process.communicate(timeout=500)[0] for process in processes]
     return [process.returncode for process in processes], "\n".join(said)
 
 
@@ -81,7 +81,7 @@ def losses(workdir):
 
 
 def wait_for_lines(workdir, count, processes):
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while len(curve(workdir)) < count:
         assert time.monotonic() < deadline and all(p.poll() is None for p in processes), finish(processes)
         time.sleep(0.005)

@@ -53,12 +53,10 @@ class Checkpoints:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         try:
-            self.wait()
+            self._writing(self.manager.close)  # waits first
         except UserError:
             if kind is None:
                 raise
-        finally:
-            self.manager.close()
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint; None if there is none."""

@@ -19,7 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from msr_jax.errors import UserError
 from msr_jax.train.pictures import png, spectrogram
 
-# What a training loop does besides computing; see `RunLog.timed`. Only these two count as time of the steps.
+# What a step's time goes to besides computing; see `RunLog.timed`.
 STEP_PARTS = ("input", "checkpoint")
 
 
@@ -87,6 +87,7 @@ class RunLog:
         self._flush()
 
     def _interval(self, step: int, examples_per_step: int) -> None:
+        skipped = sum(v.get("skipped", 0) for v in self.pending)
         means = {name: _mean([v[name] for v in self.pending]) for name in self.pending[0]}
         now, count = time.monotonic(), max(step - self.clock_step, 1)
         seconds = max(now - self.clock, 1e-9)
@@ -103,7 +104,6 @@ class RunLog:
         if "peak_bytes_in_use" in memory:
             times["device_memory_bytes"] = memory["peak_bytes_in_use"]
         self._scalars(step, {**means, **times})
-        skipped = sum(v.get("skipped", 0) for v in [means]) * count
         text = (
             f"loss {means['loss']:.4g}  grad {means['grad_norm']:.3g}  lr {means['lr']:.2g}  "
             f"{means['examples_per_second']:.1f} examples/s"
