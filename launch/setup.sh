@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv from the lock if it is not there yet, and puts it on the PATH.
 # MSR_VENV names another place for it, MSR_PYTHON another interpreter.
 set -euo pipefail

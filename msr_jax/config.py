@@ -87,10 +87,12 @@ def unet_base() -> ConfigDict:
             "b1": 0.9,
             "b2": 0.99,
             "eps": 1e-8,
+            "weight_decay": 0.0,
             "accumulate": 1,
             "clip_norm": 0.0,
             "schedule": "constant",
             "warmup_steps": 0,
+            "final_lr": 0.0,
         }
     )
     c.ema_rate = 0.0
@@ -115,10 +117,14 @@ def unet_base() -> ConfigDict:
             "validate_every": 1000,
             "checkpoint_every": 1000,
             "keep": 2,
+            "keep_best": 0,
+            "checkpoints": "",
+            "max_skipped": 10,
             "validation_windows": 64,
+            "wandb_project": "",
         }
     )
-    c.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "fsdp_min_size": 65_536})
     return c
 
 

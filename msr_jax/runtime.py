@@ -1,7 +1,22 @@
-"""Settings of the process that only commands may change, never the import of the library."""
+"""What commands share: settings of the process, which the import of the library never changes, and whole files."""
 
 import ctypes
+import os
 import sys
+from pathlib import Path
+
+from msr_jax.errors import UserError
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Raises UserError if it cannot be written, as on a full disk."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text)
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def keep_freed_memory() -> None:

@@ -5,6 +5,9 @@ import json
 import pytest
 
 from msr_jax.cli import main
+from tests import toy
+
+TOY = toy.__file__
 
 
 def bench(tmp_path, *options):
@@ -19,6 +22,23 @@ def test_the_unet_benchmark_writes_machine_and_rows(tmp_path, capsys):
     for row in result["rows"]:
         assert row["seconds"] > 0 and row["peak_memory_bytes"] > 1e7 and row["speedup_over_peer"] is None
     assert "unet_bfloat16" in capsys.readouterr().out
+
+
+def test_the_training_benchmark_relates_the_step_to_a_measured_product(tmp_path, capsys):
+    argv = ["bench", "train", "--tiny", "--config", TOY, "--batch", "4", "--repeats", "2"]
+    assert main([*argv, "--json", str(tmp_path / "b.json")]) == 0
+    (row,) = json.loads((tmp_path / "b.json").read_text())["rows"]
+    rate = row["flops_per_device"] / row["seconds"]
+    assert row["utilisation_of_matmul"] == pytest.approx(rate / row["matmul_flops_per_second"])
+    assert row["batch"] == 4 and row["seconds"] > 0 and row["mfu"] is None  # no data sheet of a CPU
+    assert "of the measured matrix product" in capsys.readouterr().out
+
+
+def test_the_dispatch_benchmark_has_a_row_for_each_number_of_steps(tmp_path):
+    assert main(["bench", "dispatch", "--tiny", "--repeats", "1", "--json", str(tmp_path / "b.json")]) == 0
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["dispatch_1", "dispatch_10", "dispatch_100"]
+    assert all(row["steps_per_second"] == pytest.approx(1 / row["seconds"]) for row in rows)
 
 
 @pytest.mark.torch

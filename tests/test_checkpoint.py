@@ -1,5 +1,7 @@
 """A checkpoint is the state at its step, whole, and is not taken for one of another model."""
 
+import resource
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +68,42 @@ def test_the_newest_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["4", "6"]
 
 
+def test_the_best_are_kept_beside_the_newest(tmp_path):
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
+        for step, score in ((1, 3.0), (2, 9.0), (3, None), (4, 5.0), (5, None)):
+            checkpoints.save(a_state().replace(step=jnp.asarray(step, jnp.int32)), META, score)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "5"]
+
+
+def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before_it_whole(tmp_path):
+    """The limit on a file's size that the system keeps stands for the full disk: a write fails half-way."""
+    state = init_state(
+        {"w": jnp.asarray(np.random.default_rng(0).standard_normal(300_000), jnp.float32)}, TX, 0.0, False
+    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state.replace(step=jnp.asarray(1, jnp.int32)), META)
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            with pytest.raises(UserError, match=r"cannot write a checkpoint to .*those before it are whole") as raised:
+                checkpoints.save(state.replace(step=jnp.asarray(2, jnp.int32)), META)
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "\n" not in str(raised.value)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        restored = checkpoints.restore(abstract(state))
+    jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
+
+
+def test_a_place_that_cannot_be_written_is_answered(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write checkpoints to"):
+        Checkpoints(tmp_path / "file" / "run", keep=1)
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -91,3 +129,21 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     with Checkpoints(tmp_path, keep=1) as checkpoints, pytest.raises(UserError, match="format 99"):
         checkpoints.meta()
+
+
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "muon"])
+def test_the_state_of_every_optimiser_comes_back(tmp_path, name):
+    from msr_jax.config import unet_base
+    from msr_jax.train.optim import make_optimizer
+
+    tx = make_optimizer({**unet_base().optim.to_dict(), "name": name, "clip_norm": 1.0}, lambda step: 0.1)
+    params = {"a": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
+    state = init_state(params, tx, 0.0, False)
+    _, opt_state = tx.update(jax.tree.map(lambda p: 0.1 * p, params), state.opt_state, params)
+    state = state.replace(step=jnp.asarray(1, jnp.int32), opt_state=opt_state)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state, META)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        restored = checkpoints.restore(abstract(state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)

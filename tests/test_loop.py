@@ -11,26 +11,33 @@ import pytest
 from absl import flags
 
 from msr_jax.errors import UserError
+from msr_jax.methods.stages import make_refiner
 from msr_jax.models.backbone import make_backbone
-from msr_jax.train import loop
-from msr_jax.train.loop import train
+from msr_jax.train.batches import dispatches
+from msr_jax.train.checkpoint import Checkpoints
+from msr_jax.train.loop import _SkipCount, train
 from msr_jax.train.sharding import make_mesh
+from msr_jax.train.stage import make_stage
+from msr_jax.train.workdir import Workdir
 from msr_jax.weights.model_folder import load_model
-from tests.conftest import TINY_SEGMENT
+from tests import toy
 
 
 class Noise(grain.transforms.Map):
-    """Element k: a batch of noise that depends on k alone. `kill_at`: SIGTERM to this process when that one is made."""
+    """Element k: a batch of noise that depends on k alone, NaN where it is `spoiled`.
 
-    def __init__(self, batch, kill_at=None):
-        self.batch, self.kill_at = batch, kill_at
+    `kill_at`: SIGTERM to this process when that one is made.
+    """
+
+    def __init__(self, batch, kill_at=None, spoiled=()):
+        self.batch, self.kill_at, self.spoiled = batch, kill_at, spoiled
 
     def map(self, k):
         if k == self.kill_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        stems = np.random.default_rng(int(k)).standard_normal((self.batch, 4, TINY_SEGMENT, 1)).astype(np.float32)
+        stems = np.random.default_rng(int(k)).standard_normal((self.batch, 4, toy.SEGMENT, 1)).astype(np.float32)
         label = np.eye(4, dtype=np.float32)[np.arange(self.batch) % 4]
-        return {"stems": stems, "label": label}
+        return {"stems": stems * (np.nan if k in self.spoiled else 1), "label": label}
 
 
 def noise(batch=2, kill_at=None):
@@ -38,13 +45,13 @@ def noise(batch=2, kill_at=None):
 
 
 @pytest.fixture
-def small(tiny_config):
-    """Settings of a run on `noise()` that takes seconds."""
-    tiny_config["model"].update(multipliers=(1, 1), factors=(2,), num_blocks=(1,), attentions=(False,))
-    tiny_config["data"]["batch"] = 2
-    tiny_config["ema_rate"] = 0.5
-    tiny_config["train"].update(steps=40, steps_per_dispatch=2, checkpoint_every=40, validate_every=40)
-    return tiny_config
+def small():
+    """Settings of a run of the toy backbone on `noise()` that takes a second."""
+    config = toy.get_config().to_dict()
+    config["data"]["batch"] = 2
+    config["ema_rate"] = 0.5
+    config["train"].update(steps=40, steps_per_dispatch=2, log_every=2, checkpoint_every=40, validate_every=40)
+    return config
 
 
 def test_sigterm_saves_and_the_next_start_goes_on_from_there(small, tmp_path, capsys):
@@ -72,7 +79,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_from_there(small, tmp_path, ca
     kept = (tmp_path / "straight" / "config.json").read_text()
     for change, words in (
         ({"seed": 1}, "config.seed = 0, not 1"),
-        ({"model": {**small["model"], "channels": 32}}, "channels"),
+        ({"model": {**small["model"], "width": 32}}, "config.model.width = 64, not 32"),
     ):
         with pytest.raises(UserError, match=words):
             train({**small, **change}, tmp_path / "straight", noise())
@@ -83,7 +90,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_from_there(small, tmp_path, ca
 def test_dispatches_go_on_at_any_step_and_end_at_the_last(tiny_config, start, per, expected):
     tiny_config["train"].update(steps=10, steps_per_dispatch=per)
     mesh = make_mesh({"data": -1, "fsdp": 1})
-    found = list(loop._dispatches(noise(), start, tiny_config, mesh))
+    found = list(dispatches(noise(), start, tiny_config, mesh))
     assert [step for step, _ in found] == expected
     elements = [x for _, batches in found for x in np.asarray(batches["stems"])[:, 0]]
     for k, element in enumerate(elements):
@@ -95,18 +102,19 @@ def test_a_warm_start_takes_over_what_the_networks_share(small):
     mesh = make_mesh({"data": -1, "fsdp": 1})
     backbone = make_backbone(small["model"])
     frozen = {"deterministic": backbone.init(jax.random.key(5), False)}
-    cold = loop._make_stage(small, backbone, frozen, mesh).abstract.params
+    cold = make_stage(small, backbone, frozen, mesh).abstract.params
     small["init_from"]["warm_start"] = True
-    warm = loop._make_stage(small, backbone, frozen, mesh).start().params
+    warm = make_stage(small, backbone, frozen, mesh).start().params
     assert jax.tree.map(np.shape, warm) == jax.tree.map(lambda a: a.shape, cold)
     jax.tree.map(np.testing.assert_array_equal, {k: warm[k] for k in frozen["deterministic"]}, frozen["deterministic"])
 
 
-def test_a_stage_must_fit_what_it_starts_from(small, tiny_model, tmp_path):
-    small.update(method="consistency")
-    small["init_from"]["diffusion"] = str(tiny_model)
-    with pytest.raises(UserError, match=r"config\.model\.attentions is \[False\], but \[False, True\] in"):
-        train(json.loads(json.dumps(small)), tmp_path / "run", noise())
+def test_a_stage_must_fit_what_it_starts_from(tiny_config, tiny_model, tmp_path):
+    tiny_config.update(method="consistency")
+    tiny_config["model"]["attentions"] = (True, True)
+    tiny_config["init_from"]["diffusion"] = str(tiny_model)
+    with pytest.raises(UserError, match=r"config\.model\.attentions is \[True, True\], but \[False, True\] in"):
+        train(json.loads(json.dumps(tiny_config)), tmp_path / "run", noise())
     assert not (tmp_path / "run").exists()
 
 
@@ -116,6 +124,54 @@ def test_a_workdir_that_cannot_be_made_is_answered(small, tmp_path):
         train(small, tmp_path / "file" / "run", noise())
 
 
+def test_a_workdir_that_another_run_holds_is_refused_and_nothing_in_it_touched(small, tmp_path):
+    train({**small, "train": {**small["train"], "steps": 4}}, tmp_path / "run", noise())
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    holder = Workdir(tmp_path / "run")
+    with pytest.raises(
+        UserError, match=rf"is held by a run \(process {os.getpid()} on .*\); wait for it or use another"
+    ):
+        train(small, tmp_path / "run", noise())
+    holder.release()
+    assert {p: p.stat().st_mtime_ns for p in before if p.name != ".lock"} == {
+        p: t for p, t in before.items() if p.name != ".lock"
+    }
+    assert int(train(small, tmp_path / "run", noise()).step) == 40
+
+
+def test_skipped_steps_change_nothing_and_the_count_survives_a_resume(small, tmp_path, capsys):
+    small["train"].update(steps=8, checkpoint_every=4, max_skipped=10)
+    bad = {2, 5, 7}
+    state = train(small, tmp_path / "run", grain.MapDataset.range(1000).map(Noise(2, spoiled=bad)))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] - 1 for row in rows if row["skipped"]] == sorted(bad)
+    assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params)])).all()
+    assert "skipped 1" in capsys.readouterr().out
+    with Checkpoints(tmp_path / "run" / "checkpoints", 2) as checkpoints:
+        assert checkpoints.meta()["skipped"] == {"total": 3, "in_a_row": 1}
+    small["train"].update(steps=30, max_skipped=3)
+    with pytest.raises(UserError, match=r"the loss of step 11 is nan.*4 steps in a row \(6 in all\)"):
+        train(small, tmp_path / "run", grain.MapDataset.range(1000).map(Noise(2, spoiled=range(8, 40))))
+
+
+def test_accumulated_micro_batches_are_elements_one_after_the_other(small):
+    small["optim"]["accumulate"] = 3
+    small["train"].update(steps=4)
+    mesh = make_mesh({"data": -1, "fsdp": 1})
+    found = list(dispatches(noise(), 2, small, mesh))
+    assert [step for step, _ in found] == [4] and found[0][1]["stems"].shape[:3] == (2, 3, 2)
+    parts = np.asarray(found[0][1]["stems"]).reshape(6, 2, 4, -1, 1)
+    for k, part in enumerate(parts):
+        np.testing.assert_array_equal(part, noise()[6 + k]["stems"])
+
+
+def test_the_profile_is_a_trace_of_steps(small, tmp_path, capsys):
+    small["train"].update(steps=8)
+    train(small, tmp_path / "run", noise(), profile_steps=2)
+    assert list((tmp_path / "run" / "profile").rglob("*.trace.json.gz"))
+    assert capsys.readouterr().out.count("profile in") == 1
+
+
 @pytest.mark.multiprocess
 def test_worker_processes_give_the_same_batches_in_a_program_that_parsed_no_flags(tiny_config):
     tiny_config["train"].update(steps=5, steps_per_dispatch=2)
@@ -123,7 +179,7 @@ def test_worker_processes_give_the_same_batches_in_a_program_that_parsed_no_flag
     mesh = make_mesh({"data": -1, "fsdp": 1})
     flags.FLAGS.unparse_flags()
     try:
-        found = list(loop._dispatches(noise(), 1, tiny_config, mesh))
+        found = list(dispatches(noise(), 1, tiny_config, mesh))
     finally:
         flags.FLAGS.mark_as_parsed()
     elements = [x for _, batches in found for x in np.asarray(batches["stems"])[:, 0]]
@@ -132,9 +188,43 @@ def test_worker_processes_give_the_same_batches_in_a_program_that_parsed_no_flag
         np.testing.assert_array_equal(element, noise()[k]["stems"])
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_its_parameters_are_saved(tmp_path):
-    log = loop.RunLog(tmp_path, 0, 2, log_every=2)
-    metrics = {"loss": np.array([1.0, 2.0]), "grad_norm": np.array([1.0, np.nan]), "lr": np.zeros(2)}
-    with pytest.raises(UserError, match=r"step 2 is 2\.0, its gradient norm nan"):
-        loop._log(log, 2, metrics, examples=1)
-    log.close()
+def skips(*steps):
+    """Metrics of a dispatch: steps whose loss is given, with a gradient that is finite where the loss is."""
+    loss = np.array(steps, float)
+    return {"loss": loss, "grad_norm": loss, "skipped": ~np.isfinite(loss)}
+
+
+def test_steps_without_a_finite_loss_are_counted_and_too_many_in_a_row_end_the_run_with_a_report():
+    count = _SkipCount(limit=2)
+    count.add(4, skips(1, np.nan, np.inf, 2))
+    count.check()
+    assert count.counts == {"total": 2, "in_a_row": 0}
+    count.add(6, skips(np.nan, np.nan))
+    count.check()
+    resumed = _SkipCount(limit=2, **count.counts)
+    resumed.add(8, skips(-np.inf, 1))
+    words = r"the loss of step 7 is -inf, its gradient norm -inf, and 3 steps in a row \(5 in all\) were skipped"
+    with pytest.raises(UserError, match=words):
+        resumed.check()
+
+
+def test_det_x2_trains_a_second_network_from_the_first_s_estimate_and_separates_with_it(small, records, tmp_path):
+    small["train"].update(steps=8, checkpoint_every=8, validate_every=8, validation_windows=2)
+    small["data"]["validation"] = str(records)
+    train(small, tmp_path / "det", noise())
+    small.update(method="det_x2")
+    small["init_from"].update(deterministic=str(tmp_path / "det"), warm_start=True)
+    train(small, tmp_path / "x2", noise())
+    model = load_model(tmp_path / "x2")
+    assert sorted(model.weights) == ["det_x2", "deterministic"]
+    first, second = model.weights["deterministic"], model.weights["det_x2"]
+    assert jax.tree.map(np.shape, second) == jax.tree.map(np.shape, first)  # no noise-level input
+    jax.tree.map(np.testing.assert_array_equal, first, load_model(tmp_path / "det").weights["deterministic"])
+
+    backbone = make_backbone(small["model"])
+    mixture, labels = np.random.default_rng(0).standard_normal((1, toy.SEGMENT, 1)).astype(np.float32), np.eye(4)
+    estimate, features = backbone.separate(first, mixture.repeat(4, 0), labels)
+    expected = backbone.refine(second, estimate, labels, None, backbone.condition(second, features))
+    refined = make_refiner(small, backbone, "det_x2")(model.weights, mixture, jax.random.key(0))
+    np.testing.assert_allclose(refined[0], expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(np.asarray(expected - estimate)).max() > 1e-3

@@ -38,8 +38,10 @@ def test_clipping_bounds_the_global_norm():
 
 
 def test_unknown_names_are_answered():
-    with pytest.raises(UserError, match=r"optim\.name must be one of adam, radam, not 'adamw'"):
-        make_optimizer(optim(name="adamw"), lambda step: 1.0)
+    with pytest.raises(UserError, match=r"optim\.name must be one of adam, radam, adamw, prodigy, muon, not 'sgd'"):
+        make_optimizer(optim(name="sgd"), lambda step: 1.0)
+    with pytest.raises(UserError, match=r"weight_decay is 0\.1, but adam has none"):
+        make_optimizer(optim(weight_decay=0.1), lambda step: 1.0)
     with pytest.raises(UserError, match=r"optim\.schedule"):
         make_schedule(optim(schedule="step"), 10)
 
@@ -58,3 +60,72 @@ def test_radam_is_pytorch_s_however_small_the_gradients(scale):
             factor = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
             expected = expected * np.sqrt(factor * left) / (np.sqrt(v) + 1e-8)  # eps before the bias is taken out
         np.testing.assert_allclose(update, -expected, rtol=1e-3)
+
+
+def test_the_linear_schedule_ends_at_its_final_rate():
+    schedule = make_schedule(optim(schedule="linear", warmup_steps=2, final_lr=0.2), 10)
+    np.testing.assert_allclose(
+        [float(schedule(step)) for step in (1, 2, 6, 10, 20)], [0.5, 1, 0.6, 0.2, 0.2], rtol=1e-6
+    )
+    cosine = make_schedule(optim(schedule="cosine", final_lr=0.2), 10)
+    np.testing.assert_allclose([float(cosine(step)) for step in (0, 5, 10)], [1, 0.6, 0.2], rtol=1e-6)
+
+
+def test_adamw_decays_parameters_apart_from_the_gradient():
+    config = optim(name="adamw", weight_decay=0.1)
+    tx = make_optimizer(config, lambda step: 0.5)
+    params = {"w": jnp.array([2.0, -4.0])}
+    updates, _ = tx.update({"w": jnp.zeros(2)}, tx.init(params), params)
+    np.testing.assert_allclose(updates["w"], [-0.5 * 0.1 * 2.0, 0.5 * 0.1 * 4.0], rtol=1e-6)
+
+
+def test_prodigy_finds_its_rate_as_the_published_algorithm_without_bias_correction():
+    """Against the algorithm written out (Prodigy, algorithm 4, with d0 = 1e-6), on a quadratic."""
+    config = optim(name="prodigy", b2=0.999, weight_decay=0.01)
+    tx = make_optimizer(config, lambda step: 1.0)
+    x0 = np.array([3.0, -2.0, 0.5])
+    params, x = jnp.asarray(x0, jnp.float32), x0.copy()
+    state, d, d0, r, m, v, s = tx.init(params), 1e-6, 1e-6, 0.0, np.zeros(3), np.zeros(3), np.zeros(3)
+    for _ in range(60):
+        updates, state = tx.update(params * jnp.array([1.0, 2.0, 3.0]), state, params)
+        params = params + updates
+        g, b3, step = x * [1.0, 2.0, 3.0], 0.999**0.5, d
+        r = b3 * r + d / d0 * step * (g @ (x0 - x))
+        m, v, s = 0.9 * m + 0.1 * d * g, 0.999 * v + 0.001 * (d * g) ** 2, b3 * s + d / d0 * step * g
+        d = max(d, r / np.abs(s).sum())
+        x = x - 0.01 * step * x - step * m / (np.sqrt(v) + d * 1e-8)
+    assert d > 1e-3 and np.abs(x - x0).max() > 0.1  # it did leave its first guess
+    np.testing.assert_allclose(params, x, rtol=2e-3)
+
+
+def test_muon_makes_the_update_of_a_kernel_orthogonal_and_leaves_vectors_to_adamw():
+    config = optim(name="muon", b1=0.9)
+    tx = make_optimizer(config, lambda step: 1.0)
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.zeros((3, 8, 6)), "bias": jnp.zeros(4)}
+    grads = {"kernel": jnp.asarray(rng.standard_normal((3, 8, 6)), jnp.float32), "bias": jnp.array([1e-3, -5, 2, -1e2])}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    singular = np.linalg.svd(np.asarray(updates["kernel"]).reshape(24, 6), compute_uv=False)
+    assert singular.max() / singular.min() < 2  # those of the gradient differ more
+    root_mean_square = float(jnp.sqrt(jnp.mean(updates["kernel"] ** 2)))
+    assert 0.1 < root_mean_square < 0.4  # the size that AdamW's updates have
+    np.testing.assert_allclose(np.sign(updates["bias"]), [-1, 1, -1, 1])
+
+
+@pytest.mark.parametrize("name", ["adam", "radam", "adamw", "prodigy", "muon"])
+def test_every_optimiser_lowers_a_loss(name):
+    import jax
+    import optax
+
+    target = jnp.asarray(np.random.default_rng(1).standard_normal((6, 4)), jnp.float32)
+    loss = lambda p: jnp.square(p["w"] - target).mean() + jnp.square(p["b"] - 1).mean()
+    tx = make_optimizer(optim(name=name), lambda step: 1.0 if name == "prodigy" else 0.05)
+    params = {"w": jnp.zeros((6, 4)), "b": jnp.zeros(4)}
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (after, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=120)
+    assert float(loss(after)) < 0.5 * float(loss(params))

@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from msr_jax.errors import UserError
+from msr_jax.runtime import write_whole
 
-BENCHMARKS = {"unet": "msr_jax.bench.unet", "evaluate": "msr_jax.bench.evaluate"}  # each has run(options) -> rows
+# Each has run(options) -> rows.
+BENCHMARKS = {
+    "unet": "msr_jax.bench.unet",
+    "evaluate": "msr_jax.bench.evaluate",
+    "train": "msr_jax.bench.train",
+    "dispatch": "msr_jax.bench.dispatch",
+}
 
 
 def machine() -> str:
@@ -28,7 +35,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print(f"{'':<26}{'seconds':>10}{'speed-up':>10}{'peak GB':>9}")
     for row in rows:
         ratio = "–" if row["speedup_over_peer"] is None else f"{row['speedup_over_peer']:.2f}"
-        print(f"{row['name']:<26}{row['seconds']:>10.3f}{ratio:>10}{row['peak_memory_bytes'] / 1e9:>9.2f}")
+        print(f"{row['name']:<26}{row['seconds']:>10.4g}{ratio:>10}{row['peak_memory_bytes'] / 1e9:>9.2f}")
 
 
 def main(argv: list[str]) -> int:
@@ -38,16 +45,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=7, help="of each measurement; the median counts")
     parser.add_argument("--no-peer", action="store_true", help="leave out the other program; ratios are then empty")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that the benchmark runs")
+    parser.add_argument("--config", metavar="FILE.py", help="train: a training config; default: the official U-Net's")
+    parser.add_argument("--batch", type=int, help="train: examples per step over all devices; default 50")
     args = parser.parse_args(argv)
     if args.repeats < 1:
         raise UserError("--repeats must be at least 1")
     rows = importlib.import_module(BENCHMARKS[args.name]).run(args)
     print_table(rows)
     if args.json:
-        beside = args.json.with_name(f".{args.json.name}.{os.getpid()}.tmp")
-        try:
-            beside.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1, allow_nan=False) + "\n")
-            os.replace(beside, args.json)
-        except OSError as error:
-            raise UserError(f"cannot write {args.json}: {error.strerror}") from error
+        write_whole(args.json, json.dumps({"machine": machine(), "rows": rows}, indent=1, allow_nan=False) + "\n")
     return 0

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from msr_jax.errors import UserError
@@ -14,46 +15,84 @@ from msr_jax.train.state import TrainState
 FORMAT = 1
 ITEMS = ("params", "opt_state", "ema_params", "target_params")
 READ_ERRORS = (ValueError, KeyError, TypeError, OSError)
+BEST = "validation_si_sdr"
 
 
 class Checkpoints:
-    """The checkpoints of one run, `folder`/STEP/ each; the newest `keep` are kept. A step is there whole or not at all.
+    """The checkpoints of one run, `folder`/STEP/ each, on a disk or in a bucket (gs://…) that all processes see.
+
+    The newest `keep` are kept, and the `keep_best` with the highest validation score. A step is there whole or not at
+    all: older ones go only when a newer one is complete. All processes must call each method.
 
     For use in `with`: leaving it waits until everything is written.
     """
 
-    def __init__(self, folder: str | Path, keep: int):
+    def __init__(self, folder: str | Path, keep: int, keep_best: int = 0):
         """Raises UserError if the folder cannot be written or `keep` is below 1."""
-        self.folder = Path(folder).absolute()
+        self.folder = epath.Path(folder)
         if keep < 1:
             raise UserError(f"train.keep must be at least 1, not {keep}")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from error
+        kept = [policies.LatestN(keep)]
+        if keep_best:
+            score = lambda metrics: metrics[BEST]
+            kept.append(policies.BestN(get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False))
         # What a killed run left half-written goes.
-        options = ocp.CheckpointManagerOptions(preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True)
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+        )
+        try:
+            if "://" not in str(folder):
+                self.folder = epath.Path(Path(folder).absolute())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints to {self.folder}: {error.strerror or error}") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.manager.close()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            self._writing(self.manager.close)  # waits first
+        except UserError:
+            if kind is None:
+                raise
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint; None if there is none."""
         return self.manager.latest_step()
 
-    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Save at `state.step`; returns before the files are written. `meta` must be JSON."""
+    def save(self, state: TrainState, meta: dict[str, Any], score: float | None = None) -> None:
+        """Save at `state.step`; returns before the files are written. `meta` must be JSON.
+
+        Args:
+          score: validation SI-SDR of this state in dB, by which the best are kept; None if it was not measured.
+
+        Raises:
+          UserError: this or the save before could not be written; the older checkpoints are whole.
+        """
         step = int(state.step)
         if step == self.latest_step():
             return
         arrays = {name: getattr(state, name) for name in ITEMS if getattr(state, name) is not None}
         items = {name: ocp.args.StandardSave(value) for name, value in arrays.items()}
         meta = {"format": FORMAT, "step": step, **meta}
-        self.manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
+        metrics = None if score is None else {BEST: score}
+        args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
+        self._writing(lambda: self.manager.save(step, args=args, metrics=metrics))
+
+    def wait(self) -> None:
+        """Until everything is written. Raises UserError if something could not be."""
+        self._writing(self.manager.wait_until_finished)
+
+    def _writing(self, action: Any) -> None:
+        try:
+            action()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"cannot write a checkpoint to {self.folder} ({_first_line(error)}); those before it are whole: "
+                "make room, then start again"
+            ) from error
 
     def meta(self) -> dict[str, Any]:
         """The JSON of the newest checkpoint: format, step and what `save` was given.
@@ -78,7 +117,7 @@ class Checkpoints:
         )
 
     def restore(self, abstract: TrainState) -> TrainState:
-        """The newest state, laid out as `abstract` (shapes, dtypes and shardings).
+        """The newest state, laid out as `abstract` (shapes, dtypes and shardings), whatever mesh wrote it.
 
         Raises:
           UserError: the checkpoint holds another model or optimiser, or is damaged.
@@ -93,7 +132,7 @@ class Checkpoints:
                 f"the checkpoint {self.folder / str(step)} is damaged or holds another model or optimiser than the config "
                 f"({_first_line(error)}); remove it or use another --workdir"
             ) from error
-        counter = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
+        counter = jax.jit(lambda: jnp.asarray(step, jnp.int32), out_shardings=abstract.step.sharding)()
         return abstract.replace(step=counter, **{name: restored[name] for name in items})
 
 

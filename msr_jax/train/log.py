@@ -1,6 +1,7 @@
-"""What a run writes about itself: `metrics.jsonl` (every step), TensorBoard scalars and a progress line."""
+"""What a run writes about itself: `metrics.jsonl` (every step), TensorBoard, a progress line, and W&B if wanted."""
 
 import contextlib
+import importlib
 import json
 import os
 import time
@@ -8,32 +9,54 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+
+from msr_jax.errors import UserError
+from msr_jax.train.pictures import png, spectrogram
+
+# What a step's time goes to besides computing; see `RunLog.timed`.
+STEP_PARTS = ("input", "checkpoint")
 
 
 class RunLog:
-    """Log of a run in `workdir`.
+    """Log of a run in `workdir`, kept by one process; the others make one without `workdir`, which writes nothing.
 
     `metrics.jsonl` holds no times: on resume the lines after the restored step are dropped, and the file then becomes
     that of a run that was never interrupted. TensorBoard and the progress line have means over `log_every` steps.
     """
 
-    def __init__(self, workdir: Path, start_step: int, total_steps: int, log_every: int):
-        path = workdir / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
-            beside = path.with_suffix(".tmp")
-            beside.write_text("".join(line + "\n" for line in kept))
-            os.replace(beside, path)
-        self.file = open(path, "a")
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+    def __init__(
+        self,
+        workdir: Path | None,
+        start_step: int,
+        total_steps: int,
+        log_every: int,
+        wandb_project: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
+        """Raises UserError if the log cannot be written, or W&B is wanted and not installed."""
+        self.is_kept = workdir is not None
         self.log_every, self.total = log_every, total_steps
         self.pending: list[dict[str, float]] = []
         self.validation = ""
+        self.wandb = None
         self.clock, self.clock_step = time.monotonic(), start_step
+        self.spent: dict[str, float] = {}
+        self.rates: dict[str, float] = {}
+        if not self.is_kept:
+            return
+        if wandb_project:
+            self.wandb = _start_wandb(wandb_project, workdir, config)
+        try:
+            self.file = _open_metrics(workdir / "metrics.jsonl", start_step)
+            self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        except OSError as error:
+            raise UserError(f"cannot write the log in {workdir}: {error.strerror}") from error
         self.console = Console()
         self.bar = Progress(
             BarColumn(),
@@ -46,29 +69,46 @@ class RunLog:
         self.task = self.bar.add_task("", total=total_steps, completed=start_step)
         self.bar.start()
 
+    def per_step(self, flops: float, peak_flops: float | None) -> None:
+        """From now on log the rate of a step of `flops` per device, as a share too if the device's peak is known (FLOP/s)."""
+        self.rates = {"flops": flops, **({"peak": peak_flops} if peak_flops else {})}
+
     def steps(self, first_step: int, metrics: Mapping[str, Any], examples_per_step: int) -> None:
         """Log the metrics (steps,) of consecutive steps; `first_step` counts the first of them as done."""
+        if not self.is_kept:
+            return
         metrics = {k: np.asarray(v) for k, v in metrics.items()}
         for k in range(len(metrics["loss"])):
             step, values = first_step + k, {name: float(v[k]) for name, v in metrics.items()}
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self._line({"step": step, **values})
             self.pending.append(values)
             if step % self.log_every == 0 or step == self.total:
                 self._interval(step, examples_per_step)
-        self.file.flush()
+        self._flush()
 
     def _interval(self, step: int, examples_per_step: int) -> None:
-        means = {name: float(np.mean([v[name] for v in self.pending])) for name in self.pending[0]}
-        now = time.monotonic()
-        examples = (step - self.clock_step) * examples_per_step
-        means["examples_per_second"] = examples / max(now - self.clock, 1e-9)
-        self.clock, self.clock_step, self.pending = now, step, []
-        for name, value in means.items():
-            self.board.add_scalar(name, value, step)
-        self.board.flush()  # a killed run must not lack what came before its checkpoint
+        skipped = sum(v.get("skipped", 0) for v in self.pending)
+        means = {name: _mean([v[name] for v in self.pending]) for name in self.pending[0]}
+        now, count = time.monotonic(), max(step - self.clock_step, 1)
+        seconds = max(now - self.clock, 1e-9)
+        means["examples_per_second"] = count * examples_per_step / seconds
+        self.clock, self.clock_step, self.pending, spent, self.spent = now, step, [], self.spent, {}
+        times = {f"seconds_per_step/{name}": spent.get(name, 0.0) / count for name in STEP_PARTS}
+        # What a step takes beside waiting for input; checkpoints come on top and are not in `seconds`.
+        times["seconds_per_step/compute"] = max(seconds - spent.get("input", 0.0), 0.0) / count
+        if self.rates:
+            times["tflops_per_device"] = self.rates["flops"] * count / seconds / 1e12
+            if "peak" in self.rates:
+                times["mfu"] = self.rates["flops"] * count / seconds / self.rates["peak"]
+        memory = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
+        if "peak_bytes_in_use" in memory:
+            times["device_memory_bytes"] = memory["peak_bytes_in_use"]
+        self._scalars(step, {**means, **times})
         text = (
             f"loss {means['loss']:.4g}  grad {means['grad_norm']:.3g}  lr {means['lr']:.2g}  "
             f"{means['examples_per_second']:.1f} examples/s"
+            + (f"  MFU {times['mfu']:.0%}" if "mfu" in times else "")
+            + (f"  skipped {skipped:.0f}" if skipped else "")
         )
         if self.console.is_terminal:
             self.bar.update(self.task, completed=step, description=text + self.validation)
@@ -77,27 +117,94 @@ class RunLog:
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Log validation figures (dB) of a step."""
-        self.file.write(json.dumps({"step": step, **scores}) + "\n")
-        self.file.flush()
-        for name, value in scores.items():
-            self.board.add_scalar(name, value, step)
-        self.board.flush()
+        if not self.is_kept:
+            return
+        self._line({"step": step, **scores})
+        self._flush()
+        self._scalars(step, scores)
         text = "".join(f"  {name.replace('_', ' ')} {value:.2f} dB" for name, value in scores.items())
         if not self.console.is_terminal:
             print(f"step {step}/{self.total}{text}", flush=True)
         self.validation = text
 
+    def sounds(self, step: int, sounds: Mapping[str, np.ndarray], sample_rate: int) -> None:
+        """Audio (samples,) by name, to TensorBoard as sound and as spectrogram."""
+        if not self.is_kept:
+            return
+        for name, audio in sounds.items():
+            audio = np.clip(audio, -1.0, 1.0)
+            self.board.add_audio(f"audio/{name}", audio[:, None], step, sample_rate)
+            pixels = spectrogram(audio)
+            image = Summary.Image(
+                height=pixels.shape[0], width=pixels.shape[1], colorspace=1, encoded_image_string=png(pixels)
+            )
+            self.board.file_writer.add_summary(
+                Summary(value=[Summary.Value(tag=f"spectrogram/{name}", image=image)]), step
+            )
+        self.board.flush()
+
     @contextlib.contextmanager
-    def untimed(self) -> Iterator[None]:
-        """What runs inside does not count in examples per second."""
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the time of what runs inside as that part's. But for "input", it does not count in examples per second."""
         began = time.monotonic()
         yield
-        self.clock += time.monotonic() - began
+        took = time.monotonic() - began
+        self.spent[part] = self.spent.get(part, 0.0) + took
+        if part != "input":
+            self.clock += took
+
+    def _line(self, row: Mapping[str, Any]) -> None:
+        try:
+            self.file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.file.name}: {error.strerror}") from error
+
+    def _flush(self) -> None:
+        try:
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.file.name}: {error.strerror}") from error
+
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        self.board.flush()  # a killed run must not lack what came before its checkpoint
+        if self.wandb is not None:
+            self.wandb.log(dict(values), step=step)
 
     def close(self) -> None:
+        if not self.is_kept:
+            return
         self.bar.stop()
-        self.file.close()
+        with contextlib.suppress(OSError):  # a full disk was reported when it was first met
+            self.file.close()
         self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _open_metrics(path: Path, start_step: int):
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
+        beside = path.with_suffix(".tmp")
+        beside.write_text("".join(line + "\n" for line in kept))
+        os.replace(beside, path)
+    return open(path, "a")
+
+
+def _start_wandb(project: str, workdir: Path, config: Mapping[str, Any] | None):
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError("train.wandb_project is set, but wandb is not installed: pip install wandb") from error
+    # The same run goes on when the training does.
+    return wandb.init(project=project, name=workdir.name, id=workdir.name, resume="allow", config=dict(config or {}))
+
+
+def _mean(values: list[float]) -> float:
+    """Mean of the finite values: a skipped step must not hide the others."""
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
 
 
 def _step_of(line: str) -> float:

@@ -1,187 +1,220 @@
 """A training run, from config to model folder: the only file that knows all the others."""
 
+import contextlib
 import json
-import os
-import shutil
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh
 
-from msr_jax.data.pipeline import make_train_dataset, validation_windows
 from msr_jax.errors import UserError
-from msr_jax.methods.stages import make_objective, make_refiner
-from msr_jax.metrics.si_sdr import is_silent, si_sdr
-from msr_jax.models.backbone import copy_shared, make_backbone
-from msr_jax.models.interface import Backbone
+from msr_jax.models.backbone import make_backbone
+from msr_jax.train.batches import check_batch, dispatches, open_dataset
 from msr_jax.train.checkpoint import Checkpoints
+from msr_jax.train.chips import peak_flops
+from msr_jax.train.distributed import agree, is_main
 from msr_jax.train.log import RunLog
-from msr_jax.train.optim import make_optimizer, make_schedule
-from msr_jax.train.sharding import make_mesh, stacked_batch_sharding, tree_sharding
-from msr_jax.train.state import TrainState, init_state, make_train_steps
-from msr_jax.weights.model_folder import load_model, save_model
+from msr_jax.train.sharding import gather, make_mesh
+from msr_jax.train.stage import (
+    BUILDS_ON,
+    FREE,
+    SHARED,
+    Stage,
+    as_inputs,
+    load_frozen,
+    make_stage,
+    place_frozen,
+    settings,
+    trained_networks,
+)  # fmt: skip
+from msr_jax.train.state import TrainState
+from msr_jax.train.validation import make_validation, read_windows
+from msr_jax.train.workdir import StopNote, Workdir
+from msr_jax.weights.model_folder import save_model
 
-REFINEMENT = {"deterministic": "none", "det_x2": "det_x2", "diffusion": "diffusion", "consistency": "consistency"}
-# method: (field of `init_from`, networks that its folder must hold)
-BUILDS_ON = {
-    "det_x2": ("deterministic", ("deterministic",)),
-    "diffusion": ("deterministic", ("deterministic",)),
-    "consistency": ("diffusion", ("deterministic", "diffusion")),
-}
-# Settings that a run and what it starts from must share, and those of `model` that may differ all the same:
-# how a network is computed or was begun does not tie it to others.
-SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
-FREE = ("model.remat", "model.zero_init_output", "model.attn_dropout", "model.ff_dropout")
-# Folded into the seed's key, where a step's number is otherwise.
-INIT_KEY, VALIDATION_KEY = 2**31 - 1, 2**31 - 2
 
-
-def train(config: Mapping[str, Any], workdir: str | Path, dataset: grain.MapDataset | None = None) -> TrainState:
+def train(
+    config: Mapping[str, Any], workdir: str | Path, dataset: grain.MapDataset | None = None, profile_steps: int = 0
+) -> TrainState:
     """Train one stage: from the newest checkpoint in `workdir`, else on `init_from`, else from scratch.
 
-    The run is a pure function of the config and the data: killed at any moment and started again, it gives
-    the numbers of a run that was never interrupted. SIGTERM saves after the dispatch in flight and ends it.
+    The run is a pure function of the config and the data: killed at any moment and started again, on any mesh and any
+    number of processes, it goes on with the examples and the noise of a run that was never interrupted; on the same
+    mesh, to the same numbers. SIGTERM to any process saves after the dispatch in flight and ends it.
 
     Args:
       config: plain nested mappings with the fields of `msr_jax.config`.
-      workdir: gets checkpoints/, model/, metrics.jsonl, tensorboard/ and config.json.
-      dataset: replaces the records of `config["data"]`; element k is the global batch of step k.
+      workdir: gets checkpoints/, model/, metrics.jsonl, tensorboard/ and config.json; written by one process, except
+        checkpoints/, which all must see (`train.checkpoints` names another place, such as a bucket).
+      dataset: replaces the records of `config["data"]`; element k is this process's part of micro-batch k.
+      profile_steps: trace so many steps, from the second dispatch on, into workdir/profile; 0 traces none.
 
     Returns:
-      The state after the last step.
+      The state after the last step, which is below `train.steps` if SIGTERM stopped the run.
 
     Raises:
-      UserError: a config, data or checkpoint that does not fit, or a loss that is no longer finite.
+      UserError: a config, data or checkpoint that does not fit, a place that cannot be written or that another run
+        holds, or too many steps in a row without a finite loss.
     """
-    workdir, t = Path(workdir), config["train"]
-    _check_intervals(t)
+    check_intervals(config["train"])
     mesh = make_mesh(config["mesh"])
-    if config["data"]["batch"] % mesh.size:
-        raise UserError(
-            f"data.batch ({config['data']['batch']}) must be a multiple of the {mesh.size} devices of the mesh"
-        )
+    check_batch(config["data"]["batch"], mesh)
     backbone = make_backbone(config["model"], config["compute_dtype"])
     backbone.check_length(config["data"]["crop"])
     backbone.check_length(config["segment"])
-    frozen = _load_frozen(config)
+    frozen = agree(lambda: load_frozen(config))
+    data = dataset if dataset is not None else agree(lambda: open_dataset(config))
+    windows = agree(lambda: read_windows(config))
+    validate = None if windows is None else make_validation(config, backbone, windows, mesh)
+    stage = make_stage(config, backbone, frozen, mesh)
+    place = agree(lambda: Workdir(Path(workdir)), main_only=True)
+    try:
+        return _run(config, Path(workdir), place, stage, frozen, mesh, data, windows, validate, profile_steps)
+    finally:
+        if place is not None:
+            place.release()
+
+
+def _run(
+    config: Mapping[str, Any],
+    workdir: Path,
+    place: Workdir | None,
+    stage: Stage,
+    frozen: Mapping[str, Any],
+    mesh: Mesh,
+    data: grain.MapDataset,
+    windows: np.ndarray | None,
+    validate: Callable[[Mapping[str, Any]], Any] | None,
+    profile_steps: int,
+) -> TrainState:
+    t, method = config["train"], config["method"]
     examples = config["data"]["batch"] * config["optim"]["accumulate"]  # per optimiser step
-    if dataset is None:
-        dataset = make_train_dataset(
-            {**config["data"], "batch": examples},
-            config["stems"], config["sample_rate"], config["seed"], jax.process_index(), jax.process_count(),
-        )  # fmt: skip
-    validate = _make_validation(config, backbone)
-    stage = _make_stage(config, backbone, frozen, mesh)
-    networks = jax.device_put(frozen, tree_sharding(mesh, frozen))
-    inputs = {"teacher" if name == "diffusion" else name: params for name, params in networks.items()}
+    networks = place_frozen(config, frozen, mesh)
+    inputs = as_inputs(networks)
+    folder = t["checkpoints"] or workdir / "checkpoints"
+    with Checkpoints(folder, t["keep"], t["keep_best"]) as checkpoints, StopNote() as stop:
+        state, skips = _restore_or_start(checkpoints, stage, config)
+        if place:
+            place.write("config.json", json.dumps(config, indent=1) + "\n")
+        log = agree(
+            lambda: RunLog(
+                workdir if is_main() else None, int(state.step), t["steps"], t["log_every"], t["wandb_project"], config
+            )
+        )
+        profile = _Profile(workdir / "profile", profile_steps)
 
-    _make_workdir(workdir)
-    with Checkpoints(workdir / "checkpoints", t["keep"]) as checkpoints:
-        state = _restore_or_start(checkpoints, stage, config)
-        _write_text(workdir / "config.json", json.dumps(config, indent=1) + "\n")
-        log = RunLog(workdir, int(state.step), t["steps"], t["log_every"])
-        stop = _SigtermNote()
+        def write_metrics(last_step: int, metrics: Mapping[str, Any]) -> None:
+            skips.add(last_step, metrics)
+            log.steps(last_step - len(metrics["loss"]) + 1, metrics, examples)
+            skips.check()
 
-        def save() -> None:
-            # The model first: a kill in between repeats some steps, and never leaves a finished run without its model.
-            save_model(workdir / "model", config, {**frozen, **jax.device_get(_trained(config["method"], state))})
-            meta = {"seed": config["seed"], "data_position": int(state.step), "config": config}
-            checkpoints.save(state, meta)
+        def save(at_end: bool, is_stopping: bool, score: float | None) -> None:
+            if at_end or not is_stopping:  # who asked for a stop waits for the checkpoint only
+                # The model first: a kill in between repeats some steps, and never leaves a finished run without its model.
+                weights = {**frozen, **gather(trained_networks(method, state))}
+                agree(lambda: save_model(workdir / "model", config, weights), main_only=True)
+            meta = {
+                "seed": config["seed"], "data_position": int(state.step), "skipped": skips.counts, "config": config,
+            }  # fmt: skip
+            checkpoints.save(state, meta, score)
+            if is_stopping:
+                checkpoints.wait()
 
+        programs: dict[int, Any] = {}  # by the number of steps in the dispatch
+        previous = None
         try:
-            previous = None
-            for step, batches in _dispatches(dataset, int(state.step), config, mesh):
-                state, metrics = stage.steps(state, inputs, batches)
-                if previous:  # one dispatch late: the device does not wait for the log
-                    _log(log, *previous, examples)
-                previous = (step, metrics)
-                stopped, at_end = stop.is_set, step == t["steps"]
-                is_validation = validate is not None and (at_end or step % t["validate_every"] == 0)
-                is_checkpoint = at_end or stopped or step % t["checkpoint_every"] == 0
-                if is_validation or is_checkpoint:
-                    _log(log, *previous, examples)
-                    previous = None
-                with log.untimed():
+            with contextlib.closing(dispatches(data, int(state.step), config, mesh)) as batches_ahead:
+                while True:
+                    with log.timed("input"):
+                        step, batches = next(batches_ahead, (None, None))
+                    if step is None:
+                        break
+                    count = jax.tree.leaves(batches)[0].shape[0]
+                    if count not in programs:
+                        with log.timed("compilation"):
+                            programs[count] = stage.steps.lower(state, inputs, batches).compile()
+                        log.per_step(flops_of(programs[count]) / count, peak_flops(jax.devices()[0].device_kind))
+                    else:
+                        profile.begin()
+                    state, metrics = programs[count](state, inputs, batches)
+                    profile.end(count, state)
+                    if previous:  # one dispatch late: the device does not wait for the log
+                        write_metrics(*previous)
+                    previous = (step, metrics)
+                    stopped, at_end = stop.is_agreed(), step == t["steps"]
+                    is_validation = validate is not None and (at_end or step % t["validate_every"] == 0)
+                    is_checkpoint = at_end or stopped or step % t["checkpoint_every"] == 0
+                    if is_validation or is_checkpoint:
+                        write_metrics(*previous)
+                        previous = None
+                    score = None
                     if is_validation:
-                        log.scores(step, validate({**networks, **_trained(config["method"], state)}))
-                    if is_checkpoint:
-                        save()
-                if stopped and not at_end:
-                    print(f"stopped by SIGTERM after step {step}; start again to continue", flush=True)
-                    break
+                        with log.timed("validation"):
+                            found = validate({**networks, **trained_networks(method, state)})
+                            log.scores(step, found.scores)
+                            log.sounds(
+                                step,
+                                _sounds(config, windows[0].mean(-1), found.estimate.mean(-1)),
+                                config["sample_rate"],
+                            )
+                            score = next(iter(found.scores.values()))
+                    # A state from which no step has been finite since is not worth a checkpoint's place.
+                    if is_checkpoint and (at_end or not skips.counts["in_a_row"]):
+                        with log.timed("checkpoint"):
+                            save(at_end, stopped, score)
+                    if stopped and not at_end:
+                        _say(f"stopped by SIGTERM after step {step}; start again to continue")
+                        break
         finally:
-            stop.restore()
+            profile.close()
             log.close()
     return state
 
 
-class _Stage(NamedTuple):
-    """What a config comes to: its first state, that state's shapes on the mesh, and the compiled steps."""
-
-    start: Callable[[], TrainState]
-    abstract: TrainState
-    steps: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-
-
-def _make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[str, Any], mesh: Mesh) -> _Stage:
-    is_student, timed = config["method"] == "consistency", config["method"] in ("diffusion", "consistency")
-    conditioned = config["method"] != "deterministic"
-    objective = make_objective(config, backbone)
-    schedule = make_schedule(config["optim"], config["train"]["steps"])
-    tx = make_optimizer(config["optim"], schedule)
-    target_rate = config["consistency"]["target_rate"] if is_student else 0.0
-
-    def initial(source: Any) -> TrainState:
-        if is_student:  # the student and its target start as copies of the teacher
-            return init_state(source, tx, config["ema_rate"], True)
-        params = backbone.init(jax.random.fold_in(jax.random.key(config["seed"]), INIT_KEY), timed, conditioned)
-        if conditioned and config["init_from"]["warm_start"]:
-            params = copy_shared(params, source)
-        return init_state(params, tx, config["ema_rate"], False)
-
-    source = frozen.get("diffusion" if is_student else "deterministic")
-    shapes = jax.eval_shape(initial, source)
-    shardings = tree_sharding(mesh, shapes)
-    steps = make_train_steps(objective, tx, schedule, config["seed"], config["ema_rate"], target_rate)
-    return _Stage(
-        lambda: jax.jit(initial, out_shardings=shardings)(source),
-        jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings),
-        jax.jit(steps, donate_argnums=0, out_shardings=(shardings, None)),
-    )
+def check_intervals(t: Mapping[str, Any]) -> None:
+    """Raises UserError unless the config's `train` intervals are whole dispatches."""
+    per = t["steps_per_dispatch"]
+    for name in ("steps", "log_every", "validate_every", "checkpoint_every"):
+        if t[name] < 1 or per < 1 or t[name] % per:
+            raise UserError(f"train.{name} ({t[name]}) must be a positive multiple of train.steps_per_dispatch ({per})")
 
 
-def _load_frozen(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Networks that the stage builds on, by name, from `init_from`; UserError where they are missing or differ."""
-    if config["method"] not in BUILDS_ON:
-        return {}
-    source, needed = BUILDS_ON[config["method"]]
-    folder = config["init_from"][source]
-    if not folder:
-        raise UserError(f"{config['method']} starts from a {source} model: set --config.init_from.{source}=DIR")
-    model = load_model(folder)
-    lacking = [name for name in needed if name not in model.weights]
-    if lacking:
-        raise UserError(f"{folder} holds no {lacking[0]} network; name the folder of a trained {source} model")
-    theirs = dict(_settings({field: model.config[field] for field in SHARED}))
-    for name, value in _settings({field: config[field] for field in SHARED}):
-        if name not in FREE and theirs.get(name) != value:
-            raise UserError(f"config.{name} is {value}, but {theirs.get(name)} in {folder}; both must have the same")
-    return {name: model.weights[name] for name in needed}
+def flops_of(program: Any) -> float:
+    """Floating-point operations of a compiled program on one device, as the compiler counts them: what `remat` computes
+    again counts again, scans count every turn, and a branch as its costlier side.
+    """
+    analysis = program.cost_analysis() or {}
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return float(analysis.get("flops", 0.0))
 
 
-def _restore_or_start(checkpoints: Checkpoints, stage: _Stage, config: Mapping[str, Any]) -> TrainState:
+def _say(text: str) -> None:
+    if is_main():
+        print(text, flush=True)
+
+
+def _sounds(config: Mapping[str, Any], truth: np.ndarray, estimate: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """By name, the mixture of a window (stems, samples), and each stem as it is and as separated."""
+    pairs = {f"{name}/{kind}": audio[k] for k, name in enumerate(config["stems"])
+             for kind, audio in (("reference", truth), ("estimate", estimate))}  # fmt: skip
+    return {"mixture": truth.sum(0), **pairs}
+
+
+def _restore_or_start(
+    checkpoints: Checkpoints, stage: Stage, config: Mapping[str, Any]
+) -> tuple[TrainState, "_SkipCount"]:
+    limit = config["train"]["max_skipped"]
     if checkpoints.latest_step() is None:
         folder = config["init_from"][BUILDS_ON[config["method"]][0]] if config["method"] in BUILDS_ON else ""
-        print(f"starting at step 0 {f'on {folder}' if folder else 'from scratch'}", flush=True)
-        return stage.start()
-    then = dict(_settings(checkpoints.meta()["config"]))
-    changed = [(k, then.get(k), v) for k, v in _settings(config) if then.get(k) != v]
+        _say(f"starting at step 0 {f'on {folder}' if folder else 'from scratch'}")
+        return stage.start(), _SkipCount(limit)
+    meta = checkpoints.meta()
+    then = dict(settings(meta["config"]))
+    changed = [(k, then.get(k), v) for k, v in settings(config) if then.get(k) != v]
     for name, old, new in changed:
         if name.split(".")[0] in ("method", "seed", *SHARED) and name not in FREE:
             raise UserError(
@@ -189,144 +222,61 @@ def _restore_or_start(checkpoints: Checkpoints, stage: _Stage, config: Mapping[s
                 "use another --workdir"
             )
     state = checkpoints.restore(stage.abstract)
-    print(f"resumed from step {int(state.step)} in {checkpoints.folder}", flush=True)
+    _say(f"resumed from step {int(state.step)} in {checkpoints.folder}")
     if changed:
         listed = ", ".join(f"{name} ({old} before, {new} now)" for name, old, new in changed)
-        print(f"settings changed since then: {listed}", flush=True)
-    return state
+        _say(f"settings changed since then: {listed}")
+    return state, _SkipCount(limit, **meta.get("skipped", {}))
 
 
-def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("a.b", value) of every leaf, values as JSON has them."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, json.loads(json.dumps(value))
+class _SkipCount:
+    """Counts the steps that were skipped because their loss or gradient was not finite; the same in every process."""
+
+    def __init__(self, limit: int, total: int = 0, in_a_row: int = 0):
+        self.limit, self.counts, self.report = limit, {"total": total, "in_a_row": in_a_row}, ""
+
+    def add(self, last_step: int, metrics: Mapping[str, Any]) -> None:
+        loss, norm, skipped = (np.asarray(metrics[name]) for name in ("loss", "grad_norm", "skipped"))
+        for k, is_skipped in enumerate(skipped):
+            if not is_skipped:
+                self.counts["in_a_row"] = 0
+                continue
+            self.counts["total"] += 1
+            self.counts["in_a_row"] += 1
+            step = last_step - len(loss) + 1 + k
+            if self.counts["in_a_row"] > self.limit and not self.report:
+                self.report = (
+                    f"the loss of step {step} is {loss[k]}, its gradient norm {norm[k]}, and {self.counts['in_a_row']} "
+                    f"steps in a row ({self.counts['total']} in all) were skipped for such values, so training stopped; "
+                    "lower optim.lr or check the data, then start again from the last checkpoint"
+                )
+
+    def check(self) -> None:
+        """Raises UserError once more than `limit` steps in a row were skipped."""
+        if self.report:
+            raise UserError(self.report)
 
 
-def _check_intervals(t: Mapping[str, Any]) -> None:
-    per = t["steps_per_dispatch"]
-    for name in ("steps", "log_every", "validate_every", "checkpoint_every"):
-        if t[name] < 1 or per < 1 or t[name] % per:
-            raise UserError(f"train.{name} ({t[name]}) must be a positive multiple of train.steps_per_dispatch ({per})")
+class _Profile:
+    """A trace of some steps by JAX's profiler, of the first process."""
 
+    def __init__(self, folder: Path, steps: int):
+        self.folder, self.left, self.is_running = folder, steps if is_main() else 0, False
 
-def _make_workdir(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        for left in workdir.glob(".model.*"):  # of a run that was killed while it wrote
-            shutil.rmtree(left)
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
-    if not os.access(workdir, os.W_OK):
-        raise UserError(f"cannot write to --workdir {workdir}: permission denied")
+    def begin(self) -> None:
+        if self.left > 0 and not self.is_running:
+            jax.profiler.start_trace(str(self.folder))
+            self.is_running = True
 
+    def end(self, steps: int, state: TrainState) -> None:
+        if self.is_running:
+            self.left -= steps
+            if self.left <= 0:
+                jax.block_until_ready(state)
+                self.close()
 
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
-
-
-def _trained(method: str, state: TrainState) -> dict[str, Any]:
-    """What the stage adds to the model: the averaged parameters if the config keeps an average, and the target."""
-    trained = {method: state.params if state.ema_params is None else state.ema_params}
-    return trained if state.target_params is None else {**trained, "target": state.target_params}
-
-
-def _make_validation(
-    config: Mapping[str, Any], backbone: Backbone
-) -> Callable[[Mapping[str, Any]], dict[str, float]] | None:
-    """weights -> SI-SDR in dB over fixed windows, mean of the active stems; None without validation data."""
-    if not config["data"]["validation"]:
-        return None
-    limit = config["train"]["validation_windows"]
-    windows = validation_windows(config["data"], config["stems"], config["sample_rate"], limit)
-    windows = windows.reshape(*windows.shape[:3], -1)  # a mono window may come without channels
-    refine = jax.jit(make_refiner(config, backbone, REFINEMENT[config["method"]]))
-    key = jax.random.fold_in(jax.random.key(config["seed"]), VALIDATION_KEY)
-
-    def validate(weights: Mapping[str, Any]) -> dict[str, float]:
-        scores = []
-        for k, stems in enumerate(windows):
-            mixture = stems.sum(0)[None]
-            estimate = np.asarray(refine(weights, mixture, jax.random.fold_in(key, k)))[0].swapaxes(1, 2)
-            stems = stems.swapaxes(1, 2)  # (stems, channels, samples)
-            scores += list(si_sdr(estimate, stems).mean(-1)[~is_silent(stems)])
-        return {"validation_si_sdr": float(np.mean(scores))}
-
-    return validate
-
-
-def _log(log: RunLog, last_step: int, metrics: Mapping[str, Any], examples: int) -> None:
-    """Write the metrics of a dispatch; UserError if the loss or the gradient of a step is not finite.
-
-    The gradient too: it spoils the parameters a step before the loss shows it, and they might be saved in between.
-    """
-    loss, grad_norm = np.asarray(metrics["loss"]), np.asarray(metrics["grad_norm"])
-    first_step = last_step - len(loss) + 1
-    log.steps(first_step, metrics, examples)
-    finite = np.isfinite(loss) & np.isfinite(grad_norm)
-    if not finite.all():
-        bad = int(np.argmin(finite))
-        raise UserError(
-            f"the loss of step {first_step + bad} is {loss[bad]}, its gradient norm {grad_norm[bad]}, and training "
-            "stopped; lower optim.lr or check the data, then start again from the last checkpoint"
-        )
-
-
-def _dispatches(
-    dataset: grain.MapDataset, start: int, config: Mapping[str, Any], mesh: Mesh
-) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """(last step, batches on the devices with leaves (steps, accumulate, batch, …)) from element `start` on."""
-    per, total, workers = (
-        config["train"]["steps_per_dispatch"],
-        config["train"]["steps"],
-        config["data"]["workers"],
-    )
-    # An element is a whole batch: Grain's own default would hold 500 of them.
-    read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=max(2, per))
-    data = dataset[start:].to_iter_dataset(read)
-    if workers:
-        flags.FLAGS.mark_as_parsed()  # the worker processes read absl flags
-        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
-    iterator = iter(data)
-    try:
-        step = start
-        while step < total:
-            count = min(per - step % per, total - step)
-            chosen = [next(iterator) for _ in range(count)]
-            step += count
-            stacked = {name: np.stack([batch[name] for batch in chosen]) for name in chosen[0]}
-            shape = (count, config["optim"]["accumulate"], -1)
-            stacked = {name: array.reshape(*shape, *array.shape[2:]) for name, array in stacked.items()}
-            sharding = stacked_batch_sharding(mesh)
-            yield step, {k: jax.make_array_from_process_local_data(sharding, v) for k, v in stacked.items()}
-    finally:
-        if hasattr(iterator, "close"):
-            iterator.close()
-
-
-class _SigtermNote:
-    """Notes SIGTERM instead of dying of it, until `restore`."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-        try:
-            self.before = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not in the main thread: leave signals alone
-            self.before = None
-
-    def _note(self, *_: Any) -> None:
-        self.is_set = True
-
-    def restore(self) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
-
-
-def enable_compilation_cache() -> None:
-    """Keep compiled programs across runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "msr_jax" / "compiled"))
+    def close(self) -> None:
+        if self.is_running:
+            self.is_running = False
+            jax.profiler.stop_trace()
+            _say(f"profile in {self.folder}")

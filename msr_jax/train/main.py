@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import keep_freed_memory
+from msr_jax.runtime import keep_freed_memory, write_whole
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved and stopped on request; the launchers start it again
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -56,23 +60,81 @@ def read_config(path: str, overrides: list[str]) -> dict[str, Any]:
     return (config or _parse(path, [])).to_dict()
 
 
-def main(argv: list[str]) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="msr train",
         description="Train one stage of a model; goes on from its last checkpoint if --workdir holds one.",
-        epilog="Every leaf of the config is a setting: --config.optim.lr=3e-4",
+        epilog="Every leaf of the config is a setting: --config.optim.lr=3e-4. Exit codes: 0 done, 2 bad input, "
+        f"{EXIT_STOPPED} stopped by SIGTERM after saving (start again to continue).",
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, metavar="FILE.py", help="a file with get_config()")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, logs and the model go here")
-    args, overrides = parser.parse_known_args(argv)
+    parser.add_argument("--workdir", metavar="DIR", help="checkpoints, logs and the model go here")
+    parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="trace so many steps into DIR/profile")
+    plan = parser.add_argument_group("planning")
+    plan.add_argument("--dry-run", action="store_true", help="print memory, FLOPs, communication and exit")
+    plan.add_argument("--chip", default="", help="with --dry-run: expected step time on this chip, such as v5e or h100")
+    plan.add_argument(
+        "--devices", type=int, metavar="N", help="with --dry-run: plan for N devices, simulated on the CPU"
+    )
+    plan.add_argument("--json", metavar="FILE", type=Path, help="with --dry-run: write the figures here too")
+    many = parser.add_argument_group(
+        "several processes", "SLURM, Open MPI and GKE are recognised by themselves; see launch/README.md"
+    )
+    many.add_argument("--distributed", action="store_true", help="JAX finds the others, as on a TPU VM slice")
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    many.add_argument("--processes", type=int, metavar="N")
+    many.add_argument("--process", type=int, metavar="K", help="this one's number, from 0")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    args, overrides = _parser().parse_known_args(argv)
     config = read_config(args.config, overrides)
+    for flag, is_set in (("--chip", args.chip), ("--devices", args.devices), ("--json", args.json)):
+        if is_set and not args.dry_run:
+            raise UserError(f"{flag} goes with --dry-run")
+    if args.profile < 0 or (args.devices or 1) < 1:
+        raise UserError("--profile and --devices must be positive")
+    return _plan(args, config) if args.dry_run else _train(args, config)
+
+
+def _plan(args: argparse.Namespace, config: dict[str, Any]) -> int:
+    if args.devices:  # before JAX is used
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", args.devices)
+    from msr_jax.train.plan import make_plan, print_plan
+
+    plan = make_plan(config, args.chip)
+    print_plan(plan, args.chip)
+    if args.json:
+        write_whole(args.json, json.dumps(plan, indent=1) + "\n")
+    return 0
+
+
+def _train(args: argparse.Namespace, config: dict[str, Any]) -> int:
+    if not args.workdir:
+        raise UserError("--workdir is missing; name the folder that checkpoints, logs and the model go to")
     # Imported late: a mistyped setting is answered at once.
-    from msr_jax.train.loop import enable_compilation_cache, train
+    from msr_jax.train.distributed import find_cluster, initialize, is_main
+    from msr_jax.train.loop import train
 
     keep_freed_memory()
     enable_compilation_cache()
-    step = int(train(config, args.workdir).step)
-    if step >= config["train"]["steps"]:
+    initialize(find_cluster(os.environ, args.coordinator, args.processes, args.process, args.distributed))
+    step = int(train(config, args.workdir, profile_steps=args.profile).step)
+    if step < config["train"]["steps"]:
+        return EXIT_STOPPED
+    if is_main():
         print(f"done: step {step}, model in {Path(args.workdir) / 'model'}")
     return 0
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs across runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "msr_jax" / "compiled"))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from msr_jax.errors import UserError
 
@@ -44,38 +45,73 @@ def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
 
 def make_schedule(optim: Mapping[str, Any], total_steps: int) -> optax.Schedule:
-    """Learning rate by optimiser step: "constant" (as released) or "cosine" to 0, after a linear warm-up.
+    """Learning rate by optimiser step: "constant" (as released), "cosine" or "linear" to `final_lr`, after a warm-up.
 
-    The warm-up rises from 0 over `warmup_steps`; the cosine ends at `total_steps`.
+    The warm-up rises from 0 over `warmup_steps`; the decay ends at `total_steps`.
 
     Raises:
       UserError: unknown schedule.
     """
-    warmup = optim["warmup_steps"]
-    if optim["schedule"] == "constant":
-        after = optax.constant_schedule(optim["lr"])
-    elif optim["schedule"] == "cosine":
-        after = optax.cosine_decay_schedule(optim["lr"], max(total_steps - warmup, 1))
-    else:
-        raise UserError(f"optim.schedule must be constant or cosine, not '{optim['schedule']}'")
-    if not warmup:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, optim["lr"], warmup), after], [warmup])
+    peak, end, warmup = optim["lr"], optim["final_lr"], optim["warmup_steps"]
+    left = max(total_steps - warmup, 1)
+    makers = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, left, end / peak if peak else 0.0),
+        "linear": lambda: optax.linear_schedule(peak, end, left),
+    }
+    if optim["schedule"] not in makers:
+        raise UserError(f"optim.schedule must be one of {', '.join(makers)}, not '{optim['schedule']}'")
+    after = makers[optim["schedule"]]()
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
 
 
 def make_optimizer(optim: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Adam or RAdam without decay, after clipping to the global norm `clip_norm` (0: none, as released).
+    """The optimiser `name`, after clipping to the global norm `clip_norm` (0: none, as released).
+
+    `weight_decay` is decoupled, and applies to adamw, prodigy and muon. Muon moves matrices and kernels, as matrices of
+    their last axis; AdamW the rest. Its updates are scaled to the size of AdamW's, so that both take one learning rate.
 
     Raises:
-      UserError: unknown optimiser.
+      UserError: unknown optimiser, or a decay that it does not have.
     """
-    makers = {"adam": optax.scale_by_adam, "radam": scale_by_radam}
-    if optim["name"] not in makers:
-        raise UserError(f"optim.name must be one of {', '.join(makers)}, not '{optim['name']}'")
-    parts = [
-        makers[optim["name"]](b1=optim["b1"], b2=optim["b2"], eps=optim["eps"]),
-        optax.scale_by_learning_rate(schedule),
-    ]
-    if optim["clip_norm"]:
-        parts.insert(0, optax.clip_by_global_norm(optim["clip_norm"]))
-    return optax.chain(*parts)
+    name, rest = optim["name"], {key: optim[key] for key in ("b1", "b2", "eps")}
+    scale, decay = optax.scale_by_learning_rate(schedule), optim["weight_decay"]
+    makers = {
+        "adam": lambda: [optax.scale_by_adam(**rest), scale],
+        "radam": lambda: [scale_by_radam(**rest), scale],
+        "adamw": lambda: [optax.scale_by_adam(**rest), optax.add_decayed_weights(decay), scale],
+        "prodigy": lambda: [_prodigy(schedule, decay, **rest)],
+        "muon": lambda: [_muon(schedule, decay, **rest)],
+    }
+    if name not in makers:
+        raise UserError(f"optim.name must be one of {', '.join(makers)}, not '{name}'")
+    if decay and name in ("adam", "radam"):
+        raise UserError(f"optim.weight_decay is {decay}, but {name} has none; set optim.name=adamw, prodigy or muon")
+    clip = [optax.clip_by_global_norm(optim["clip_norm"])] if optim["clip_norm"] else []
+    return optax.chain(*clip, *makers[name]())
+
+
+def _prodigy(schedule: optax.Schedule, decay: float, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Prodigy as the released training ran it, where lr is a factor (1.0) on a rate that it finds itself.
+
+    optax corrects the bias of the moments, the released program by default does not: the correction is divided out.
+    """
+
+    def uncorrected(count):
+        left1, left2 = (-jnp.expm1((count + 1) * math.log(b)) for b in (b1, b2))
+        return schedule(count) * left1 / jnp.sqrt(left2)
+
+    return optax.contrib.prodigy(uncorrected, (b1, b2), eps=eps, weight_decay=decay)
+
+
+def _muon(schedule: optax.Schedule, decay: float, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    return optax.contrib.muon(
+        schedule, eps=eps, weight_decay=decay, adam_b1=b1, adam_b2=b2, adam_weight_decay=decay,
+        consistent_rms=0.2, muon_weight_dimension_numbers=_as_matrices,
+    )  # fmt: skip
+
+
+def _as_matrices(params: Any) -> Any:
+    """How Muon reads each parameter: all axes but the last against the last; vectors not at all."""
+    read = lambda p: optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None
+    return jax.tree.map(read, params)

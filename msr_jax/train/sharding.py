@@ -1,21 +1,30 @@
-"""The device mesh, and one rule for where parameters and batches lie on it."""
+"""The device mesh, and one rule for where parameters and batches lie on it.
+
+Everything is compiled by `jax.jit` for global arrays that carry a `NamedSharding`: one program for one device, eight, or
+a pod, in which XLA places the communication. `jax.pmap`, which this succeeds, gives every device its own program and
+every array a leading device axis, and can only replicate parameters.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from msr_jax.errors import UserError
 
 AXES = ("data", "fsdp")
-MIN_SHARDED = 2**16  # elements; smaller arrays are cheaper whole
+MIN_SHARDED = 2**16  # elements; the config's value for smaller arrays being cheaper whole
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     """Mesh over all devices with the axes data and fsdp; a size of -1 takes what is left.
+
+    Devices are in the order of their processes, so that each process holds one block of every batch and the same example
+    meets the same noise however many processes there are.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
@@ -27,24 +36,84 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
         shape[shape.index(-1)] = count // known
     if int(np.prod(shape)) != count or min(shape) < 1:
         raise UserError(f"mesh {dict(zip(AXES, shape, strict=True))} does not fit {count} devices; one size may be -1")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    # Auto, spelled: the compiler decides inside a program. (`jax.make_mesh` would default to Explicit.)
+    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def parameter_sharding(mesh: Mesh, leaf: Any) -> NamedSharding:
-    """Split the largest axis that fsdp divides; small arrays are replicated."""
+def parameter_sharding(mesh: Mesh, leaf: Any, min_size: int = MIN_SHARDED) -> NamedSharding:
+    """THE rule: split the largest axis that fsdp divides; arrays below `min_size` elements are replicated."""
     ways = mesh.shape["fsdp"]
-    if ways > 1 and np.prod(leaf.shape) >= MIN_SHARDED:
+    if ways > 1 and np.prod(leaf.shape) >= min_size:
         for axis in sorted(range(len(leaf.shape)), key=lambda a: -leaf.shape[a]):
             if leaf.shape[axis] % ways == 0:
                 return NamedSharding(mesh, P(*(None,) * axis, "fsdp"))
     return NamedSharding(mesh, P())
 
 
-def tree_sharding(mesh: Mesh, tree: Any) -> Any:
+def tree_sharding(mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED) -> Any:
     """`parameter_sharding` of every leaf; optimiser state and averages follow their parameter's shape."""
-    return jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf), tree)
+    return jax.tree.map(lambda leaf: parameter_sharding(mesh, leaf, min_size), tree)
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """Shapes that carry their sharding, as compiling and restoring take them."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """For leaves (batch, …): the batch over all devices."""
+    return NamedSharding(mesh, P(AXES))
 
 
 def stacked_batch_sharding(mesh: Mesh) -> NamedSharding:
     """For leaves (steps, accumulate, batch, …): the batch over all devices."""
     return NamedSharding(mesh, P(None, None, AXES))
+
+
+def gathered(mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED) -> Any:
+    """Inside a compiled program: parameters split over fsdp made whole where they are used, their gradients split again.
+
+    Said outright, because a compiler left to itself may move activations instead: it then gathers parameters before
+    they are used, sums gradients into each device's part, and nothing else crosses devices but what a batch is averaged by.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return tree
+
+    def gather_leaf(leaf: Any) -> Any:
+        split = parameter_sharding(mesh, leaf, min_size)
+        if split.is_fully_replicated:
+            return leaf
+        whole = jax.custom_vjp(lambda x: jax.lax.with_sharding_constraint(x, replicated(mesh)))
+        whole.defvjp(
+            lambda x: (jax.lax.with_sharding_constraint(x, replicated(mesh)), None),
+            lambda _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
+        )
+        return whole(leaf)
+
+    return jax.tree.map(gather_leaf, tree)
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Host arrays, the same in every process, as global arrays; each device is sent its own part only."""
+    place = lambda array, sharding: jax.make_array_from_callback(
+        np.shape(array), sharding, lambda index: np.asarray(array)[index]
+    )
+    return jax.tree.map(place, tree, shardings)
+
+
+def gather(tree: Any) -> Any:
+    """Global arrays as whole host arrays, in every process; all must call it. One leaf after the other lies whole in memory."""
+    return jax.tree.map(
+        lambda leaf: (
+            np.asarray(leaf)
+            if leaf.is_fully_addressable or leaf.is_fully_replicated
+            else multihost_utils.process_allgather(leaf, tiled=True)
+        ),
+        tree,
+    )

@@ -52,8 +52,9 @@ def make_train_steps(
 
     Returns:
       steps(state, frozen, batches) -> (state, metrics). Leaves of `batches` are (steps, micro-batches, batch, …); the
-      gradients of a step's micro-batches are averaged. Metrics are (steps,): loss, grad_norm (before clipping), lr and
-      the objective's own.
+      gradients of a step's micro-batches are averaged. Metrics are (steps,): loss, grad_norm (before clipping), lr,
+      skipped and the objective's own. A step whose loss or gradient is not finite is skipped: it counts, and changes
+      nothing.
 
     The key of micro-batch m of step s is fold_in(fold_in(key(seed), s), m): nothing random is carried. The target of
     distillation moves once a step towards the parameters from before the optimiser's update, and after the forward
@@ -87,13 +88,18 @@ def make_train_steps(
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (total, target), _ = lax.scan(accumulate, (zeros, state.target_params), (jnp.arange(count), batches))
             (loss, aux), grads = jax.tree.map(lambda x: x / count, total)
+        grad_norm = optax.tree.norm(grads)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema_params
         if ema is not None:
             ema = optax.incremental_update(params, ema, 1 - ema_rate)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": schedule(state.step), **aux}
-        return TrainState(state.step + 1, params, opt_state, ema, target), metrics
+        metrics = {"loss": loss, "grad_norm": grad_norm, "lr": schedule(state.step), "skipped": ~is_finite, **aux}
+        after = TrainState(state.step + 1, params, opt_state, ema, target)
+        # One selection fused into the update, not a branch: a branch would keep both states in memory.
+        kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, state)
+        return kept.replace(step=after.step), metrics
 
     def steps(state: TrainState, frozen: Mapping[str, Params], batches: Mapping[str, Array]):
         return lax.scan(lambda state, batch: step(state, frozen, batch), state, batches)

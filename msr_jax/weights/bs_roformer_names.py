@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from msr_jax.models.bs_roformer import AXES, BSRoformer, band_groups
+from msr_jax.weights.model_folder import inputs_of
 
 # The parameters of a block under the names of the published state dict.
 ATTENTION = {
@@ -120,5 +121,5 @@ def unstack_tensors(net: BSRoformer, params: Mapping[str, np.ndarray]) -> dict[s
 def published_network(sizes: Mapping[str, Any], network: str) -> BSRoformer:
     """The module that a network of a model folder is, from the `model` section of its config."""
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items() if k != "name"}
-    timed = network not in ("deterministic", "det_x2")
-    return BSRoformer(**fields, timed=timed, conditioned=network != "deterministic")
+    timed, conditioned = inputs_of(network)
+    return BSRoformer(**fields, timed=timed, conditioned=conditioned)

@@ -47,10 +47,14 @@ def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
+def inputs_of(network: str) -> tuple[bool, bool]:
+    """Whether a network takes a noise level, and whether it takes the features of another."""
+    return network not in ("deterministic", "det_x2"), network != "deterministic"
+
+
 def parameter_shapes(backbone: Backbone, network: str) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of a network by its path; nothing is computed."""
-    timed, conditioned = network not in ("deterministic", "det_x2"), network != "deterministic"
-    params = jax.eval_shape(lambda: backbone.init(jax.random.key(0), timed, conditioned))
+    params = jax.eval_shape(lambda: backbone.init(jax.random.key(0), *inputs_of(network)))
     return {path: leaf.shape for path, leaf in flatten(params).items()}
 
 

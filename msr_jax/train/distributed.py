@@ -1,0 +1,144 @@
+"""Several processes as one run: how they find each other, and how they agree on an error or on stopping."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from msr_jax.errors import UserError
+
+T = TypeVar("T")
+MESSAGE_BYTES = 1024
+
+
+class Cluster(NamedTuple):
+    """Where this process stands: `processes` in all, this one is `process`, number 0 listens at `coordinator` (host:port).
+
+    None in these stands for what JAX finds out by itself; `method` is then JAX's name for the way (None: it looks).
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    method: str | None = None
+
+
+def find_cluster(
+    env: Mapping[str, str],
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    is_wanted: bool = False,
+) -> Cluster | None:
+    """The cluster that flags or the environment describe; None for a process on its own.
+
+    In this order: the three flags; `JAX_COORDINATOR_ADDRESS` with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (or the rank
+    that a GKE JobSet, Open MPI or SLURM gives); several tasks of one `srun`; `mpirun`; a TPU slice of several hosts as
+    GKE announces it. TPU VMs say nothing in the environment: `is_wanted` lets JAX ask the machine.
+
+    Raises:
+      UserError: flags or variables that are incomplete or contradict each other.
+    """
+    flags = (coordinator, processes, process)
+    if any(flag is not None for flag in flags):
+        if None in flags:
+            raise UserError("--coordinator, --processes and --process are given together or not at all")
+        return _checked(Cluster(*flags, "deactivate"), "--coordinator, --processes and --process")
+    if "JAX_COORDINATOR_ADDRESS" in env:
+        count = _first(env, "JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+        rank = _first(env, "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+        if count is None or rank is None:
+            raise UserError(
+                "JAX_COORDINATOR_ADDRESS is set, but not JAX_NUM_PROCESSES and JAX_PROCESS_ID; set all three or none"
+            )
+        return _checked(Cluster(env["JAX_COORDINATOR_ADDRESS"], count, rank, "deactivate"), "JAX_COORDINATOR_ADDRESS")
+    if (_first(env, "SLURM_STEP_NUM_TASKS") or 1) > 1:
+        return Cluster(method="slurm")
+    if (_first(env, "OMPI_COMM_WORLD_SIZE") or 1) > 1:
+        if "OMPI_MCA_orte_hnp_uri" not in env:  # Open MPI 5 no longer tells its processes where the first one is
+            raise UserError(
+                "this Open MPI does not name a coordinator; give mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT"
+            )
+        return Cluster(method="ompi")
+    if "," in env.get("TPU_WORKER_HOSTNAMES", "") or is_wanted:
+        return Cluster()
+    return None
+
+
+def _first(env: Mapping[str, str], *names: str) -> int | None:
+    for name in names:
+        if name in env:
+            if not env[name].isdigit():
+                raise UserError(f"{name} must be a number, not '{env[name]}'")
+            return int(env[name])
+    return None
+
+
+def _checked(cluster: Cluster, source: str) -> Cluster:
+    host, _, port = cluster.coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"the coordinator is written HOST:PORT, not '{cluster.coordinator}' ({source})")
+    if not 0 <= cluster.process < cluster.processes:
+        raise UserError(f"process {cluster.process} of {cluster.processes}: they are counted from 0 ({source})")
+    return cluster
+
+
+def initialize(cluster: Cluster | None) -> None:
+    """Join the other processes; must come before anything is computed. Waits for all of them.
+
+    Raises:
+      UserError: there is no such cluster, or its processes do not come together.
+    """
+    if cluster is None:
+        return
+    try:
+        jax.distributed.initialize(*cluster[:3], cluster_detection_method=cluster.method)
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise UserError(f"cannot join the other processes ({reason}); check the coordinator and the count") from error
+
+
+def is_main() -> bool:
+    """Whether this process writes logs and models; one does."""
+    return jax.process_index() == 0
+
+
+def agree(action: Callable[[], T], main_only: bool = False) -> T | None:
+    """Run `action` in every process (or in the first only); if it fails in one with a UserError, all raise that error.
+
+    All processes must call it. Without this, those where nothing went wrong would wait for the others forever.
+
+    Returns:
+      What `action` returned here; None where it did not run.
+    """
+    result, message = None, ""
+    if is_main() or not main_only:
+        try:
+            result = action()
+        except UserError as error:
+            if jax.process_count() == 1:
+                raise
+            message = str(error)
+    if jax.process_count() > 1:
+        sent = np.frombuffer(message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0"), np.uint8)
+        messages = [bytes(row).rstrip(b"\0") for row in multihost_utils.process_allgather(sent)]
+        failed = next((row for row in messages if row), None)
+        if failed is not None:
+            raise UserError(failed.decode(errors="replace"))
+    return result
+
+
+@functools.cache
+def _largest() -> tuple[jax.sharding.NamedSharding, Callable[[jax.Array], jax.Array]]:
+    mesh = jax.sharding.Mesh(jax.devices(), ("all",))
+    split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("all",), ()))
+    return split, jax.jit(lambda flags: flags.max(), out_shardings=whole)
+
+
+def any_process(flag: bool) -> jax.Array:
+    """Whether `flag` is set in some process, as an array on the devices: not waited for. All processes must call it."""
+    split, largest = _largest()
+    return largest(jax.make_array_from_process_local_data(split, np.full(jax.local_device_count(), flag, np.int32)))

@@ -1,0 +1,124 @@
+"""What a config comes to: the networks it builds on, its first state and its compiled steps, laid out on a mesh."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from msr_jax.errors import UserError
+from msr_jax.methods.stages import make_objective
+from msr_jax.models.backbone import cast_params, copy_shared
+from msr_jax.models.interface import Backbone
+from msr_jax.train.optim import make_optimizer, make_schedule
+from msr_jax.train.sharding import gathered, put, replicated, tree_sharding, with_shardings
+from msr_jax.train.state import TrainState, init_state, make_train_steps
+from msr_jax.weights.model_folder import inputs_of, load_model
+
+# method: (field of `init_from`, networks that its folder must hold)
+BUILDS_ON = {
+    "diffusion": ("deterministic", ("deterministic",)),
+    "det_x2": ("deterministic", ("deterministic",)),
+    "consistency": ("diffusion", ("deterministic", "diffusion")),
+}
+# Settings that a run and what it starts from must share, and those of `model` that may differ all the same:
+# how a network is computed or was begun does not tie it to others.
+SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
+FREE = ("model.remat", "model.zero_init_output", "model.attn_dropout", "model.ff_dropout")
+# Folded into the seed's key, where a step's number is otherwise.
+INIT_KEY, VALIDATION_KEY = 2**31 - 1, 2**31 - 2
+
+
+class Stage(NamedTuple):
+    """start() -> the first state, on the mesh; abstract: that state's shapes and shardings; steps: compiled on first use,
+    steps(state, frozen, batches) -> (state, metrics), with the state donated.
+    """
+
+    start: Callable[[], TrainState]
+    abstract: TrainState
+    steps: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[str, Any], mesh: Mesh) -> Stage:
+    """The training state and steps of `config["method"]` on a mesh.
+
+    Args:
+      frozen: float32 parameters of the networks that the stage builds on, as host arrays (or their shapes, if `start`
+        will not be called).
+
+    Raises:
+      UserError: an unknown method, loss, optimiser or schedule.
+    """
+    is_student = config["method"] == "consistency"
+    min_size = config["mesh"]["fsdp_min_size"]
+    whole = lambda tree: gathered(mesh, tree, min_size)
+    objective = make_objective(config, backbone)
+    loss_fn = lambda params, inputs, batch, key: objective(whole(params), whole(inputs), batch, key)
+    schedule = make_schedule(config["optim"], config["train"]["steps"])
+    tx = make_optimizer(config["optim"], schedule)
+    target_rate = config["consistency"]["target_rate"] if is_student else 0.0
+
+    def initial(source: Any) -> TrainState:
+        if is_student:  # the student and its target start as copies of the teacher
+            return init_state(jax.tree.map(jax.numpy.copy, source), tx, config["ema_rate"], True)
+        key = jax.random.fold_in(jax.random.key(config["seed"]), INIT_KEY)
+        params = backbone.init(key, *inputs_of(config["method"]))
+        if source and config["init_from"]["warm_start"]:
+            params = copy_shared(params, source)
+        return init_state(params, tx, config["ema_rate"], False)
+
+    source = frozen.get("diffusion" if is_student else "deterministic", {})
+    shapes = jax.eval_shape(initial, source)
+    shardings = tree_sharding(mesh, shapes, min_size)
+    steps = make_train_steps(loss_fn, tx, schedule, config["seed"], config["ema_rate"], target_rate)
+    return Stage(
+        lambda: jax.jit(initial, out_shardings=shardings)(put(source, tree_sharding(mesh, source, min_size))),
+        with_shardings(shapes, shardings),
+        jax.jit(steps, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+    )
+
+
+def place_frozen(config: Mapping[str, Any], frozen: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Frozen networks on the mesh, split like parameters, their matrices in the compute precision (see `cast_params`)."""
+    cast = cast_params(frozen, config["compute_dtype"])
+    return put(cast, tree_sharding(mesh, cast, config["mesh"]["fsdp_min_size"]))
+
+
+def as_inputs(networks: Mapping[str, Any]) -> dict[str, Any]:
+    """Networks by the names of the objectives, for which the diffusion model is the teacher."""
+    return {"teacher" if name == "diffusion" else name: params for name, params in networks.items()}
+
+
+def load_frozen(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Networks that the stage builds on, by name, from `init_from`; UserError where they are missing or differ."""
+    if config["method"] not in BUILDS_ON:
+        return {}
+    source, needed = BUILDS_ON[config["method"]]
+    folder = config["init_from"][source]
+    if not folder:
+        raise UserError(f"{config['method']} starts from a {source} model: set --config.init_from.{source}=DIR")
+    model = load_model(folder)
+    lacking = [name for name in needed if name not in model.weights]
+    if lacking:
+        raise UserError(f"{folder} holds no {lacking[0]} network; name the folder of a trained {source} model")
+    theirs = dict(settings({field: model.config[field] for field in SHARED}))
+    for name, value in settings({field: config[field] for field in SHARED}):
+        if name not in FREE and theirs.get(name) != value:
+            raise UserError(f"config.{name} is {value}, but {theirs.get(name)} in {folder}; both must have the same")
+    return {name: model.weights[name] for name in needed}
+
+
+def settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("a.b", value) of every leaf, values as JSON has them."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from settings(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, json.loads(json.dumps(value))
+
+
+def trained_networks(method: str, state: TrainState) -> dict[str, Any]:
+    """What the stage adds to the model: the averaged parameters if the config keeps an average, and the target."""
+    trained = {method: state.params if state.ema_params is None else state.ema_params}
+    return trained if state.target_params is None else {**trained, "target": state.target_params}

@@ -1,0 +1,92 @@
+"""The working directory of a run: made, held by one run at a time, its files written whole."""
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+
+from msr_jax.errors import UserError
+from msr_jax.runtime import write_whole
+from msr_jax.train.distributed import any_process
+
+
+class Workdir:
+    """A working directory that this process holds until `release` or its death, however it dies.
+
+    The lock is the kernel's, on the file `.lock`; it reaches as far as the file system's locks do (one machine, or NFS).
+    """
+
+    def __init__(self, path: Path):
+        """Raises UserError if it cannot be made, written to, or another run holds it."""
+        self.path = path
+        self.lock: IO[str] | None = None
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK):
+                raise UserError(f"cannot write to --workdir {path}: permission denied")
+            self.lock = open(path / ".lock", "a+")
+            self._hold()
+            for left in path.glob(".model.*"):  # of a run that was killed while it wrote
+                shutil.rmtree(left)
+        except OSError as error:
+            raise UserError(f"cannot write to --workdir {path}: {error.strerror}") from error
+
+    def _hold(self) -> None:
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.lock.seek(0)
+            holder = self.lock.read().strip() or "another process"
+            self.release()
+            raise UserError(f"--workdir {self.path} is held by a run ({holder}); wait for it or use another") from error
+        self.lock.truncate(0)
+        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self.lock.flush()
+
+    def release(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file, whole or not at all. Raises UserError, as on a full disk."""
+        write_whole(self.path / name, text)
+
+
+class StopNote:
+    """Notes SIGTERM inside `with` instead of dying of it; the processes of a run stop together."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self.pending: jax.Array | None = None
+        try:
+            self.before = signal.signal(signal.SIGTERM, self._note)
+        except ValueError:  # not in the main thread: leave signals alone
+            self.before = None
+
+    def _note(self, *_: Any) -> None:
+        self.is_set = True
+
+    def is_agreed(self) -> bool:
+        """Whether to stop, the same in every process; to be asked by all of them after every dispatch.
+
+        Several processes learn of a signal to one of them a dispatch later: the answer travels behind the steps, and
+        no device waits for it.
+        """
+        if jax.process_count() == 1:
+            return self.is_set
+        before, self.pending = self.pending, any_process(self.is_set)
+        return before is not None and bool(np.asarray(before))
+
+    def __enter__(self) -> "StopNote":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
