@@ -26,7 +26,7 @@ echo "== data: music rendered here; test pieces and test instruments are not tra
 render train 120
 render validation 6
 render test 6
-[ -e "$out/records/msr_jax.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 32768
+[ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 32768
 train det
 train diffusion --config.init_from.deterministic="$out/det"
 train consistency --config.init_from.diffusion="$out/diffusion"

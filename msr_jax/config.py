@@ -7,6 +7,7 @@ with `--config.a.b=value`.
 from ml_collections import ConfigDict
 
 SLAKH_STEMS = ("bass", "drums", "guitar", "piano")
+MUSDB_STEMS = ("drums", "bass", "other", "vocals")
 
 
 def unet_base() -> ConfigDict:
@@ -98,9 +99,27 @@ def unet_base() -> ConfigDict:
             "batch": 50,
             "crop": 262_144,
             "mix_across_songs": 0.0,
+            "equal_songs": False,
             "gain_db": (0.0, 0.0),
+            "validation_split": "validation",
+            "tail": "drop",
+            "min_active": 2,
             "workers": 0,
             "preload": False,
+            "augment": {
+                "channel_swap": 0.0,
+                "reversal": 0.0,
+                "polarity": 0.0,
+                "pitch_shift": 0.0,
+                "time_stretch": 0.0,
+                "equaliser": 0.0,
+                "distortion": 0.0,
+                "noise": 0.0,
+                "option_leak": True,
+                "mixup": (0.0, 0.0),
+                "mixup_gain": (1.0, 1.0),
+                "loudness": (1.0, 1.0),
+            },
         }
     )
     c.train = ConfigDict(
@@ -116,6 +135,29 @@ def unet_base() -> ConfigDict:
     )
     c.mesh = ConfigDict({"data": -1, "fsdp": 1})
     return c
+
+
+def musdb_data() -> ConfigDict:
+    """The `data` section of the BS-RoFormer track: MUSDB18-HQ with the released mixing, augmentations and validation."""
+    data = unet_base().data
+    data.update(
+        {
+            "batch": 24,  # 8 on each of 3 devices
+            "crop": 485_100,  # samples, 11 s
+            "mix_across_songs": 1.0,
+            "equal_songs": True,
+            # As released: all of the test split, in windows that follow each other, the last one padded.
+            "validation_split": "test",
+            "tail": "pad",
+            "min_active": 0,
+            "workers": 4,
+        }
+    )
+    data.augment.update({"channel_swap": 0.5, "reversal": 0.1, "polarity": 0.5})
+    data.augment.update({effect: 0.1 for effect in ("pitch_shift", "time_stretch", "equaliser", "distortion", "noise")})
+    # One further chunk, and independently another; then the gain of each chunk, and that of the stem.
+    data.augment.update({"mixup": (0.2, 0.02), "mixup_gain": (0.5, 1.5), "loudness": (0.5, 1.5)})
+    return data
 
 
 def unet_small() -> ConfigDict:

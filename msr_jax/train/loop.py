@@ -14,9 +14,10 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
+from msr_jax.data.augment_step import make_augment
 from msr_jax.data.pipeline import make_train_dataset, validation_windows
 from msr_jax.errors import UserError
-from msr_jax.methods.stages import make_objective, make_refiner
+from msr_jax.methods.stages import Objective, make_objective, make_refiner
 from msr_jax.metrics.si_sdr import is_silent, si_sdr
 from msr_jax.models.backbone import Backbone, make_backbone
 from msr_jax.train.checkpoint import Checkpoints
@@ -38,6 +39,7 @@ SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
 FREE = ("model.remat", "model.zero_init_output")
 # Folded into the seed's key, where a step's number is otherwise.
 INIT_KEY, VALIDATION_KEY = 2**31 - 1, 2**31 - 2
+AUGMENT_KEY = 2**31 - 3  # folded into a micro-batch's key
 
 
 def train(config: Mapping[str, Any], workdir: str | Path, dataset: grain.MapDataset | None = None) -> TrainState:
@@ -73,6 +75,7 @@ def train(config: Mapping[str, Any], workdir: str | Path, dataset: grain.MapData
         dataset = make_train_dataset(
             {**config["data"], "batch": examples},
             config["stems"], config["sample_rate"], config["seed"], jax.process_index(), jax.process_count(),
+            config["channels"],
         )  # fmt: skip
     validate = _make_validation(config, backbone)
     stage = _make_stage(config, backbone, frozen, mesh)
@@ -129,7 +132,7 @@ class _Stage(NamedTuple):
 
 def _make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[str, Any], mesh: Mesh) -> _Stage:
     is_student, timed = config["method"] == "consistency", config["method"] != "deterministic"
-    objective = make_objective(config, backbone)
+    objective = _augmented(make_objective(config, backbone), config)
     schedule = make_schedule(config["optim"], config["train"]["steps"])
     tx = make_optimizer(config["optim"], schedule)
     target_rate = config["consistency"]["target_rate"] if is_student else 0.0
@@ -151,6 +154,18 @@ def _make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[s
         jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings),
         jax.jit(steps, donate_argnums=0, out_shardings=(shardings, None)),
     )
+
+
+def _augmented(objective: Objective, config: Mapping[str, Any]) -> Objective:
+    augment = make_augment(config["data"]["augment"], config["stems"], config["sample_rate"])
+    if augment is None:
+        return objective
+
+    def loss_fn(params, frozen, batch, key):
+        stems = augment(batch["stems"], jax.random.fold_in(key, AUGMENT_KEY))
+        return objective(params, frozen, {**batch, "stems": stems}, key)
+
+    return loss_fn
 
 
 def _load_frozen(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +254,7 @@ def _make_validation(
     if not config["data"]["validation"]:
         return None
     limit = config["train"]["validation_windows"]
-    windows = validation_windows(config["data"], config["stems"], config["sample_rate"], limit)
+    windows = validation_windows(config["data"], config["stems"], config["sample_rate"], limit, config["channels"])
     refine = jax.jit(make_refiner(config, backbone, REFINEMENT[config["method"]]))
     key = jax.random.fold_in(jax.random.key(config["seed"]), VALIDATION_KEY)
 
@@ -247,9 +262,10 @@ def _make_validation(
         labels = np.eye(windows.shape[1], dtype=np.float32)
         scores = []
         for k, stems in enumerate(windows):  # all stems of a window are one batch
-            mixture = np.repeat(stems.sum(0)[None, :, None], len(stems), 0)
-            estimate = np.asarray(refine(weights, mixture, labels, jax.random.fold_in(key, k)))[..., 0]
-            scores += list(si_sdr(estimate, stems)[~is_silent(stems[:, None])])
+            mixture = np.repeat(stems.sum(0)[None], len(stems), 0)
+            estimate = np.asarray(refine(weights, mixture, labels, jax.random.fold_in(key, k))).swapaxes(1, 2)
+            stems = stems.swapaxes(1, 2)  # (stems, channels, samples)
+            scores += list(si_sdr(estimate, stems).mean(1)[~is_silent(stems)])
         return {"validation_si_sdr": float(np.mean(scores))}
 
     return validate
