@@ -183,6 +183,7 @@ def convert(
             }
             for split in tracks:
                 if not full["tracks"][split]:
+                    shutil.rmtree(work)
                     first = next((n["skipped"] for n in notes[split]), "it is empty")
                     raise UserError(
                         f"none of the {len(tracks[split])} tracks of {split} can be used; the first: {first}"
@@ -193,11 +194,9 @@ def convert(
             shutil.rmtree(work)
     except OSError as error:
         again = f"; what is done is kept in {work} and a new start goes on from there" if digest else ""
-        raise UserError(f"cannot write records to {out}: {error.strerror or error}{again}") from error
-    except UserError:
-        if digest is None or not any((work / "tracks").glob("*.npy")):
-            shutil.rmtree(work, ignore_errors=True)
-        raise
+        # NumPy and ArrayRecord tell of a full disk without its number.
+        why = error.strerror if error.errno else f"{error.strerror or error}; is the disk full?"
+        raise UserError(f"cannot write records to {out}: {why}{again}") from error
     finally:
         if digest is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -309,9 +308,9 @@ def _write_shard(work: Path, manifest: Mapping[str, Any], job: tuple[str, str, l
         writer.close()
         held = ArrayRecordReader(str(beside)).num_records()  # a shard that was cut short opens, and is empty
     except RuntimeError as error:
-        raise OSError(None, f"{str(error).split(';')[0]} (shard {name})") from error
+        raise OSError(f"{str(error).split(';')[0]} (shard {name})") from error
     if held != len(numbers):
-        raise OSError(None, f"the shard {name} came out with {held} of {len(numbers)} records")
+        raise OSError(f"the shard {name} came out with {held} of {len(numbers)} records")
     with open(beside, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())

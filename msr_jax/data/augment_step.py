@@ -51,7 +51,8 @@ def make_augment(
         return None
 
     def apply(x: Array, key: Array) -> Array:
-        keys = dict(zip((*fixed, *drawn, "mixup", "loudness"), jax.random.split(key, len(fixed) + len(drawn) + 2)))
+        names = (*fixed, *drawn, "mixup", "loudness")
+        keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
         shape = x.shape[:2]
         for name in fixed:
             on = jax.random.bernoulli(keys[name], a[name], shape)[..., None, None]
