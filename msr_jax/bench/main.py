@@ -10,7 +10,7 @@ from typing import Any
 
 from msr_jax.errors import UserError
 
-BENCHMARKS = {"unet": "msr_jax.bench.unet"}  # each has run(options) -> rows
+BENCHMARKS = {"unet": "msr_jax.bench.unet", "data": "msr_jax.bench.data"}  # each has run(options) -> rows
 
 
 def machine() -> str:
@@ -25,10 +25,10 @@ def machine() -> str:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"{'':<26}{'seconds':>10}{'speed-up':>10}{'peak GB':>9}")
+    print(f"{'':<32}{'seconds':>10}{'speed-up':>10}{'peak GB':>9}")
     for row in rows:
         ratio = "–" if row["speedup_over_peer"] is None else f"{row['speedup_over_peer']:.2f}"
-        print(f"{row['name']:<26}{row['seconds']:>10.3f}{ratio:>10}{row['peak_memory_bytes'] / 1e9:>9.2f}")
+        print(f"{row['name']:<32}{row['seconds']:>10.4f}{ratio:>10}{row['peak_memory_bytes'] / 1e9:>9.2f}")
 
 
 def main(argv: list[str]) -> int:

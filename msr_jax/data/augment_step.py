@@ -46,8 +46,9 @@ def make_augment(
         limits[effect] = np.array(chance), np.array([found or (0.0, 0.0) for found in ranges])
     fixed = [f for f in ("channel_swap", "reversal", "polarity") if a[f]]
     drawn = [f for f in ("equaliser", "distortion", "noise") if limits[f][0].any()]
-    gains = any(tuple(a[g]) != (1.0, 1.0) for g in ("mixup_gain", "loudness"))
-    if not (fixed or drawn or any(a["mixup"]) or gains):
+    is_mixed = any(a["mixup"]) or tuple(a["mixup_gain"]) != (1.0, 1.0)
+    is_scaled = tuple(a["loudness"]) != (1.0, 1.0)
+    if not (fixed or drawn or is_mixed or is_scaled):
         return None
 
     def apply(x: Array, key: Array) -> Array:
@@ -68,9 +69,12 @@ def make_augment(
                 value = _uniform(key_value, ranges, shape)
                 changed = distort(x, value) if name == "distortion" else add_noise(x, value, key_more)
             x = jnp.where(on, changed, x)
-        x = mix_chunks(x, tuple(a["mixup"]), tuple(a["mixup_gain"]), keys["mixup"])
-        low, high = a["loudness"]
-        return x * jax.random.uniform(keys["loudness"], shape, minval=low, maxval=high)[..., None, None]
+        if is_mixed:
+            x = mix_chunks(x, tuple(a["mixup"]), tuple(a["mixup_gain"]), keys["mixup"])
+        if is_scaled:
+            low, high = a["loudness"]
+            x = x * jax.random.uniform(keys["loudness"], shape, minval=low, maxval=high)[..., None, None]
+        return x
 
     return apply
 
