@@ -4,6 +4,7 @@ It does not aim at beauty but at variety: keys, tempi, metres, feels, progressio
 instruments rest. What a separator must not learn is which notes go together; what it must learn is how sources sound.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,9 @@ SCALES = {
     "mixolydian": (0, 2, 4, 5, 7, 9, 10),
 }
 # How often a part plays in a section; together with resting parts this comes near the activity of Slakh2100.
-ACTIVITY = {"drums": 0.98, "bass": 0.92, "guitar": 0.68, "piano": 0.8, "other": 0.5}
+ACTIVITY = {"drums": 0.98, "bass": 0.92, "guitar": 0.68, "piano": 0.8, "other": 0.5, "vocals": 0.75}
 PRESENCE = {"drums": 1.0, "bass": 1.0, "guitar": 0.85, "piano": 0.95}
+WITH_VOCALS = {**PRESENCE, "vocals": 1.0}
 KICK, SNARE, SIDE, HAT, PEDAL, OPEN, RIDE, CRASH = 36, 38, 37, 42, 44, 46, 51, 49
 TOMS = (50, 48, 45, 43, 41)
 
@@ -31,7 +33,7 @@ class Note(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One instrument's notes; `group` is bass, drums, guitar, piano or other, `program` General MIDI (a kit for drums)."""
+    """One instrument's notes; `group` is bass, drums, guitar, piano, vocals or other, `program` General MIDI (a kit for drums)."""
 
     group: str
     program: int
@@ -264,18 +266,24 @@ def _chords(p: Player, song: Song, plays: np.ndarray, group: str) -> None:
                     p.play(bar.start + step + spread, length * short, pitch, -8 if up else 0)
 
 
-def arrange(rng: np.random.Generator, seconds: float, programs: dict[str, tuple[int, ...]]) -> list[Part]:
+def arrange(
+    rng: np.random.Generator,
+    seconds: float,
+    programs: Mapping[str, tuple[int, ...]],
+    presence: Mapping[str, float] = PRESENCE,
+) -> list[Part]:
     """Compose a piece.
 
     Args:
       seconds: length of the piece.
       programs: for each group, the programs (kits for drums) to choose from.
+      presence: how likely each group is in it.
 
     Returns:
-      Its parts; bass and drums always, guitar and piano mostly (guitar sometimes twice), up to two others.
+      Its parts; as a rule bass and drums always, guitar and piano mostly (guitar sometimes twice), up to two others.
     """
     song = Song(rng, seconds)
-    groups = [g for g in PRESENCE if rng.random() < PRESENCE[g]]
+    groups = [g for g in presence if rng.random() < presence[g]]
     groups += ["guitar"] * (("guitar" in groups) and rng.random() < 0.3) + ["other"] * int(rng.integers(0, 3))
     parts = []
     for group in groups:
@@ -287,7 +295,7 @@ def arrange(rng: np.random.Generator, seconds: float, programs: dict[str, tuple[
             _drums(player, song, plays)
         elif group == "bass":
             _bass(player, song, plays)
-        elif rng.random() < {"guitar": 0.3, "piano": 0.2, "other": 0.45}[group]:
+        elif group == "vocals" or rng.random() < {"guitar": 0.3, "piano": 0.2, "other": 0.45}[group]:
             _melody(player, song, plays, rng.uniform(58, 76))
         else:
             _chords(player, song, plays, group)

@@ -1,99 +1,190 @@
-"""`python -m data_prep.render OUT --layout slakh2100 --tracks N --seconds S --seed K`: stand-in multitrack music.
+"""`python -m data_prep.render OUT --layout slakh2100|musdb18hq --tracks N --seconds S --seed K`: stand-in multitrack music.
 
-Pieces by a seeded arranger, played by a SoundFont and by our own synthesis, in the layout of Slakh2100: mono FLAC at
-44.1 kHz, one file per instrument, `metadata.yaml`, and instruments outside the four groups that a preparation leaves out.
-The splits share neither pieces nor instruments: programs, kits and the parameters of synthesis differ. The same seed
-gives the same bytes.
+Pieces by a seeded arranger, played by a SoundFont and by our own synthesis, as the corpora are distributed: Slakh2100's mono
+FLAC at 44.1 kHz, one file per instrument, with `metadata.yaml`, MIDI, and instruments outside the four groups that a
+preparation leaves out; or MUSDB18-HQ's stereo WAV, four stems and their mixture. The splits share neither pieces nor
+instruments: programs and kits differ, and only training has synthesised parts. The same seed gives the same bytes.
 
-The default SoundFont, TimGM6mb (carried by pretty_midi), is GPL-2; the scores are made here.
+N tracks are a split's with `--split`; else one in six is for the test, one in six (of Slakh2100's layout, which has that
+split) for validation, and the rest for training. The default SoundFont, TimGM6mb (carried by pretty_midi), is GPL-2; the
+scores are made here.
 """
 
 import argparse
 import os
 import shutil
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
-from data_prep.arranger import arrange
-from data_prep.timbre import RATE, default_soundfont, render_part
+from data_prep.arranger import WITH_VOCALS, Part, arrange
+from data_prep.timbre import RATE, default_soundfont, integrated_loudness, render_part, to_stereo
+from data_prep.writer import in_parallel, worker_pool
 from msr_jax.audio.io import write_audio
+from msr_jax.config import MUSDB_STEMS
 from msr_jax.errors import UserError
 
-SPLITS = ("train", "validation", "test")
-# General MIDI programs (and kits) for training and validation. Testing has others of the same families: the steel-string
-# guitar was never trained on, the nylon-string one was.
-TRAIN_PROGRAMS = {
-    "drums": (0, 8, 24, 25, 40, 48),
-    "bass": (32, 33, 35, 37, 38),
-    "guitar": (24, 26, 28, 29, 31),
-    "piano": (0, 1, 3, 4, 6, 7),
-    "other": (16, 18, 48, 50, 52, 56, 61, 65, 71, 73, 80, 81, 88, 89),
+SPLITS = ("train", "validation", "test")  # their order is in the seeds
+LAYOUTS = {"slakh2100": SPLITS, "musdb18hq": ("train", "test")}
+# General MIDI programs (and kits). The test has others of the same families: the steel-string guitar was never trained on,
+# the nylon-string one was.
+PROGRAMS = {
+    "train": {
+        "drums": (0, 8, 24, 25, 48),
+        "bass": (32, 33, 35, 38),
+        "guitar": (24, 26, 28, 29),
+        "piano": (0, 1, 3, 4, 6),
+        "other": (16, 18, 48, 50, 52, 56, 61, 65, 71, 73, 80, 81, 88, 89),
+        "vocals": (52, 53, 85),
+    },
+    "validation": {"drums": (40,), "bass": (37,), "guitar": (31,), "piano": (7,), "other": (20, 51, 58, 69, 72)},
+    "test": {
+        "drums": (16, 32),
+        "bass": (34, 36, 39),
+        "guitar": (25, 27, 30),
+        "piano": (2, 5),
+        "other": (19, 49, 57, 66, 68),
+        "vocals": (54, 91),
+    },
 }
-TEST_PROGRAMS = {
-    "drums": (16, 32),
-    "bass": (34, 36, 39),
-    "guitar": (25, 27, 30),
-    "piano": (2, 5),
-    "other": (19, 49, 57, 66, 68),
-}
-SYNTHESISED = {"train": 0.4, "validation": 0.4, "test": 0.0}
-LEVEL_DB = {"drums": -20.0, "bass": -20.0, "guitar": -24.0, "piano": -23.0, "other": -26.0}
-PEAK = 10 ** (-1 / 20)
-NAMES = {
-    "drums": "Drums",
-    "bass": "Bass",
-    "guitar": "Guitar",
-    "piano": "Piano",
-    "other": "Strings (continued)",
-}
+SYNTHESISED = {"train": 0.4, "validation": 0.0, "test": 0.0}
+LEVEL_DB = {"drums": -20.0, "bass": -20.0, "guitar": -24.0, "piano": -23.0, "other": -26.0, "vocals": -19.0}
+PEAK_DB = -1.0
+CLASSES = {"drums": "Drums", "bass": "Bass", "guitar": "Guitar", "piano": "Piano"}
 
 
-def render_track(index: int, out: Path, split: str, seconds: float, seed: int, soundfonts: list[str]) -> None:
-    """Write one track folder, whole or not at all; its content depends on (seed, split, index) alone."""
-    rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    parts = arrange(rng, seconds, TEST_PROGRAMS if split == "test" else TRAIN_PROGRAMS)
-    audio, entries = [], {}
-    for k, part in enumerate(parts):
+def play(rng: np.random.Generator, parts: Sequence[Part], split: str, seconds: float, soundfonts: list[str]):
+    """(audio (samples,) float32 of each part at its level in a band)."""
+    audio = []
+    for part in parts:
         x = render_part(rng, part, seconds, soundfonts, SYNTHESISED[split])
         audio.append(x * 10 ** ((LEVEL_DB[part.group] + rng.normal(0, 3)) / 20))
-        is_drum = part.group == "drums"
-        entries[f"S{k:02d}"] = {
-            "audio_rendered": True,
-            "inst_class": NAMES[part.group],
-            "is_drum": is_drum,
-            "program_num": 128 if is_drum else part.program,
-            "plugin_name": "msr_jax.render",
-        }
-    gain = PEAK / max(np.abs(np.sum(audio, 0)).max(), np.abs(audio).max(), 1e-9)
-    # Stems are rounded to the format's steps before they are summed, so that the mix is exactly their sum.
-    stems = [np.rint(x * gain * 32767) / 32768 for x in audio]
-    folder = out / split / f"Track{index:05d}"
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    for name, x in [*zip((f"stems/{n}" for n in entries), stems, strict=True), ("mix", np.sum(stems, 0))]:
-        write_audio(beside / f"{name}.flac", x[:, None].astype(np.float32), RATE, "PCM_16")
-    described = {
-        "UUID": f"{seed}-{split}-{index}",
-        "audio_dir": "stems",
-        "overall_gain": float(gain),
-        "stems": entries,
+    return audio
+
+
+def to_steps(audio: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float]:
+    """Stems under one gain, so that neither they nor their sum pass the peak, in steps of 16 bits; and that gain.
+
+    They are rounded before they are summed, so that the mix is exactly their sum.
+    """
+    gain = 10 ** (PEAK_DB / 20) / max(np.abs(np.sum(audio, 0)).max(), *(np.abs(x).max() for x in audio), 1e-9)
+    return [np.rint(x * gain * 32767) / 32768 for x in audio], float(gain)
+
+
+def write_midi(path: Path, parts: Sequence[Part]) -> None:
+    """Parts as a MIDI file, one track each."""
+    import pretty_midi
+
+    score = pretty_midi.PrettyMIDI()
+    for part in parts:
+        instrument = pretty_midi.Instrument(part.program, part.group == "drums")
+        instrument.notes = [pretty_midi.Note(n.velocity, n.pitch, n.start, n.start + n.duration) for n in part.notes]
+        score.instruments.append(instrument)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    score.write(str(path))
+
+
+def _describe(part: Part, stem: np.ndarray) -> dict[str, Any]:
+    import pretty_midi
+
+    is_drum = part.group == "drums"
+    return {
+        "audio_rendered": True,
+        "inst_class": CLASSES.get(part.group) or pretty_midi.program_to_instrument_class(part.program),
+        "integrated_loudness": round(integrated_loudness(stem), 6),
+        "is_drum": is_drum,
+        "midi_program_name": "Drums" if is_drum else pretty_midi.program_to_instrument_name(part.program),
+        "midi_saved": True,
+        "plugin_name": "msr_jax.render",
+        "program_num": 128 if is_drum else part.program,
     }
-    (beside / "metadata.yaml").write_text(yaml.safe_dump(described))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(beside, folder)
+
+
+def write_slakh(
+    folder: Path, rng: np.random.Generator, split: str, seconds: float, name: str, fonts: list[str]
+) -> None:
+    """A track as Slakh2100 has it, into `folder`."""
+    parts = arrange(rng, seconds, PROGRAMS[split])
+    stems, gain = to_steps(play(rng, parts, split, seconds, fonts))
+    numbers = [f"S{k:02d}" for k in range(len(parts))]
+    for number, part, x in zip(numbers, parts, stems, strict=True):
+        write_audio(folder / "stems" / f"{number}.flac", x[:, None].astype(np.float32), RATE, "PCM_16")
+        write_midi(folder / "MIDI" / f"{number}.mid", [part])
+    write_audio(folder / "mix.flac", np.sum(stems, 0)[:, None].astype(np.float32), RATE, "PCM_16")
+    write_midi(folder / "all_src.mid", parts)
+    described = {
+        "UUID": name,
+        "audio_dir": "stems",
+        "lmd_midi_dir": "",
+        "midi_dir": "MIDI",
+        "normalization_factor": -13.0,
+        "normalized": False,
+        "overall_gain": gain,
+        "stems": {n: _describe(part, x) for n, part, x in zip(numbers, parts, stems, strict=True)},
+        "target_peak": PEAK_DB,
+    }
+    (folder / "metadata.yaml").write_text(yaml.safe_dump(described))
+
+
+def write_musdb(
+    folder: Path, rng: np.random.Generator, split: str, seconds: float, name: str, fonts: list[str]
+) -> None:
+    """A song as MUSDB18-HQ has it, into `folder`."""
+    parts = arrange(rng, seconds, PROGRAMS[split], WITH_VOCALS)
+    audio = play(rng, parts, split, seconds, fonts)
+    mixed = {stem: np.zeros((int(seconds * RATE), 2), np.float32) for stem in MUSDB_STEMS}
+    for part, x in zip(parts, audio, strict=True):
+        mixed[part.group if part.group in MUSDB_STEMS else "other"] += to_stereo(rng, x)
+    stems, _ = to_steps([mixed[stem] for stem in MUSDB_STEMS])
+    for stem, x in [*zip(MUSDB_STEMS, stems, strict=True), ("mixture", np.sum(stems, 0))]:
+        write_audio(folder / f"{stem}.wav", x.astype(np.float32), RATE, "PCM_16")
+
+
+def render_track(
+    job: tuple[str, int], out: Path, layout: str, seconds: float, seed: int, soundfonts: list[str]
+) -> None:
+    """Write track `job` = (split, index), whole or not at all; its content depends on that and the seed alone."""
+    split, index = job
+    rng = np.random.default_rng([seed, SPLITS.index(split), index, *([1] if layout == "musdb18hq" else [])])
+    write, pattern = {
+        "slakh2100": (write_slakh, "Track{:05d}"),
+        "musdb18hq": (write_musdb, "Rendered Band - Song {:04d}"),
+    }[layout]
+    folder = out / split / pattern.format(index)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        beside.mkdir(parents=True)
+        write(beside, rng, split, seconds, f"{seed}-{split}-{index}", soundfonts)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def split_counts(layout: str, split: str | None, tracks: int) -> dict[str, int]:
+    """How many of the tracks each split gets. UserError if there are too few for all splits."""
+    if split:
+        if split not in LAYOUTS[layout]:
+            raise UserError(f"{layout} has no split {split}; it has {', '.join(LAYOUTS[layout])}")
+        return {split: tracks}
+    others = {s: max(1, tracks // 6) for s in LAYOUTS[layout][1:]}
+    if tracks <= sum(others.values()):
+        raise UserError(
+            f"--tracks {tracks} are too few for the splits {', '.join(LAYOUTS[layout])}; or name one --split"
+        )
+    return {"train": tracks - sum(others.values()), **others}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_prep.render", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--layout", choices=["slakh2100"], default="slakh2100")
-    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--layout", choices=list(LAYOUTS), default="slakh2100")
+    parser.add_argument("--split", choices=SPLITS, help="render this one only; default: all of the layout")
     parser.add_argument("--tracks", type=int, required=True)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -107,24 +198,21 @@ def main(argv: list[str] | None = None) -> int:
         missing = [f for f in fonts if not Path(f).is_file()]
         if missing:
             raise UserError(f"the SoundFont {missing[0]} does not exist")
+        counts = split_counts(args.layout, args.split, args.tracks)
+        jobs = [(split, index) for split, count in counts.items() for index in range(count)]
         work = partial(
-            render_track,
-            out=args.out,
-            split=args.split,
-            seconds=args.seconds,
-            seed=args.seed,
-            soundfonts=fonts,
+            render_track, out=args.out, layout=args.layout, seconds=args.seconds, seed=args.seed, soundfonts=fonts
         )
-        # Spawned: a fork of a process with threads, as the libraries here start them, can hang.
-        with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-            list(pool.map(work, range(args.tracks)))
+        with worker_pool(args.workers) as pool:
+            in_parallel(work, jobs, pool, "rendering")
     except OSError as error:
         print(f"data_prep.render: cannot write to {args.out}: {error.strerror or error}", file=sys.stderr)
         return 2
     except UserError as error:
         print(f"data_prep.render: {error}", file=sys.stderr)
         return 2
-    print(f"rendered {args.tracks} tracks of {args.seconds:g} s in {args.out / args.split} (seed {args.seed})")
+    listed = ", ".join(f"{count} {split}" for split, count in counts.items())
+    print(f"rendered {args.tracks} tracks of {args.seconds:g} s in {args.out} ({listed}; seed {args.seed})")
     return 0
 
 

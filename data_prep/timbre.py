@@ -106,6 +106,28 @@ class ToneModel:
         return rise * out
 
 
+class VoiceModel:
+    """A vowel: partials with vibrato under three formants, which differ from singer to singer."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.vowels = np.array([[730, 1090, 2440], [270, 2290, 3010], [570, 840, 2410], [530, 1840, 2480]])
+        self.rng, self.size = rng, rng.uniform(0.85, 1.2)
+        self.rate, self.depth, self.breath = rng.uniform(4.5, 6.5), rng.uniform(0.003, 0.012), rng.uniform(0.005, 0.04)
+
+    def __call__(self, pitch: int, count: int) -> np.ndarray:
+        t, formants = np.arange(count) / RATE, self.size * self.vowels[self.rng.integers(len(self.vowels))]
+        freq = 440 * 2 ** ((pitch - 69) / 12)
+        bend = 1 + self.depth * np.minimum(t / 0.4, 1) * np.sin(2 * np.pi * self.rate * t)
+        phase, out = 2 * np.pi * np.cumsum(freq * bend) / RATE, np.zeros(count)
+        for k in range(1, min(40, int(6000 / freq)) + 1):
+            level = sum(
+                g / (1 + ((k * freq - f) / w) ** 2)
+                for f, w, g in zip(formants, (90, 120, 160), (1, 0.6, 0.3), strict=True)
+            )
+            out += level / k**0.5 * np.sin(k * phase)
+        return np.minimum(t / 0.04, 1) * (out + self.breath * self.rng.standard_normal(count))
+
+
 class DrumModel:
     """Sines that fall and filtered noise: a synthesised kit."""
 
@@ -139,6 +161,8 @@ def synthesise_part(rng: np.random.Generator, part: Part, seconds: float) -> np.
         model = DrumModel(rng)
     elif part.group == "guitar" or (part.group == "bass" and rng.random() < 0.5):
         model = StringModel(rng)
+    elif part.group == "vocals":
+        model = VoiceModel(rng)
     else:
         model = ToneModel(rng, part.group)
     release, total = rng.uniform(0.02, 0.15), int(seconds * RATE)
@@ -195,6 +219,27 @@ def colour(rng: np.random.Generator, x: np.ndarray, group: str) -> np.ndarray:
         wet = signal.oaconvolve(x, room / np.sqrt(np.square(room).sum()))[: len(x)]
         x = x + rng.uniform(0.05, 0.4) * wet
     return x.astype(np.float32)
+
+
+def to_stereo(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    """Place a mono part (samples,) on the stage: panned, in a room whose sides differ; (samples, 2) float32."""
+    angle = np.pi / 4 + rng.uniform(-0.5, 0.5)
+    room = rng.standard_normal((int(0.3 * RATE), 2)) * _decay(int(0.3 * RATE), rng.uniform(0.02, 0.09))[:, None]
+    room *= rng.uniform(0.03, 0.25) / np.sqrt(np.square(room).sum(0))
+    wet = signal.oaconvolve(x[:, None], room, axes=0)[: len(x)]
+    return (x[:, None] * np.array([np.cos(angle), np.sin(angle)]) * np.sqrt(2) + wet).astype(np.float32)
+
+
+def integrated_loudness(x: np.ndarray) -> float:
+    """Loudness of mono audio (samples,) in LUFS (ITU-R BS.1770-4: K-weighting and two gates); -70 for silence."""
+    high_pass = signal.butter(2, 38 / (RATE / 2), "high", output="sos")
+    weighted = signal.sosfilt(np.concatenate([_biquad("high", 1500, 4, 0.7071)[None], high_pass]), x)
+    block, hop = int(0.4 * RATE), int(0.1 * RATE)
+    count = max(0, (len(x) - block) // hop + 1)
+    power = np.array([np.square(weighted[k * hop : k * hop + block]).mean() for k in range(count)])
+    kept = power[power > 10 ** ((-70 + 0.691) / 10)]
+    kept = kept[kept > 0.1 * kept.mean()] if len(kept) else kept
+    return float(-0.691 + 10 * np.log10(kept.mean())) if len(kept) else -70.0
 
 
 def render_part(

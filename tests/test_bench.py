@@ -65,3 +65,16 @@ def test_the_evaluation_benchmark_measures_ours_against_museval(tmp_path):
         rows["peer_museval"]["seconds"] / rows["bss_eval"]["seconds"]
     )
     assert len(rows["bss_eval"]["all_seconds"]) == 2 and rows["si_sdri"]["speedup_over_peer"] is None
+
+
+def test_the_data_benchmark_has_both_tracks_their_stages_and_the_sweep(tmp_path):
+    assert main(["bench", "data", "--json", str(tmp_path / "b.json"), "--tiny", "--repeats", "1"]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "b.json").read_text())["rows"]}
+    for track in ("unet", "bsrf"):
+        for stage in ("read_record", "read_crop", "to_float", "example", "stream_2_workers"):
+            assert rows[f"{track}_{stage}"]["crops_per_second"] > 0
+        assert rows[f"{track}_example"]["cores_for_an_h200"] > 0
+    assert rows["bsrf_example_pitch_and_stretch"]["seconds"] > rows["bsrf_example"]["seconds"]
+    assert rows["bsrf_compiled_augmentations"]["seconds"] > 0
+    sizes = [row["bytes_over_source"] for name, row in rows.items() if name.startswith("sweep")]
+    assert len(sizes) == 6 and max(sizes) > 1.5 * min(sizes)

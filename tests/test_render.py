@@ -1,4 +1,4 @@
-"""The stand-in corpus: genuine layout, the same bytes for the same seed, splits without common instruments."""
+"""The stand-in corpora: genuine layouts, the same bytes for the same seed, splits without common pieces and instruments."""
 
 import hashlib
 
@@ -10,20 +10,31 @@ import yaml
 pytest.importorskip("tinysoundfont", reason="pip install --no-deps tinysoundfont")
 pytest.importorskip("pretty_midi")
 
-from data_prep.render import TEST_PROGRAMS, TRAIN_PROGRAMS, main
-from msr_jax.config import SLAKH_STEMS
+import pretty_midi
+
+from data_prep.render import PROGRAMS, main, split_counts
+from data_prep.timbre import RATE, integrated_loudness
+from msr_jax.config import MUSDB_STEMS, SLAKH_STEMS
 from msr_jax.data.tracks import find_tracks, group_of, load_track
+from msr_jax.errors import UserError
 
 
 def render(out, *more):
-    return main([str(out), "--tracks", "3", "--seconds", "5", "--seed", "7", "--workers", "2", *more])
+    return main([str(out), "--tracks", "3", "--seconds", "5", "--seed", "7", "--workers", "1", *more])
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
+    """Two tracks of train and one each of validation and test, in the layout of Slakh2100."""
     out = tmp_path_factory.mktemp("rendered")
-    for split in ("train", "test"):
-        assert render(out, "--split", split) == 0
+    assert render(out, "--tracks", "4") == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory):
+    out = tmp_path_factory.mktemp("songs")
+    assert render(out, "--layout", "musdb18hq", "--tracks", "2") == 0
     return out
 
 
@@ -37,10 +48,15 @@ def described(track):
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(rendered, tmp_path):
-    assert render(tmp_path / "again", "--workers", "1") == 0
+    assert render(tmp_path / "again", "--split", "train", "--tracks", "2", "--workers", "2") == 0
     assert digests(tmp_path / "again" / "train") == digests(rendered / "train")
-    assert render(tmp_path / "other", "--seed", "8") == 0
+    assert render(tmp_path / "other", "--split", "train", "--tracks", "1", "--seed", "8") == 0
     assert not set(digests(tmp_path / "other").values()) & set(digests(rendered / "train").values())
+
+
+def test_no_piece_is_in_two_splits(rendered):
+    scores = [digests(track)["all_src.mid"] for split in PROGRAMS for track in (rendered / split).iterdir()]
+    assert len(scores) == 4 == len(set(scores))
 
 
 def test_tracks_have_the_layout_of_slakh(rendered):
@@ -51,38 +67,68 @@ def test_tracks_have_the_layout_of_slakh(rendered):
             samples, rate = soundfile.read(track / "stems" / f"{name}.flac", dtype="int16")
             assert rate == 44_100 and samples.shape == (5 * 44_100,)
             audio.append(samples.astype(int))
+            midi = pretty_midi.PrettyMIDI(str(track / "MIDI" / f"{name}.mid"))
+            assert [i.is_drum for i in midi.instruments] == [stems[name]["is_drum"]]
+            assert {"audio_rendered", "inst_class", "integrated_loudness", "plugin_name"} < set(stems[name])
         mix, _ = soundfile.read(track / "mix.flac", dtype="int16")
         assert (np.sum(audio, 0) == mix).all()
+        assert len(pretty_midi.PrettyMIDI(str(track / "all_src.mid")).instruments) == len(stems)
+
+
+def test_songs_have_the_layout_of_musdb_and_two_sides_that_differ(songs):
+    for split in ("train", "test"):
+        (song,) = (songs / split).iterdir()
+        audio = {f.stem: soundfile.read(f, dtype="int16") for f in song.iterdir()}
+        assert sorted(audio) == sorted([*MUSDB_STEMS, "mixture"])
+        assert {(rate, x.shape) for x, rate in audio.values()} == {(44_100, (5 * 44_100, 2))}
+        assert (sum(audio[stem][0].astype(int) for stem in MUSDB_STEMS) == audio["mixture"][0]).all()
+        for stem in ("drums", "bass", "vocals"):
+            assert audio[stem][0].any() and (audio[stem][0][:, 0] != audio[stem][0][:, 1]).any()
+
+
+def test_loudness_is_that_of_the_standard():
+    """BS.1770: a sine of 997 Hz at full scale, in one channel, is at -3.01 LUFS."""
+    sine = np.sin(2 * np.pi * 997 * np.arange(3 * RATE) / RATE)
+    assert integrated_loudness(sine) == pytest.approx(-3.01, abs=0.05)
+    assert integrated_loudness(np.concatenate([0.1 * sine, 0 * sine])) == pytest.approx(-23.01, abs=0.3)
+    assert integrated_loudness(0 * sine) == -70
+
+
+def test_tracks_are_dealt_out_to_the_splits():
+    assert split_counts("slakh2100", None, 60) == {"train": 40, "validation": 10, "test": 10}
+    assert split_counts("musdb18hq", None, 60) == {"train": 50, "test": 10}
+    assert split_counts("slakh2100", "test", 5) == {"test": 5}
+    with pytest.raises(UserError, match="too few"):
+        split_counts("slakh2100", None, 2)
+    with pytest.raises(UserError, match="no split validation"):
+        split_counts("musdb18hq", "validation", 2)
 
 
 def test_bass_and_drums_always_sound(rendered):
-    for split in ("train", "test"):
+    for split in PROGRAMS:
         for track in find_tracks(rendered / split, SLAKH_STEMS):
             stems = load_track(track, SLAKH_STEMS, 22_050)
             assert np.isfinite(stems).all()
             assert (np.sqrt(np.square(stems[:2]).mean(1)) > 1e-3).all()
 
 
-def test_test_instruments_are_not_among_those_of_training(rendered):
-    used = {
-        split: {
-            (s["is_drum"], s["program_num"])
-            for t in find_tracks(rendered / split, SLAKH_STEMS)
-            for s in described(t).values()
-        }
-        for split in ("train", "test")
-    }
-    assert not {p for p in used["train"] & used["test"] if not p[0]}
-    for group, programs in TEST_PROGRAMS.items():
-        assert not set(programs) & set(TRAIN_PROGRAMS[group])
-        if group in ("bass", "guitar", "piano"):
-            assert {group_of(p, False) for p in (*programs, *TRAIN_PROGRAMS[group])} == {group}
+def test_the_splits_have_no_instrument_in_common(rendered):
+    for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        for group in PROGRAMS[a].keys() & PROGRAMS[b].keys():
+            assert not set(PROGRAMS[a][group]) & set(PROGRAMS[b][group])
+    for split, groups in PROGRAMS.items():
+        for group in ("bass", "guitar", "piano"):
+            assert {group_of(program, False) for program in groups[group]} == {group}
+        for track in find_tracks(rendered / split, SLAKH_STEMS):
+            played = {(group_of(s["program_num"], s["is_drum"]), s["program_num"]) for s in described(track).values()}
+            assert all(group == "drums" or program in groups[group or "other"] for group, program in played)
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
         (("--tracks", "0"), "--tracks"),
+        (("--tracks", "2"), "too few"),
         (("--soundfont", "nowhere.sf2"), "nowhere.sf2"),
         (("--soundfont", __file__), "cannot be read as a SoundFont"),
     ],

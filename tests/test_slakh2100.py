@@ -1,14 +1,15 @@
 """The preparation turns a corpus of either layout into records, leaves out what is damaged, and says so."""
 
-import shutil
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import yaml
 
-from data_prep.slakh2100 import SAMPLE_RATE, main
+from data_prep.slakh2100 import SAMPLE_RATE, edition, main
 from msr_jax.config import SLAKH_STEMS
 from msr_jax.data.records import PCM_SCALE, RecordSource, read_manifest
 from msr_jax.data.tracks import load_track
@@ -47,7 +48,7 @@ def test_records_hold_the_grouped_stems_at_22050_hz(tmp_path, capsys):
     for record in (source[k] for k in range(len(source))):
         expected = load_track(corpus / "train" / record["track"], SLAKH_STEMS, SAMPLE_RATE)
         part = expected[:, record["offset"] : record["offset"] + record["valid"]]
-        assert np.abs(record["stems"][:, : part.shape[1]] / PCM_SCALE - part).max() <= 0.5 / PCM_SCALE + 1e-7
+        assert np.abs(record["stems"][:, : part.shape[1], 0] / PCM_SCALE - part).max() <= 0.5 / PCM_SCALE + 1e-7
         assert not record["stems"][3].any()
 
 
@@ -82,6 +83,43 @@ def test_clipped_samples_are_counted(tmp_path, capsys):
     assert " 7 clipped samples" in capsys.readouterr().out
 
 
+def converted(root):
+    """One track in the form of the published preparation: stems at 22,050 Hz, no file for a silent one."""
+    rng = np.random.default_rng(0)
+    stems = {name: rng.integers(-9999, 9999, 2 * CROP, np.int16) for name in ("bass", "drums", "piano")}
+    for name, audio in stems.items():
+        path = root / "test" / "Track00001" / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, audio, SAMPLE_RATE, subtype="PCM_16")
+    return stems
+
+
+def test_what_is_at_the_target_rate_comes_through_to_the_bit(tmp_path):
+    stems = converted(tmp_path / "c")
+    assert prepare(tmp_path / "c", tmp_path / "out") == 0
+    audio = RecordSource(tmp_path / "out", "test").read(0, 0, 2 * CROP)[..., 0]
+    for name, got in zip(SLAKH_STEMS, audio, strict=True):
+        assert (got == stems.get(name, 0)).all()
+
+
+def test_resampling_is_that_of_soxr_and_near_librosas(tmp_path):
+    corpus = slakh_corpus(tmp_path / "corpus")
+    assert prepare(corpus, tmp_path / "out") == 0
+    source = RecordSource(tmp_path / "out", "test")
+    bass, rate = soundfile.read(corpus / "test" / "Track00003" / "stems" / "S00.flac", dtype="float32")
+    got = source.read(0, 0, source.tracks[0][1])[0, :, 0] / PCM_SCALE
+    by_soxr = soxr.resample(bass, rate, SAMPLE_RATE, quality="HQ")
+    by_librosa = librosa.resample(bass, orig_sr=rate, target_sr=SAMPLE_RATE)  # its default, soxr_hq
+    assert np.abs(got - by_soxr[: len(got)]).max() <= 0.5 / PCM_SCALE + 1e-7
+    assert np.abs(got - by_librosa[: len(got)]).max() <= 0.5 / PCM_SCALE + 1e-6
+
+
+def test_splits_are_named_by_their_numbers_of_tracks():
+    assert edition({"train": 1500, "validation": 375, "test": 225}).endswith("original or split2")
+    assert edition({"train": 1289, "validation": 270, "test": 151}).endswith("redux")
+    assert edition({"train": 3}).endswith("none of the published splits")
+
+
 def no_source(root):
     return root / "nowhere"
 
@@ -108,15 +146,13 @@ def test_what_cannot_be_prepared_ends_in_one_sentence_and_no_records(tmp_path, c
     assert prepare(make(tmp_path), tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert said.startswith("data_prep.slakh2100: ") and said.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-    assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
+    assert [f.name for f in tmp_path.iterdir() if f.name.startswith((".", "out"))] == []
 
 
 def test_the_shared_sample_of_genuine_layout_can_be_prepared(tmp_path, capsys):
     sample = Path(__file__).resolve().parents[2] / "shared" / "data" / "sample_slakh"
     if not sample.is_dir():
         pytest.skip("the sample tracks are not here")
-    shutil.copytree(sample, tmp_path / "c")
-    assert prepare(tmp_path / "c", tmp_path / "out") == 0
+    assert prepare(sample, tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "train: 6 of 6" in said and "validation: 2 of 2" in said and "test: 3 of 3" in said

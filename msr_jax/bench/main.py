@@ -17,6 +17,7 @@ BENCHMARKS = {
     "evaluate": "msr_jax.bench.evaluate",
     "train": "msr_jax.bench.train",
     "dispatch": "msr_jax.bench.dispatch",
+    "data": "msr_jax.bench.data",
 }
 
 
@@ -32,10 +33,10 @@ def machine() -> str:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"{'':<26}{'seconds':>10}{'speed-up':>10}{'peak GB':>9}")
+    print(f"{'':<32}{'seconds':>10}{'speed-up':>10}{'peak GB':>9}")
     for row in rows:
         ratio = "–" if row["speedup_over_peer"] is None else f"{row['speedup_over_peer']:.2f}"
-        print(f"{row['name']:<26}{row['seconds']:>10.4g}{ratio:>10}{row['peak_memory_bytes'] / 1e9:>9.2f}")
+        print(f"{row['name']:<32}{row['seconds']:>10.4g}{ratio:>10}{row['peak_memory_bytes'] / 1e9:>9.2f}")
 
 
 def main(argv: list[str]) -> int:

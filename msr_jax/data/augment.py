@@ -1,7 +1,71 @@
-"""Augmentations of single stems in the published recipe for MUSDB18, with their parameters given (see its data section)."""
+"""Augmentations of single stems in the published recipe for MUSDB18: their ranges, and what each does to a signal.
 
+Here is NumPy: pitch shift and time stretch, which run in the workers that load the data, and the definitions that the
+compiled ones of `augment_step` are checked against.
+"""
+
+from collections.abc import Mapping
+
+import librosa
 import numpy as np
 from scipy import signal
+
+# Ranges, uniform, by stem: semitones, decibels of each band, amount, amplitude, rate.
+RANGES = {
+    "drums": {"pitch_shift": (-5, 5), "equaliser": (-9, 9), "distortion": (0.1, 0.6)},
+    "bass": {"pitch_shift": (-2, 2), "equaliser": (-3, 6), "distortion": (0.1, 0.5)},
+    "other": {"pitch_shift": (-4, 4), "noise": (0.001, 0.015), "time_stretch": (0.8, 1.25)},
+    "vocals": {"pitch_shift": (-5, 5), "equaliser": (-9, 9), "distortion": (0.1, 0.7)},
+}
+# The released program writes each stem's options into one that all share, so that from the second item on a stem without
+# an option of its own has that of the stem before it in the order drums, bass, other, vocals.
+LEAKED = {
+    "equaliser": RANGES["bass"]["equaliser"],
+    "distortion": RANGES["bass"]["distortion"],
+    "noise": RANGES["other"]["noise"],
+    "time_stretch": RANGES["other"]["time_stretch"],
+}
+EFFECTS = ("pitch_shift", "time_stretch")  # those of the workers, in this order
+
+
+def range_of(stem: str, effect: str, option_leak: bool) -> tuple[float, float] | None:
+    """Range of an effect's parameter for a stem, None if it has no such effect; stems of other corpora count as "other"."""
+    own = RANGES.get(stem, RANGES["other"]).get(effect)
+    return LEAKED.get(effect) if own is None and option_leak else own
+
+
+def pitch_shift(audio: np.ndarray, semitones: float, sample_rate: int) -> np.ndarray:
+    """Pitch moved by phase vocoder and resampling, length kept: (samples, channels) float32 -> the same."""
+    return librosa.effects.pitch_shift(audio.T, sr=sample_rate, n_steps=semitones).T.astype(np.float32)
+
+
+def time_stretch(audio: np.ndarray, rate: float) -> np.ndarray:
+    """Tempo times `rate` by phase vocoder, cut or padded to the length before: (samples, channels) float32 -> the same."""
+    stretched = librosa.effects.time_stretch(audio.T, rate=rate).T[: len(audio)].astype(np.float32)
+    return np.pad(stretched, ((0, len(audio) - len(stretched)), (0, 0)))
+
+
+def stretch_and_shift(
+    audio: np.ndarray,
+    stem: str,
+    rng: np.random.Generator,
+    probability: Mapping[str, float],
+    sample_rate: int,
+    option_leak: bool = True,
+) -> np.ndarray:
+    """What workers do to a stem's crop (samples, channels), each with its probability: pitch shift, then time stretch.
+
+    As released, time stretch comes last of all; here the compiled effects follow it, for which that makes no difference
+    but to the noise, which is then not stretched.
+    """
+    for effect in EFFECTS:
+        limits = range_of(stem, effect, option_leak)
+        if limits is None or rng.random() >= probability.get(effect, 0.0):
+            continue
+        value = rng.uniform(*limits)
+        if audio.any():  # silence stays silence, at no cost
+            audio = pitch_shift(audio, value, sample_rate) if effect == "pitch_shift" else time_stretch(audio, value)
+    return audio
 
 
 def biquad(kind: str, freq: float, gain_db: float, q: float, sample_rate: float) -> tuple[np.ndarray, np.ndarray]:

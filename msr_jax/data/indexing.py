@@ -51,6 +51,11 @@ def is_silent(audio: np.ndarray, threshold: float = SILENT) -> np.ndarray:
     return np.linalg.norm(np.asarray(audio, np.float64), axis=-1) / audio.shape[-1] < threshold
 
 
+def active_stems(audio: np.ndarray, threshold: float = SILENT) -> np.ndarray:
+    """Which stems (stems,) of (stems, samples, channels) are not silent; as released, the norm is over all channels."""
+    return np.linalg.norm(np.asarray(audio, np.float64), axis=(1, 2)) / audio.shape[1] >= threshold
+
+
 def kept_chunks(stems: np.ndarray, chunk: int, threshold: float = SILENT) -> np.ndarray:
     """Indices k of the published evaluation chunks [k·chunk, (k+1)·chunk): at least two stems active, no incomplete one.
 

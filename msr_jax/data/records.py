@@ -1,44 +1,40 @@
-"""Training records: time spans of fixed length with all stems, in pre-shuffled ArrayRecord shards written by TFDS.
+"""Training records: time spans of fixed length with all stems, in ArrayRecord shards that TFDS reads too.
 
-ArrayRecord cannot read part of a record, so each holds half a crop more than a crop, which leaves room for a random one.
+Record k of a track holds the samples from k·crop on. ArrayRecord cannot read part of a record, so a record is longer than
+the distance to the next one: a crop that starts in a record's first part is then read with it alone; any other crop, of any
+length, is joined from records in a row. The order of records in the shards is TFDS's own, by a hash of their keys, so
+that the place of each follows from the list of tracks and no index has to be kept.
+
+`dataset_info.json` is the manifest: TFDS's fields, with `features` and (as `downloadChecksums`) a SHA-256 per source track;
+what TFDS has no field for stands in `releaseNotes`, the one map of that file which is free, as JSON values.
 """
 
-import contextlib
-import io
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.hashing import Hasher
 
 from msr_jax.errors import UserError
 
-MANIFEST = "msr_jax.json"
+MANIFEST = "dataset_info.json"
+NAME, VERSION = "segments", "2.0.0"
 PCM_SCALE = 32768.0
-MARGIN = 0.5  # of a crop
+PROBE = 512  # samples between two places of the mixture that a record keeps for `data_prep.verify`
 
 
-class Span(NamedTuple):
-    """Where a record lies in its track; `is_window` marks the non-overlapping evaluation windows [k·crop, (k+1)·crop)."""
-
-    offset: int
-    is_window: bool
+def record_samples(crop: int, margin: float) -> int:
+    """Length of a record in samples; `margin` is the part of a crop that two neighbours have in common."""
+    return crop + int(margin * crop)
 
 
-def record_samples(crop: int) -> int:
-    """Length of a record in samples."""
-    return crop + int(MARGIN * crop)
-
-
-def spans(length: int, crop: int) -> list[Span]:
-    """Records that cover a track of `length` samples: one per crop, and one more for a tail that none reaches."""
-    found = [Span(k * crop, True) for k in range(length // crop)] or [Span(0, False)]
-    reached = found[-1].offset + record_samples(crop)
-    return found if reached >= length else [*found, Span(length - record_samples(crop), False)]
+def count_records(length: int, crop: int, samples: int) -> int:
+    """Number of records, one every `crop` samples, that cover a track of `length` samples."""
+    return 1 + max(0, -(-(length - samples) // crop))
 
 
 def to_pcm(stems: np.ndarray) -> tuple[np.ndarray, int]:
@@ -48,134 +44,193 @@ def to_pcm(stems: np.ndarray) -> tuple[np.ndarray, int]:
     return np.clip(scaled, -32768, 32767).astype(np.int16), clipped
 
 
-def track_records(name: str, stems: np.ndarray, crop: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, record) for every span of a track's int16 stems (stems, samples)."""
-    size = record_samples(crop)
-    for span in spans(stems.shape[1], crop):
-        audio = stems[:, span.offset : span.offset + size]
-        valid = max(audio.shape[1], crop)  # a track shorter than a crop counts the silence after it
-        audio = np.pad(audio, ((0, 0), (0, size - audio.shape[1])))
-        record = {
-            "stems": audio,
-            "track": name,
-            "offset": span.offset,
-            "valid": valid,
-            "is_window": span.is_window,
+def probes(mixture: np.ndarray, crop: int, samples: int) -> np.ndarray:
+    """The mixture at every `PROBE`th sample of each record: (samples, channels) float32 -> (records, places, channels) int32.
+
+    It is summed before the stems are rounded, so that the sum of stored stems can be checked against it.
+    """
+    count = count_records(len(mixture), crop, samples)
+    place = crop * np.arange(count)[:, None] + np.arange(0, samples, PROBE)
+    pcm = np.rint(mixture * PCM_SCALE).astype(np.int32)
+    return np.where((place < len(pcm))[..., None], pcm[np.minimum(place, len(pcm) - 1)], 0)
+
+
+def features(manifest: Mapping[str, Any]) -> tfds.features.FeaturesDict:
+    """The schema of a record; see `make_record`."""
+    stems, samples, channels = len(manifest["stems"]), manifest["samples"], manifest["channels"]
+    fixed = lambda shape, dtype: tfds.features.Tensor(
+        shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES
+    )  # fmt: skip
+    return tfds.features.FeaturesDict(
+        {
+            "stems": fixed((stems, samples, channels), np.int16),
+            "track": tfds.features.Text(),
+            "offset": np.int64,
+            "valid": np.int64,
+            "sample_rate": np.int64,
+            "active": fixed((stems,), np.bool_),
+            "crc32": np.int64,
+            "mixture": fixed((-(-samples // PROBE), channels), np.int32),
         }
-        yield f"{name}@{span.offset}", record
+    )
 
 
-class Segments(tfds.core.GeneratorBasedBuilder):
-    """The TFDS builder; `sources` gives, per split, the (key, record) pairs. Made by `write_records` alone."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    name = "segments"
-
-    def __init__(self, *, sources: dict[str, Iterable], num_stems: int, samples: int, **kwargs):
-        self.sources, self.shape = sources, (num_stems, samples)
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        pcm = tfds.features.Tensor(shape=self.shape, dtype=np.int16, encoding=tfds.features.Encoding.BYTES)
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Aligned stems of fixed time spans; a record is (stems, samples) int16.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "stems": pcm,
-                    "track": tfds.features.Text(),
-                    "offset": np.int64,
-                    "valid": np.int64,
-                    "is_window": np.bool_,
-                }
-            ),
-        )
-
-    def _split_generators(self, dl_manager) -> dict[str, Iterable]:
-        return dict(self.sources)
-
-    def _generate_examples(self):
-        raise AssertionError("the splits are given as iterables")
-
-
-def write_records(out: str | Path, sources: dict[str, Iterable], manifest: dict[str, Any]) -> None:
-    """Write shards for every split into `out`, whole or not at all.
+def make_record(
+    track: str, k: int, stems: np.ndarray, probe: np.ndarray, manifest: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Record k of a track.
 
     Args:
-      sources: per split, an iterable of (unique key, record) as `track_records` gives.
-      manifest: must name "stems", "sample_rate" and "crop"; kept beside the shards.
+      stems: the whole track, (stems, samples, channels) int16.
+      probe: `probes` of the track.
 
-    Raises:
-      UserError: `out` exists and holds something else than records, or cannot be written.
+    Returns:
+      "stems" (stems, record's samples, channels) int16, zeros after the track's end; "track"; "offset" and "valid" (how
+      much of it lies inside the track) in samples; "sample_rate" in Hz; "active" (stems,): which stems are not all zero;
+      "crc32" of the stems; "mixture" (places, channels) int32.
     """
-    out = Path(out)
-    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists and holds no records; name another place")
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        beside.mkdir(parents=True)
-        builder = Segments(
-            sources=sources, num_stems=len(manifest["stems"]), samples=record_samples(manifest["crop"]),
-            data_dir=beside, file_format="array_record",
-        )  # fmt: skip
-        tfds.display_progress_bar(False)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of a download, which this is not
-            builder.download_and_prepare()
-        made = Path(builder.data_dir)
-        (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(made, out)
-    except OSError as error:
-        raise UserError(f"cannot write records to {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    offset, size = k * manifest["crop"], manifest["samples"]
+    audio = np.ascontiguousarray(stems[:, offset : offset + size])
+    valid = audio.shape[1]
+    if valid < size:
+        audio = np.pad(audio, ((0, 0), (0, size - valid), (0, 0)))
+    return {
+        "stems": audio,
+        "track": track,
+        "offset": offset,
+        "valid": valid,
+        "sample_rate": manifest["sample_rate"],
+        "active": audio.any((1, 2)),
+        "crc32": zlib.crc32(audio),
+        "mixture": probe[k],
+    }
+
+
+def record_key(track: str, k: int, seed: int) -> str:
+    """Unique within a split; its hash decides the record's place."""
+    return f"{seed}/{track}@{k}"
+
+
+def shard_order(split: str, tracks: Sequence[tuple[str, int]], manifest: Mapping[str, Any]) -> np.ndarray:
+    """Numbers of a split's records (track after track) in the order in which the shards hold them.
+
+    Args:
+      tracks: (name, samples) of each.
+    """
+    hasher, crop, samples = Hasher(split), manifest["crop"], manifest["samples"]
+    hashes = [
+        hasher.hash_key(record_key(name, k, manifest["seed"]))
+        for name, length in tracks
+        for k in range(count_records(length, crop, samples))
+    ]
+    return np.array(sorted(range(len(hashes)), key=hashes.__getitem__), np.int64)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """What `write_records` was told.
+    """What is known of a folder of records.
+
+    Returns:
+      "stems", "sample_rate", "channels", "crop" and "samples" (of a record), "seed", "tool", "tracks" ({split: [[name,
+      samples], …]}), "shards" ({file name: [bytes, SHA-256]}), "checksums" ({"split/track": SHA-256 of its source files}),
+      and more that the preparation noted.
 
     Raises:
-      UserError: the folder holds no records.
+      UserError: the folder holds no records, or records of an older version.
     """
-    path = Path(folder) / MANIFEST
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no records; make them with python -m data_prep.slakh2100") from error
+        held = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+        notes = {name: json.loads(value) for name, value in held["releaseNotes"].items()}
+        if held["version"] != VERSION or "tracks" not in notes:
+            raise ValueError(held["version"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} holds no records of this version; make them with data_prep") from error
+    return {**notes, "checksums": held.get("downloadChecksums", {})}
+
+
+def check_shards(folder: str | Path, manifest: Mapping[str, Any]) -> None:
+    """Raises UserError unless the shards in a folder are those of its manifest, each of the right size."""
+    folder, listed = Path(folder), manifest["shards"]
+    found = {f.name for f in folder.iterdir() if ".array_record-" in f.name}
+    for name in sorted(found - set(listed)):
+        raise UserError(f"{folder / name} is not in {MANIFEST}; prepare the data again, or remove that file")
+    for name, (size, _) in sorted(listed.items()):
+        if name not in found:
+            raise UserError(f"{folder} lacks the shard {name}; prepare the data again")
+        if (folder / name).stat().st_size != size:
+            raise UserError(
+                f"{folder / name} has not the {size} bytes that it was written with; prepare the data again"
+            )
 
 
 class RecordSource:
-    """Random access to the records of one split: `source[k]` is a dict with "stems" (stems, samples) int16, "track",
-    "offset" and "valid" in samples, and "is_window".
+    """Random access to one split: `source[k]` is the record at place k of the shards, `source.read` any span of any track.
 
-    With `preload`, all records are decoded into memory once: for small corpora and few cores.
+    `tracks` has [name, samples] of each track; `first` the number of each one's first record, counted track after track, and
+    at the end the number of records. With `preload`, all records are decoded into memory once: for small corpora and few
+    cores.
+
+    Raises:
+      UserError: no records, no such split, or shards that are not those of the manifest.
     """
 
     def __init__(self, folder: str | Path, split: str, preload: bool = False):
-        self.manifest = read_manifest(folder)
+        self.folder, self.split, self.manifest = Path(folder), split, read_manifest(folder)
+        check_shards(folder, self.manifest)
         builder = tfds.builder_from_directory(str(folder))
         if split not in builder.info.splits:
             raise UserError(f"{folder} has no split '{split}'; it has {', '.join(builder.info.splits)}")
         self._data: Any = builder.as_data_source(split)
+        self.tracks: list[tuple[str, int]] = [(name, length) for name, length in self.manifest["tracks"][split]]
+        counts = [count_records(n, self.manifest["crop"], self.manifest["samples"]) for _, n in self.tracks]
+        self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        order = shard_order(split, self.tracks, self.manifest)
+        if len(order) != len(self._data):
+            raise UserError(f"the tracks of {folder} come to {len(order)} records, its shards hold {len(self._data)}")
+        self._place = np.argsort(order)
         if preload:
-            self._data = [self._data[k] for k in range(len(self._data))]
+            self._data = [self[k] for k in range(len(self._data))]
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._data[int(index)]
-        return {**record, "track": record["track"].decode()}
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        """The record at a place of the shards, as `make_record` gives. UserError if the shard is damaged there."""
+        try:
+            record = self._data[int(place)]
+        except RuntimeError as error:
+            raise UserError(
+                f"record {place} of split {self.split} in {self.folder} is damaged ({str(error).split(';')[0]}); "
+                f"python -m data_prep.verify {self.folder} lists all such records"
+            ) from error
+        return record if isinstance(record["track"], str) else {**record, "track": record["track"].decode()}
+
+    def read(self, track: int, start: int, length: int, stem: int | slice = slice(None)) -> np.ndarray:
+        """A span of a track: ([stems,] length, channels) int16, joined from records, zeros after the track's end.
+
+        Args:
+          track: index into `tracks`.
+          start, length: in samples; any.
+          stem: index or slice of stems.
+        """
+        crop, last = self.manifest["crop"], self.first[track + 1] - self.first[track] - 1
+        pieces, done = [], 0
+        while done < length:
+            k = min((start + done) // crop, last)
+            begin = start + done - k * crop
+            if begin >= self.manifest["samples"]:
+                pieces.append(np.zeros((*pieces[0].shape[:-2], length - done, self.manifest["channels"]), np.int16))
+                break
+            record = self[self._place[self.first[track] + k]]
+            pieces.append(record["stems"][stem, begin : begin + length - done])
+            done += pieces[-1].shape[-2]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-2)
 
 
-def check_stems(source: RecordSource, stems: Sequence[str], sample_rate: int, crop: int) -> None:
+def check_stems(source: RecordSource, stems: Sequence[str], sample_rate: int, channels: int) -> None:
     """Raises UserError unless the records hold what a config asks for."""
     held = source.manifest
-    for what, wanted in (("stems", list(stems)), ("sample_rate", sample_rate)):
+    for what, wanted in (("stems", list(stems)), ("sample_rate", sample_rate), ("channels", channels)):
         if held[what] != wanted:
             raise UserError(
                 f"the records hold {what} {held[what]}, the config asks for {wanted}; prepare the data again"
             )
-    if crop > held["crop"]:
-        raise UserError(f"data.crop is {crop} samples, the records were made for crops of {held['crop']} at most")

@@ -1,7 +1,11 @@
-"""Multitrack folders: Slakh2100 as distributed (numbered stems with `metadata.yaml`), or one file per stem."""
+"""Multitrack folders: Slakh2100 as distributed (numbered stems with `metadata.yaml`), one file per stem (MUSDB18-HQ, the
+converted Slakh2100), or MUSDB18's `.stem.mp4` files."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -10,6 +14,9 @@ from msr_jax.audio.io import read_audio, resample
 from msr_jax.errors import UserError
 
 AUDIO = (".wav", ".flac")
+MP4 = ".stem.mp4"
+MP4_STREAMS = ("mixture", "drums", "bass", "other", "vocals")
+CORPUS_RATE = 44_100  # Hz, of all corpora here as distributed
 LENGTH_TOLERANCE = 0.15  # seconds by which stems of a track may differ, as in the published preparation
 # General MIDI programs of the four groups of the paper, counted from 0; drums are marked instead.
 PROGRAMS = {"piano": range(0, 8), "guitar": range(24, 32), "bass": range(32, 40)}
@@ -24,15 +31,30 @@ def group_of(program: int | None, is_drum: bool, inst_class: str = "") -> str | 
     return next((name for name, programs in PROGRAMS.items() if program in programs), None)
 
 
+class Track(NamedTuple):
+    """A track as read: `audio` (stems, samples, channels) float32, the files it came from, and what was odd about them."""
+
+    audio: np.ndarray
+    files: list[Path]
+    notes: list[str]
+
+
+def track_name(track: Path) -> str:
+    """The track's name: that of its folder, or of its file without `.stem.mp4`."""
+    return track.name.removesuffix(MP4)
+
+
 def is_track(folder: Path, stems: Sequence[str]) -> bool:
-    """Whether a folder holds a track in one of the two layouts."""
-    if not folder.is_dir() or folder.name.startswith(("._", "__MACOSX", ".")):
+    """Whether a folder holds a track in one of the layouts, or is a `.stem.mp4` file."""
+    if folder.name.startswith((".", "__MACOSX")):
         return False
+    if not folder.is_dir():
+        return folder.name.endswith(MP4)
     return (folder / "metadata.yaml").is_file() or any((folder / f"{s}{a}").is_file() for s in stems for a in AUDIO)
 
 
 def find_tracks(folder: str | Path, stems: Sequence[str]) -> list[Path]:
-    """Track folders directly inside a folder, by name.
+    """Track folders (or `.stem.mp4` files) directly inside a folder, by name.
 
     Raises:
       UserError: it does not exist or holds none.
@@ -79,37 +101,84 @@ def _plain_sources(track: Path, stems: Sequence[str]) -> Iterator[tuple[str, Pat
             yield stem, path
 
 
-def load_track(track: str | Path, stems: Sequence[str], sample_rate: int) -> np.ndarray:
-    """All stems of a track: (stems, samples) float32, mono, at `sample_rate` Hz.
+def _read_mp4(track: Path, stems: Sequence[str]) -> Iterator[tuple[str, np.ndarray, int]]:
+    """(stem, (samples, 2) float32, Hz) of the streams of a `.stem.mp4` file, decoded by ffmpeg."""
+    if shutil.which("ffmpeg") is None:
+        raise UserError(f"{track} needs ffmpeg to be read; install it, or use MUSDB18-HQ")
+    for stem in stems:
+        stream = f"0:{MP4_STREAMS.index(stem)}"
+        command = ["ffmpeg", "-v", "error", "-xerror", "-i", str(track), "-map", stream, "-f", "f32le"]
+        done = subprocess.run([*command, "-ac", "2", "-ar", str(CORPUS_RATE), "-"], capture_output=True)
+        if done.returncode or not done.stdout:
+            reason = done.stderr.decode(errors="replace").strip().splitlines() or ["no audio"]
+            raise UserError(f"{track} cannot be read by ffmpeg, stream {stream} ({reason[-1]})")
+        yield stem, np.frombuffer(done.stdout, np.float32).reshape(-1, 2), CORPUS_RATE
 
-    Sources of one group are summed; a group without a file is silent, as in the published preparation. Stereo files are
-    averaged; stems are cut to the shortest.
+
+def _to_channels(samples: np.ndarray, channels: int, path: Path) -> np.ndarray:
+    if channels == 1:
+        return samples.mean(1, keepdims=True)
+    if samples.shape[1] not in (1, channels):
+        raise UserError(f"{path} has {samples.shape[1]} channels, {channels} are wanted")
+    return samples if samples.shape[1] == channels else np.repeat(samples, channels, 1)
+
+
+def read_track(
+    track: str | Path, stems: Sequence[str], sample_rate: int, channels: int = 1, needs_all: bool = False
+) -> Track:
+    """All stems of a track at `sample_rate` Hz.
+
+    Sources of one group are summed; a group without a file is silent, as in the published preparation of Slakh2100. For
+    one channel stereo files are averaged, for two mono files are doubled. Stems are cut to the shortest.
+
+    Args:
+      needs_all: refuse a track that lacks a stem.
 
     Raises:
       UserError: unreadable metadata or audio, no stem at all, or stems that differ in length by more than 0.15 s.
     """
     track = Path(track)
-    layout = _slakh_sources(track) if (track / "metadata.yaml").is_file() else _plain_sources(track, stems)
     audio: dict[str, list[tuple[np.ndarray, int]]] = {}
-    for stem, path in layout:
-        if stem in stems:
-            samples, rate = read_audio(path)
-            audio.setdefault(stem, []).append((samples.mean(1), rate))
+    files, notes = [], []
+    if track.name.endswith(MP4):
+        files = [track]
+        for stem, samples, rate in _read_mp4(track, stems):
+            audio[stem] = [(_to_channels(samples, channels, track), rate)]
+    else:
+        layout = _slakh_sources(track) if (track / "metadata.yaml").is_file() else _plain_sources(track, stems)
+        for stem, path in layout:
+            if stem in stems:
+                samples, rate = read_audio(path)
+                files.append(path)
+                if rate not in (CORPUS_RATE, sample_rate):
+                    notes.append(f"{path.name} is at {rate} Hz and was resampled")
+                audio.setdefault(stem, []).append((_to_channels(samples, channels, path), rate))
+    missing = [stem for stem in stems if stem not in audio]
     if not audio:
         raise UserError(f"{track} holds no audio for any of {', '.join(stems)}")
+    if needs_all and missing:
+        raise UserError(f"{track} lacks the stem {missing[0]}")
     seconds = [len(samples) / rate for sources in audio.values() for samples, rate in sources]
-    if max(seconds) - min(seconds) > LENGTH_TOLERANCE:
+    apart = max(seconds) - min(seconds)
+    if apart > LENGTH_TOLERANCE:
         raise UserError(
             f"stems of {track} last between {min(seconds):.2f} and {max(seconds):.2f} s; they must be of one length"
         )
+    if apart:
+        notes.append(f"stems differ in length by {apart:.4f} s and were cut to the shortest")
     mixed = {}
     for stem, sources in audio.items():
-        at_rate = [resample(samples[:, None], rate, sample_rate)[:, 0] for samples, rate in sources]
+        at_rate = [resample(samples, rate, sample_rate) for samples, rate in sources]
         length = min(map(len, at_rate))
         mixed[stem] = np.sum([samples[:length] for samples in at_rate], 0, dtype=np.float32)
     length = min(map(len, mixed.values()))
-    silence = np.zeros(length, np.float32)
-    return np.stack([mixed.get(stem, silence)[:length] for stem in stems])
+    silence = np.zeros((length, channels), np.float32)
+    return Track(np.stack([mixed.get(stem, silence)[:length] for stem in stems]), files, notes)
+
+
+def load_track(track: str | Path, stems: Sequence[str], sample_rate: int) -> np.ndarray:
+    """All stems of a track, mono: (stems, samples) float32; otherwise as `read_track`."""
+    return read_track(track, stems, sample_rate).audio[..., 0]
 
 
 def split_of(corpus: str | Path, split: str) -> Path:

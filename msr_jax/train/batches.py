@@ -23,8 +23,9 @@ def open_dataset(config: Mapping[str, Any]) -> grain.MapDataset:
       UserError: no such records, or others than the config's.
     """
     return make_train_dataset(
-        config["data"], config["stems"], config["sample_rate"], config["seed"], jax.process_index(), jax.process_count()
-    )
+        config["data"], config["stems"], config["sample_rate"], config["seed"],
+        jax.process_index(), jax.process_count(), config["channels"],
+    )  # fmt: skip
 
 
 def check_batch(batch: int, mesh: Mesh) -> None:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from msr_jax.data.augment_step import make_augment
 from msr_jax.errors import UserError
-from msr_jax.methods.stages import make_objective
+from msr_jax.methods.stages import Objective, make_objective
 from msr_jax.models.backbone import cast_params, copy_shared
 from msr_jax.models.interface import Backbone
 from msr_jax.train.optim import make_optimizer, make_schedule
@@ -28,6 +29,7 @@ SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
 FREE = ("model.remat", "model.zero_init_output", "model.attn_dropout", "model.ff_dropout")
 # Folded into the seed's key, where a step's number is otherwise.
 INIT_KEY, VALIDATION_KEY = 2**31 - 1, 2**31 - 2
+AUGMENT_KEY = 2**31 - 3  # folded into a micro-batch's key
 
 
 class Stage(NamedTuple):
@@ -53,7 +55,7 @@ def make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[st
     is_student = config["method"] == "consistency"
     min_size = config["mesh"]["fsdp_min_size"]
     whole = lambda tree: gathered(mesh, tree, min_size)
-    objective = make_objective(config, backbone)
+    objective = _augmented(make_objective(config, backbone), config)
     loss_fn = lambda params, inputs, batch, key: objective(whole(params), whole(inputs), batch, key)
     schedule = make_schedule(config["optim"], config["train"]["steps"])
     tx = make_optimizer(config["optim"], schedule)
@@ -77,6 +79,18 @@ def make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[st
         with_shardings(shapes, shardings),
         jax.jit(steps, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
     )
+
+
+def _augmented(objective: Objective, config: Mapping[str, Any]) -> Objective:
+    augment = make_augment(config["data"]["augment"], config["stems"], config["sample_rate"])
+    if augment is None:
+        return objective
+
+    def loss_fn(params, frozen, batch, key):
+        stems = augment(batch["stems"], jax.random.fold_in(key, AUGMENT_KEY))
+        return objective(params, frozen, {**batch, "stems": stems}, key)
+
+    return loss_fn
 
 
 def place_frozen(config: Mapping[str, Any], frozen: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:

@@ -35,8 +35,7 @@ def read_windows(config: Mapping[str, Any]) -> np.ndarray | None:
     if not config["data"]["validation"]:
         return None
     limit = config["train"]["validation_windows"]
-    windows = validation_windows(config["data"], config["stems"], config["sample_rate"], limit)
-    return windows.reshape(*windows.shape[:3], -1)
+    return validation_windows(config["data"], config["stems"], config["sample_rate"], limit, config["channels"])
 
 
 def make_validation(

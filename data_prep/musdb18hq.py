@@ -1,0 +1,65 @@
+"""`python -m data_prep.musdb18hq SRC OUT`: MUSDB18-HQ, or MUSDB18's `.stem.mp4` files, into pre-shuffled training records.
+
+SRC holds `train` and `test`. As released, all songs of `train` are trained on and validation is on `test`; with
+`--validation` the usual 14 songs of `train` become a split of their own. Songs that cannot be used are left out, named and
+counted. Killed and started again, it goes on where it was.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from data_prep.prepare import Corpus, run
+from msr_jax.config import MUSDB_STEMS
+from msr_jax.data.tracks import find_tracks, track_name
+
+SAMPLE_RATE = 44_100
+CROP = 485_100
+# The validation songs of the field, as the package `musdb` lists them.
+VALIDATION = (
+    "ANiMAL - Rockshow",
+    "Actions - One Minute Smile",
+    "Alexander Ross - Goodbye Bolero",
+    "Clara Berry And Wooldog - Waltz For My Victims",
+    "Fergessen - Nos Palpitants",
+    "James May - On The Line",
+    "Johnny Lokke - Promises & Lies",
+    "Leaf - Summerghost",
+    "Meaxic - Take A Step",
+    "Patrick Talbot - A Reason To Leave",
+    "Skelpolu - Human Mistakes",
+    "Traffic Experiment - Sirens",
+    "Triviul - Angelsaint",
+    "Young Griffo - Pennies",
+)
+
+
+def find(src: Path, args: argparse.Namespace) -> dict[str, list[Path]]:
+    """Songs of `train` and `test`, those of `--validation` apart."""
+    splits = {s: find_tracks(src / s, MUSDB_STEMS) for s in ("train", "test") if (src / s).is_dir()}
+    if args.validation and "train" in splits:
+        held_out = [song for song in splits["train"] if track_name(song) in VALIDATION]
+        splits["train"] = [song for song in splits["train"] if song not in held_out]
+        splits |= {"validation": held_out} if held_out else {}
+    return splits
+
+
+def edition(counts: Mapping[str, int]) -> str:
+    """Whether all songs are there."""
+    whole = counts.get("train", 0) + counts.get("validation", 0) == 100 and counts.get("test", 0) == 50
+    return "MUSDB18, complete" if whole else "MUSDB18, not all 150 songs"
+
+
+CORPUS = Corpus("musdb18hq", MUSDB_STEMS, SAMPLE_RATE, 2, CROP, True, find, edition)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(
+        "data_prep.musdb18hq", __doc__, CORPUS, argv,
+        lambda p: p.add_argument("--validation", action="store_true", help="hold out the field's 14 validation songs"),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
