@@ -32,7 +32,9 @@ class Songs(grain.transforms.Map):
 
     def map(self, k):
         rng = np.random.default_rng(int(k))
-        stems = rng.standard_normal((2, 4, SEGMENT, 2)).astype(np.float32) * np.array([0.3, 0.1, 0.05, 0.05])[:, None, None]
+        stems = (
+            rng.standard_normal((2, 4, SEGMENT, 2)).astype(np.float32) * np.array([0.3, 0.1, 0.05, 0.05])[:, None, None]
+        )
         return {"stems": stems.astype(np.float32), "label": np.eye(4, dtype=np.float32)[[0, 1]]}
 
 
@@ -131,7 +133,11 @@ def test_every_objective_has_finite_gradients_for_all_that_trains(method):
         "diffusion": weights["diffusion"],
         "consistency": weights["consistency"],
     }[method]
-    frozen = {"deterministic": weights["deterministic"], "teacher": weights["diffusion"], "target": weights["consistency"]}
+    frozen = {
+        "deterministic": weights["deterministic"],
+        "teacher": weights["diffusion"],
+        "target": weights["consistency"],
+    }
     batch = {"stems": 0.1 * jax.random.normal(jax.random.key(7), (2, 4, 2400, 2)), "label": jnp.eye(4)[:2]}
     loss = jax.jit(jax.value_and_grad(make_objective(config, backbone), has_aux=True))
     (value, _), grads = loss(params, frozen, batch, jax.random.key(8))

@@ -10,7 +10,10 @@ from typing import Any
 
 from msr_jax.errors import UserError
 
-BENCHMARKS = {"unet": "msr_jax.bench.unet"}  # each has run(options) -> rows
+BENCHMARKS = {"unet": "msr_jax.bench.unet", "bs_roformer": "msr_jax.bench.bs_roformer"}  # each has run(options) -> rows
+
+# Fields that some benchmarks add to a row, and what the table calls them.
+MORE = {"rtf": "RTF", "flops": "FLOP", "share_of_matmul_rate": "of the matmul rate"}
 
 
 def machine() -> str:
@@ -28,7 +31,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print(f"{'':<26}{'seconds':>10}{'speed-up':>10}{'peak GB':>9}")
     for row in rows:
         ratio = "–" if row["speedup_over_peer"] is None else f"{row['speedup_over_peer']:.2f}"
-        print(f"{row['name']:<26}{row['seconds']:>10.3f}{ratio:>10}{row['peak_memory_bytes'] / 1e9:>9.2f}")
+        extra = "".join(f"  {label} {row[key]:.3g}" for key, label in MORE.items() if row.get(key) is not None)
+        print(f"{row['name']:<26}{row['seconds']:>10.3f}{ratio:>10}{row['peak_memory_bytes'] / 1e9:>9.2f}{extra}")
 
 
 def main(argv: list[str]) -> int:
