@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from msr_jax.bench.bs_roformer import count_flops
 from msr_jax.cli import main
 from tests import toy
 
@@ -78,3 +79,29 @@ def test_the_data_benchmark_has_both_tracks_their_stages_and_the_sweep(tmp_path)
     assert rows["bsrf_compiled_augmentations"]["seconds"] > 0
     sizes = [row["bytes_over_source"] for name, row in rows.items() if name.startswith("sweep")]
     assert len(sizes) == 6 and max(sizes) > 1.5 * min(sizes)
+
+
+def test_the_bs_roformer_benchmark_adds_its_measures(tmp_path, capsys):
+    path = tmp_path / "b.json"
+    assert main(["bench", "bs_roformer", "--json", str(path), "--tiny", "--repeats", "1", "--no-peer"]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["name"] for row in rows] == ["bs_roformer_float32", "bs_roformer_bfloat16"]
+    for row in rows:
+        assert row["seconds"] > 0 and row["peak_memory_bytes"] > 1e7 and row["speedup_over_peer"] is None
+        assert row["rtf"] == pytest.approx(row["seconds"] / 0.1) and 0 < row["share_of_matmul_rate"] < 1
+    assert "RTF" in capsys.readouterr().out
+
+
+def test_flops_of_the_official_segment_are_those_of_the_specification():
+    from msr_jax.config import bsrf_base
+
+    assert count_flops(bsrf_base().model.to_dict(), 485_100) == pytest.approx(5.82e12, rel=0.002)
+
+
+@pytest.mark.torch
+def test_the_bs_roformer_s_peer_runs_beside_it(tmp_path):
+    pytest.importorskip("bs_roformer")
+    path = tmp_path / "b.json"
+    assert main(["bench", "bs_roformer", "--json", str(path), "--tiny", "--repeats", "1"]) == 0
+    rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+    assert rows["bs_roformer_float32"]["speedup_over_peer"] > 0 and "peer_float32" in rows

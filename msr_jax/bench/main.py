@@ -14,11 +14,14 @@ from msr_jax.runtime import write_whole
 # Each has run(options) -> rows.
 BENCHMARKS = {
     "unet": "msr_jax.bench.unet",
+    "bs_roformer": "msr_jax.bench.bs_roformer",
     "evaluate": "msr_jax.bench.evaluate",
     "train": "msr_jax.bench.train",
     "dispatch": "msr_jax.bench.dispatch",
     "data": "msr_jax.bench.data",
 }
+# Fields that some benchmarks add to a row, and what the table calls them.
+MORE = {"rtf": "RTF", "flops": "FLOP", "share_of_matmul_rate": "of the matmul rate"}
 
 
 def machine() -> str:
@@ -36,7 +39,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print(f"{'':<32}{'seconds':>10}{'speed-up':>10}{'peak GB':>9}")
     for row in rows:
         ratio = "–" if row["speedup_over_peer"] is None else f"{row['speedup_over_peer']:.2f}"
-        print(f"{row['name']:<32}{row['seconds']:>10.4g}{ratio:>10}{row['peak_memory_bytes'] / 1e9:>9.2f}")
+        extra = "".join(f"  {label} {row[key]:.3g}" for key, label in MORE.items() if row.get(key) is not None)
+        print(f"{row['name']:<32}{row['seconds']:>10.4g}{ratio:>10}{row['peak_memory_bytes'] / 1e9:>9.2f}{extra}")
 
 
 def main(argv: list[str]) -> int:

@@ -1,21 +1,18 @@
 """The deterministic U-Net's forward pass on one segment, beside `audio-diffusion-pytorch` on PyTorch.
 
-Every engine is a process of its own (so that its peak memory is its own) which runs the pass whenever it is told to. The
-engines take turns, so that a noisy machine slows all alike; medians are compared.
+See `engines` for how it is measured.
 """
 
 import argparse
 import importlib.util
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
+from msr_jax.bench.engines import THREADS, limit_threads, serve, take_turns
 from msr_jax.errors import UserError
 
-THREADS = 2
 SEGMENT = 262_144
 TINY = {
     "channels": 16,
@@ -85,21 +82,10 @@ def _torch_pass(precision: str, is_tiny: bool) -> tuple[Callable[[], None], int]
 
 
 def worker(engine: str, precision: str, is_tiny: bool) -> None:
-    """Warm up, print the number of parameters, then answer each line of input with the seconds of one pass."""
-    import os
-    import resource
-
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+    """One engine's process."""
+    limit_threads()
     forward, count = (_jax_pass if engine == "jax" else _torch_pass)(precision, is_tiny)
-    forward()
-    forward()
-    print(count, flush=True)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        forward()
-        seconds = time.perf_counter() - started
-        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+    serve(forward, {"parameters": count})
 
 
 def computed_in(engine: str, precision: str) -> str:
@@ -120,35 +106,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         if not all(importlib.util.find_spec(name) for name in ("torch", "audio_diffusion_pytorch")):
             raise UserError("the peer is not installed: pip install 'msr_jax[torch]', or give --no-peer")
         engines |= {name: ("torch", precision) for precision, name in PEER.items()}
-    command = [sys.executable, "-m", "msr_jax.bench.unet"]
     extra = ["--tiny"] if args.tiny else []
-    workers = {
-        name: subprocess.Popen([*command, *what, *extra], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name, what in engines.items()
-    }
-
-    def answer(name: str) -> list[str]:
-        line = workers[name].stdout.readline().split()
-        if not line:
-            raise UserError(f"the engine {name} stopped; its message stands above")
-        return line
-
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
-    peaks = {}
-    try:
-        counts = {name: int(answer(name)[0]) for name in workers}
-        for _ in range(args.repeats):
-            for name, process in workers.items():
-                process.stdin.write("go\n")
-                process.stdin.flush()
-                took, peak = answer(name)
-                seconds[name].append(float(took))
-                peaks[name] = int(peak)
-    finally:
-        for process in workers.values():
-            process.kill()
-            process.wait()
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    timings = take_turns("msr_jax.bench.unet", {name: [*what, *extra] for name, what in engines.items()}, args.repeats)
+    medians = {name: statistics.median(timing.seconds) for name, timing in timings.items()}
     peer = [medians[name] for name in PEER.values() if name in medians]
     over = {"unet_float32": peer[0], "unet_bfloat16": min(peer)} if peer else {}
     return [
@@ -156,12 +116,12 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             "name": name,
             "seconds": medians[name],
             "speedup_over_peer": over[name] / medians[name] if name in over else None,
-            "peak_memory_bytes": peaks[name],
-            "parameters": counts[name],
+            "peak_memory_bytes": timing.peak,
+            "parameters": timing.about["parameters"],
             "computed_in": computed_in(*engines[name]),
-            "all_seconds": seconds[name],
+            "all_seconds": timing.seconds,
         }
-        for name in workers
+        for name, timing in timings.items()
     ]
 
 

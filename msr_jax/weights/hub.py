@@ -40,7 +40,7 @@ def fetch(address: str) -> Path:
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"{address} cannot be fetched; is there a network? ({_first_line(error)})") from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests"):  # raised through by some versions
+        if type(error).__module__.startswith(("httpx", "httpcore", "requests")):  # raised through by some versions
             raise UserError(f"{address} cannot be fetched; is there a network? ({_first_line(error)})") from error
         raise
 

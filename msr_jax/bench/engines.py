@@ -1,0 +1,79 @@
+"""Runs what a benchmark compares: every engine is a process of its own, so that its peak memory is its own.
+
+The engines take turns, so that a noisy machine slows all alike; medians are compared.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from msr_jax.errors import UserError
+
+THREADS = 2
+
+
+class Timing(NamedTuple):
+    """What one engine showed: seconds of every pass, peak memory in bytes, and what it said of itself."""
+
+    seconds: list[float]
+    peak: int
+    about: dict[str, Any]
+
+
+def limit_threads() -> None:
+    """Keep this process on `THREADS` cores, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+
+
+def serve(forward: Callable[[], None], about: Mapping[str, Any], warm_up: int = 2) -> None:
+    """In an engine's process: warm up, print `about`, then answer each line of input with the seconds of one pass."""
+    for _ in range(warm_up):
+        forward()
+    print(json.dumps(dict(about)), flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        forward()
+        seconds = time.perf_counter() - started
+        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+
+
+def take_turns(module: str, engines: Mapping[str, Sequence[str]], repeats: int) -> dict[str, Timing]:
+    """Start `python -m module ARGUMENTS` for each engine and time `repeats` passes of each, in turns.
+
+    Raises:
+      UserError: an engine stopped.
+    """
+    command = [sys.executable, "-m", module]
+    workers = {
+        name: subprocess.Popen([*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name, arguments in engines.items()
+    }
+
+    def answer(name: str) -> str:
+        line = workers[name].stdout.readline()
+        if not line:
+            raise UserError(f"the engine {name} stopped; its message stands above")
+        return line
+
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    peaks = {}
+    try:
+        about = {name: json.loads(answer(name)) for name in workers}
+        for _ in range(repeats):
+            for name, process in workers.items():
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                took, peak = answer(name).split()
+                seconds[name].append(float(took))
+                peaks[name] = int(peak)
+    finally:
+        for process in workers.values():
+            process.kill()
+            process.wait()
+    return {name: Timing(seconds[name], peaks[name], about[name]) for name in workers}
