@@ -60,14 +60,19 @@ def make_cached(config: Mapping[str, Any], refine: str) -> tuple[Callable[..., A
     @jax.jit
     def prepare(weights, mixture):
         gain = level_gain(mixture[None], config["input_level"])[0]
-        wide = jnp.broadcast_to(mixture * gain, (len(label), *mixture.shape))
-        return gain, *backbone.apply(weights["deterministic"], wide, label)
+        mixture = mixture[None] * gain
+        if backbone.stems_together:
+            estimate, features = backbone.separate(weights["deterministic"], mixture, None)
+            estimate = estimate[0]
+        else:
+            estimate, features = backbone.separate(weights["deterministic"], mixture.repeat(len(label), 0), label)
+        return gain, estimate, backbone.condition(weights[name], features)
 
     @partial(jax.jit, static_argnums=(4, 5))
     def sample(weights, cache, sigmas, seed, num_resamples, s_churn):
-        gain, estimate, features = cache
+        gain, estimate, conditioning = cache
         noise = noise_from_keys(jax.random.split(jax.random.key(seed), len(label)), estimate.shape)
-        network = lambda x, tau: backbone.apply(weights[name], x, label, tau, features)[0]
+        network = lambda x, tau: backbone.refine(weights[name], x, label, tau, conditioning)
         if refine == "diffusion":
             options = {"num_resamples": num_resamples, "s_churn": s_churn, "solver": d["sampler"]["solver"]}
             denoise = make_denoiser(network, d["sigma_data"], d["clip"])
