@@ -18,7 +18,7 @@ from jax import lax
 from msr_jax.audio.stft import istft, stft
 from msr_jax.errors import UserError
 from msr_jax.models.interface import Backbone, read_fields
-from msr_jax.models.layers import product, uniform_fan
+from msr_jax.models.layers import differentiated_as, product, uniform_fan
 from msr_jax.models.roformer import Film, Sizes, gelu, rms_norm, transformer
 
 Array = jax.Array
@@ -321,13 +321,22 @@ class BSRoformer(nn.Module):
     def _adapt_stft(self, p: Params, spectrum: Array) -> Array:
         batch, frames, bins = spectrum.shape[:3]
 
+        def direct(x: Array, weight: Array) -> Array:
+            dimensions = ("NHWC", "HWIO", "NHWC")  # height is time here
+            return lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=dimensions)
+
+        def products(x: Array, weight: Array) -> Array:
+            wide = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            shifted = lambda i, j: wide[:, i : i + frames, j : j + bins]
+            taps = (product(shifted(i, j), weight[i, j], x.dtype) for i in range(3) for j in range(3))
+            return sum(taps).astype(x.dtype)
+
         def conv(x: Array, name: str) -> Array:
             weight = p[name].astype(self.dtype)
             if weight.shape[0] == 1:
                 return product(x, weight[0, 0], self.dtype) + p[f"{name}_bias"]
-            dimensions = ("NHWC", "HWIO", "NHWC")  # height is time here
-            y = lax.conv_general_dilated(x.astype(self.dtype), weight, (1, 1), "SAME", dimension_numbers=dimensions)
-            return y.astype(jnp.float32) + p[f"{name}_bias"]
+            form = differentiated_as(direct, products) if jax.default_backend() == "cpu" else direct
+            return form(x.astype(self.dtype), weight).astype(jnp.float32) + p[f"{name}_bias"]
 
         x = spectrum.reshape(batch, frames, bins, -1)
         for name in ("conv_1", "conv_3", "conv_5"):

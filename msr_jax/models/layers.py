@@ -62,31 +62,26 @@ def convolve(x: Array, weight: Array, stride: int, padding: int, dtype) -> Array
     taps = weight.shape[0]
     if taps == 1 and stride == 1:
         return product(x, weight[0], dtype)
+    direct = partial(_convolve_directly, stride=stride, padding=padding)
     if jax.default_backend() != "cpu":
-        return _convolve_directly(x, weight, stride, padding)
-    form = _convolve_by_products if dtype == jnp.bfloat16 else _convolve_on_cpu
-    return form(x, weight, stride, padding)
+        return direct(x, weight)
+    products = partial(_convolve_by_products, stride=stride, padding=padding)
+    return (products if dtype == jnp.bfloat16 else differentiated_as(direct, products))(x, weight)
 
 
-def _convolve_directly(x: Array, weight: Array, stride: int, padding: int) -> Array:
-    return lax.conv_general_dilated(x, weight, (stride,), [(padding, padding)], dimension_numbers=("NWC", "WIO", "NWC"))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve_on_cpu(x: Array, weight: Array, stride: int, padding: int) -> Array:
-    """The direct form for inference and, where gradients are wanted, matrix products.
+def differentiated_as(direct: Callable[..., Array], products: Callable[..., Array]) -> Callable[..., Array]:
+    """A convolution in its direct form for inference and, where gradients are wanted, as matrix products.
 
     Inside a loop such as the scan over training steps, XLA's direct form of the weights' gradient is 30 times slower on a
     CPU than outside of one.
     """
-    return _convolve_directly(x, weight, stride, padding)
+    convolution = jax.custom_vjp(direct)
+    convolution.defvjp(lambda *args: jax.vjp(products, *args), lambda pull_back, cotangent: pull_back(cotangent))
+    return convolution
 
 
-def _convolve_forward(x: Array, weight: Array, stride: int, padding: int):
-    return jax.vjp(partial(_convolve_by_products, stride=stride, padding=padding), x, weight)
-
-
-_convolve_on_cpu.defvjp(_convolve_forward, lambda stride, padding, pull_back, cotangent: pull_back(cotangent))
+def _convolve_directly(x: Array, weight: Array, stride: int, padding: int) -> Array:
+    return lax.conv_general_dilated(x, weight, (stride,), [(padding, padding)], dimension_numbers=("NWC", "WIO", "NWC"))
 
 
 def _convolve_by_products(x: Array, weight: Array, stride: int, padding: int) -> Array:
