@@ -11,6 +11,7 @@ import pytest
 from absl import flags
 
 from msr_jax.errors import UserError
+from msr_jax.methods.stages import make_refiner
 from msr_jax.models.backbone import make_backbone
 from msr_jax.train.batches import dispatches
 from msr_jax.train.checkpoint import Checkpoints
@@ -205,3 +206,25 @@ def test_steps_without_a_finite_loss_are_counted_and_too_many_in_a_row_end_the_r
     words = r"the loss of step 7 is -inf, its gradient norm -inf, and 3 steps in a row \(5 in all\) were skipped"
     with pytest.raises(UserError, match=words):
         resumed.check()
+
+
+def test_det_x2_trains_a_second_network_from_the_first_s_estimate_and_separates_with_it(small, records, tmp_path):
+    small["train"].update(steps=8, checkpoint_every=8, validate_every=8, validation_windows=2)
+    small["data"]["validation"] = str(records)
+    train(small, tmp_path / "det", noise())
+    small.update(method="det_x2")
+    small["init_from"].update(deterministic=str(tmp_path / "det"), warm_start=True)
+    train(small, tmp_path / "x2", noise())
+    model = load_model(tmp_path / "x2")
+    assert sorted(model.weights) == ["det_x2", "deterministic"]
+    first, second = model.weights["deterministic"], model.weights["det_x2"]
+    assert jax.tree.map(np.shape, second) == jax.tree.map(np.shape, first)  # no noise-level input
+    jax.tree.map(np.testing.assert_array_equal, first, load_model(tmp_path / "det").weights["deterministic"])
+
+    backbone = make_backbone(small["model"])
+    mixture, label = np.random.default_rng(0).standard_normal((1, toy.SEGMENT, 1)).astype(np.float32), np.eye(4)[:1]
+    estimate, features = backbone.apply(first, mixture, label)
+    expected, _ = backbone.apply(second, estimate, label, None, features)
+    refined = make_refiner(small, backbone, "det_x2")(model.weights, mixture, label, jax.random.key(0))
+    np.testing.assert_allclose(refined, expected, rtol=1e-6)
+    assert np.abs(np.asarray(expected - estimate)).max() > 1e-3

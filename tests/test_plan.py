@@ -56,7 +56,7 @@ def test_state_falls_with_the_devices_and_nothing_but_parameters_is_gathered(tmp
 
 def test_a_plan_of_the_later_stages_needs_no_models_on_disk():
     config = toy.get_config().to_dict()
-    for method, frozen in (("diffusion", 1), ("consistency", 2)):
+    for method, frozen in (("det_x2", 1), ("diffusion", 1), ("consistency", 2)):
         plan = make_plan({**config, "method": method})
         assert plan["flops_per_device"] > 0
         assert plan["bytes_per_device"]["frozen"] == pytest.approx(frozen * 4 * 2304, rel=0.15)

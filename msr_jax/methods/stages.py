@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from msr_jax.errors import UserError
 from msr_jax.methods.consistency import distillation_loss, draw_levels
 from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, per_example
+from msr_jax.methods.det_x2 import det_x2_loss, estimate_again
 from msr_jax.methods.diffusion import denoising_loss, mix_estimate
 from msr_jax.methods.losses import DISTANCES
 from msr_jax.methods.samplers import noise_from_keys, refine_by_consistency, refine_by_diffusion
@@ -28,7 +29,7 @@ from msr_jax.models.backbone import Backbone
 Array = jax.Array
 Params = Any
 Objective = Callable[[Params, Mapping[str, Params], Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
-REFINEMENTS = ("none", "diffusion", "consistency")
+REFINEMENTS = ("none", "diffusion", "consistency", "det_x2")
 QUIET = 1e-4  # RMS below which a mixture counts as silence and is not brought to the level of the others
 
 
@@ -50,13 +51,13 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
     Returns:
       loss_fn(params, frozen, batch, key) -> (scalar loss, dict of scalar metrics), pure; to be differentiated in params.
       batch: {"stems": (batch, stems, time, channels), "label": (batch, stems) one-hot}; the mixture is the sum of stems.
-      frozen: {} for "deterministic"; {"deterministic"} for "diffusion"; {"deterministic", "teacher", "target"} for
+      frozen: {} for "deterministic"; {"deterministic"} for "diffusion" and "det_x2"; {"deterministic", "teacher", "target"} for
       "consistency", where "target" is the running average of params.
 
     Raises:
       UserError: the config names an unknown method or loss.
     """
-    makers = {"deterministic": _deterministic, "diffusion": _diffusion, "consistency": _consistency}
+    makers = {"deterministic": _deterministic, "diffusion": _diffusion, "consistency": _consistency, "det_x2": _det_x2}
     if config["method"] not in makers:
         raise UserError(f"config.method must be one of {', '.join(makers)}, not '{config['method']}'")
     if config["loss"] not in DISTANCES:
@@ -80,6 +81,10 @@ def _deterministic(config: Mapping[str, Any], backbone: Backbone):
         return distance(estimate, target).mean(), {}
 
     return loss_fn
+
+
+def _det_x2(config: Mapping[str, Any], backbone: Backbone):
+    return det_x2_loss(backbone, DISTANCES[config["loss"]])
 
 
 def _diffusion(config: Mapping[str, Any], backbone: Backbone):
@@ -143,7 +148,7 @@ def make_refiner(
     """Mixture to stem estimate: the deterministic network, then the chosen refinement.
 
     Args:
-      refine: "none", "diffusion" or "consistency".
+      refine: "none", "diffusion", "consistency", or "det_x2" for a second deterministic network.
       num_steps: T of the sampler; None takes the config's.
 
     Returns:
@@ -158,6 +163,8 @@ def make_refiner(
         raise UserError(f"refine must be one of {', '.join(REFINEMENTS)}, not '{refine}'")
     if num_steps is not None and num_steps < 1:
         raise UserError(f"the number of refinement steps must be at least 1, not {num_steps}")
+    if refine == "det_x2":
+        return _second_estimate(config, backbone)
     sample = {"none": _no_refinement, "diffusion": _diffusion_sampler, "consistency": _consistency_sampler}[refine](
         config, num_steps
     )
@@ -171,6 +178,14 @@ def make_refiner(
             network = _conditioned(backbone, weights[network_name], label, features)
             estimate = sample(network, estimate, noise_from_keys(keys, estimate.shape))
         return estimate / gain
+
+    return refiner
+
+
+def _second_estimate(config: Mapping[str, Any], backbone: Backbone):
+    def refiner(weights, mixture, label, keys):
+        gain = per_example(level_gain(mixture, config["input_level"]), mixture)
+        return estimate_again(backbone, weights["det_x2"], weights["deterministic"], mixture * gain, label)[1] / gain
 
     return refiner
 

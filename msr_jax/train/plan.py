@@ -14,7 +14,8 @@ from msr_jax.train.chips import CHIPS
 from msr_jax.train.hlo import collectives
 from msr_jax.train.loop import check_intervals, flops_of
 from msr_jax.train.sharding import make_mesh, stacked_batch_sharding, tree_sharding, with_shardings
-from msr_jax.train.stage import BUILDS_ON, TIMED, as_inputs, make_stage
+from msr_jax.train.stage import BUILDS_ON, as_inputs, make_stage
+from msr_jax.weights.model_folder import UNTIMED
 
 # Share of a chip's data-sheet rate that the expected time assumes: what a well-filled step of this kind should reach.
 ASSUMED_UTILISATION = 0.45
@@ -40,7 +41,7 @@ def make_plan(config: Mapping[str, Any], chip: str = "") -> dict[str, Any]:
     backbone = make_backbone(config["model"], config["compute_dtype"])
     backbone.check_length(config["data"]["crop"])
     names = BUILDS_ON.get(config["method"], ("", ()))[1]
-    frozen = {n: jax.eval_shape(lambda n=n: backbone.init(jax.random.key(0), n in TIMED)) for n in names}
+    frozen = {n: jax.eval_shape(lambda n=n: backbone.init(jax.random.key(0), n not in UNTIMED)) for n in names}
     stage = make_stage(config, backbone, frozen, mesh)
     cast = jax.eval_shape(lambda: cast_params(_zeros(frozen), config["compute_dtype"]))
     inputs = as_inputs(with_shardings(cast, tree_sharding(mesh, cast, config["mesh"]["fsdp_min_size"])))

@@ -13,7 +13,7 @@ from msr_jax.models.backbone import Backbone, cast_params
 from msr_jax.train.optim import make_optimizer, make_schedule
 from msr_jax.train.sharding import gathered, put, replicated, tree_sharding, with_shardings
 from msr_jax.train.state import TrainState, init_state, make_train_steps
-from msr_jax.weights.model_folder import load_model
+from msr_jax.weights.model_folder import UNTIMED, load_model
 
 # method: (field of `init_from`, networks that its folder must hold)
 BUILDS_ON = {
@@ -21,7 +21,6 @@ BUILDS_ON = {
     "det_x2": ("deterministic", ("deterministic",)),
     "consistency": ("diffusion", ("deterministic", "diffusion")),
 }
-TIMED = ("diffusion", "consistency")  # methods whose network takes a noise level
 # Settings that a run and what it starts from must share, and those of `model` that may differ all the same:
 # how a network is computed or was begun does not tie it to others.
 SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
@@ -50,7 +49,7 @@ def make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[st
     Raises:
       UserError: an unknown method, loss, optimiser or schedule.
     """
-    is_student, timed = config["method"] == "consistency", config["method"] in TIMED
+    is_student, timed = config["method"] == "consistency", config["method"] not in UNTIMED
     min_size = config["mesh"]["fsdp_min_size"]
     whole = lambda tree: gathered(mesh, tree, min_size)
     objective = make_objective(config, backbone)

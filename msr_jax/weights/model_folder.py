@@ -16,7 +16,8 @@ from msr_jax.errors import UserError
 from msr_jax.models.backbone import Backbone, make_backbone
 
 FORMAT = 1
-NETWORKS = ("deterministic", "diffusion", "consistency", "target")
+NETWORKS = ("deterministic", "diffusion", "consistency", "target", "det_x2")
+UNTIMED = ("deterministic", "det_x2")  # those without a noise-level input
 # The fields of a config that a model needs to run; those of its training stay with the training.
 FIELDS = ("stems", "sample_rate", "channels", "segment", "input_level", "model", "diffusion", "consistency")
 
@@ -48,7 +49,7 @@ def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def parameter_shapes(backbone: Backbone, network: str) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of a network by its path; nothing is computed."""
-    timed = network != "deterministic"
+    timed = network not in UNTIMED
     return {k: v.shape for k, v in flatten(jax.eval_shape(lambda: backbone.init(jax.random.key(0), timed))).items()}
 
 
