@@ -98,8 +98,8 @@ def _prodigy(schedule: optax.Schedule, decay: float, b1: float, b2: float, eps: 
     """
 
     def uncorrected(count):
-        left1, left2 = (-jnp.expm1((count + 1) * math.log(b)) for b in (b1, b2))
-        return schedule(count) * left1 / jnp.sqrt(left2)
+        # The very expression that optax multiplies by, rounding and all.
+        return schedule(count) / ((1 - b2 ** (count + 1)) ** 0.5 / (1 - b1 ** (count + 1)))
 
     return optax.contrib.prodigy(uncorrected, (b1, b2), eps=eps, weight_decay=decay)
 
