@@ -105,6 +105,12 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def short_corpus(tmp_path_factory):
+    """As `corpus`, of 5 s; for what runs a model over it."""
+    return make_corpus(tmp_path_factory.mktemp("short_corpus"), ("validation", "test"), seconds=5.0)
+
+
+@pytest.fixture(scope="session")
 def records(corpus, tmp_path_factory):
     """Training records made from the corpus by the command a user would run."""
     from data_prep.slakh2100 import main

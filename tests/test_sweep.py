@@ -37,7 +37,7 @@ def test_sampling_from_the_cache_is_what_separation_does(model, monkeypatch, ref
     np.testing.assert_allclose(np.asarray(refined)[..., 0], np.stack(list(separated.values())), atol=1e-5)
 
 
-def test_the_deterministic_network_runs_once_per_segment(model, corpus, monkeypatch):
+def test_the_deterministic_network_runs_once_per_segment(model, short_corpus, monkeypatch):
     prepared = []
     real = sweep_module.make_cached
 
@@ -46,18 +46,28 @@ def test_the_deterministic_network_runs_once_per_segment(model, corpus, monkeypa
         return lambda *a: prepared.append(1) or prepare(*a), sample
 
     monkeypatch.setattr(sweep_module, "make_cached", counting)
-    monkeypatch.setitem(model.config, "segment", 98_304)
-    tracks = find_tracks(corpus / "test", model.config["stems"])[:1]
+    monkeypatch.setitem(model.config, "segment", 49_152)
+    tracks = find_tracks(short_corpus / "test", model.config["stems"])[:1]
     settings = [Setting(t, s, 1, 0.0, k) for t in (1, 2) for s in (0.005, 0.01) for k in (0, 1)]
     rows = sweep(model, "diffusion", settings, tracks)
-    assert len(prepared) == 13 * 22_050 // 98_304
+    assert len(prepared) == 5 * 22_050 // 49_152
     assert len(rows) == 9 and rows[0]["setting"] is None
     scores = [row["si_sdri_msdm"] for row in rows]
     assert np.isfinite(scores).all() and len(set(scores)) == 9
 
 
-def test_the_command_writes_all_combinations(tiny_model, corpus, tmp_path, capsys):
-    argv = ["sweep", "--data", corpus, "--model", tiny_model, "--refine", "consistency", "--out", tmp_path / "out"]
+def test_the_command_writes_all_combinations(tiny_model, short_corpus, tmp_path, capsys):
+    argv = [
+        "sweep",
+        "--data",
+        short_corpus,
+        "--model",
+        tiny_model,
+        "--refine",
+        "consistency",
+        "--out",
+        tmp_path / "out",
+    ]
     assert main([*map(str, argv), "--steps", "1,2", "--sigma-max", "0.01,0.02", "--tracks", "1"]) == 0
     told = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert [r["setting"] and (r["setting"]["steps"], r["setting"]["sigma_max"]) for r in told["rows"]] == [

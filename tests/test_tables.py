@@ -9,8 +9,19 @@ def tables(*argv):
     return main(["tables", *map(str, argv)])
 
 
-def test_rows_are_measured_quoted_or_named_as_missing(corpus, tiny_model, tmp_path, capsys):
-    argv = ("--slakh-model", tiny_model, "--slakh-data", corpus, "--tracks", 1, "--repeats", 1, "--protocol", "msdm")
+def test_rows_are_measured_quoted_or_named_as_missing(short_corpus, tiny_model, tmp_path, capsys):
+    argv = (
+        "--slakh-model",
+        tiny_model,
+        "--slakh-data",
+        short_corpus,
+        "--tracks",
+        1,
+        "--repeats",
+        1,
+        "--protocol",
+        "song",
+    )
     assert tables(*argv, "--out", tmp_path) == 0
     told = json.loads((tmp_path / "tables.json").read_text())
     measured = {row["system"]: row for row in told["measured"]["Slakh2100"]}

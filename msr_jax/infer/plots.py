@@ -12,8 +12,8 @@ from html import escape
 import numpy as np
 from scipy.signal import stft
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 30
+WIDTH, HEIGHT = 640, 290
+LEFT, RIGHT, TOP, BOTTOM = 66, 10, 12, 50
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -21,7 +21,9 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = (high - low or 1.0) / count
     size = 10.0 ** np.floor(np.log10(step))
     step = next(m * size for m in (1, 2, 5, 10) if m * size >= step * 0.999)
-    return [float(v) for v in np.arange(np.ceil(low / step) * step, high + step * 1e-6, step)]
+    return [
+        float(round(v / step) * step) + 0.0 for v in np.arange(np.ceil(low / step) * step, high + step * 1e-6, step)
+    ]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -37,7 +39,7 @@ def _frame(y_low: float, y_high: float, y_label: str, title: str) -> tuple[list[
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}</text>')
     parts.append(
-        f'<text transform="translate(11 {HEIGHT / 2 - 10}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        f'<text transform="translate(16 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
     )
     return parts, y
 
@@ -54,7 +56,7 @@ def box_plot(groups: Mapping[str, Mapping[str, Sequence[float]]], y_label: str, 
     slot = (WIDTH - LEFT - RIGHT) / max(1, len(groups))
     for k, (group, series) in enumerate(groups.items()):
         middle = LEFT + (k + 0.5) * slot
-        parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - 9}" text-anchor="middle">{escape(group)}</text>')
+        parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - 26}" text-anchor="middle">{escape(group)}</text>')
         wide = min(34.0, 0.7 * slot / len(series))
         for n, (name, values) in enumerate(series.items()):
             if not len(values):
@@ -78,8 +80,8 @@ def scatter(points: Mapping[str, Sequence[tuple[float, float, str]]], x_label: s
     parts, y = _frame(*_range([0.0, *(p[1] for p in everything)]), y_label, title)
     x = lambda v: LEFT + (v - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
     for v in ticks(x_low, x_high, 8):
-        parts.append(f'<text x="{x(v):.1f}" y="{HEIGHT - 16}" text-anchor="middle">{v:g}</text>')
-    parts.append(f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 2}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(f'<text x="{x(v):.1f}" y="{HEIGHT - 28}" text-anchor="middle">{v:g}</text>')
+    parts.append(f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(f'<line class="zero" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>')
     for n, series in enumerate(points.values()):
         for px, py, name in series:

@@ -116,7 +116,7 @@ def _scores(results: Mapping[str, Any], stems: Sequence[str]) -> str:
         rows.append([NAMES[metric], *(number(values[s]) for s in [*stems, "average"])])
         if "deterministic" in results:
             det = results["deterministic"]["aggregate"][metric]
-            rows.append(["· deterministic estimate", *(number(det[s]) for s in [*stems, "average"])])
+            rows.append(["deterministic estimate", *(number(det[s]) for s in [*stems, "average"])])
     return table(["", *stems, "average"], rows)
 
 
