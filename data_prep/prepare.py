@@ -84,29 +84,44 @@ def _mixture_note(track: Path, total: np.ndarray, steps: int) -> list[str]:
     return [f"mixture.wav is up to {apart:.0f} steps of 16 bits from the sum of stems"] if apart > steps else []
 
 
-def save_corpus_track(
-    corpus: Mapping[str, Any], manifest: Mapping[str, Any], folder: Path, split: str, item: tuple[int, Path]
-) -> None:
-    """Decode one track for the shards, or note why it is left out."""
-    index, track = item
-    name = track_name(track)
+def decode(
+    layout: str, needs_all: bool, manifest: Mapping[str, Any], track: Path
+) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray] | None]:
+    """A track's note, and its audio as `save_track` takes it; None, with the reason in the note, if it is left out."""
     try:
-        read = read_track(track, manifest["stems"], manifest["sample_rate"], manifest["channels"], corpus["needs_all"])
+        read = read_track(track, manifest["stems"], manifest["sample_rate"], manifest["channels"], needs_all)
         digest = checksum(read.files, track if track.is_dir() else track.parent)
         if not read.audio.any():
             raise UserError(f"{track} is silent in every stem")
     except UserError as error:
-        save_note(folder, split, index, {"name": name, "skipped": str(error)})
-        return
+        return {"name": track_name(track), "skipped": str(error)}, None
     pcm, clipped = to_pcm(read.audio)
     mixture = read.audio.sum(0)
     notes = [*read.notes, *_oddities(pcm, manifest["stems"], manifest["crop"], manifest["sample_rate"])]
-    if corpus["layout"] == "musdb18hq":
+    if layout == "musdb18hq":
         notes += _mixture_note(track, mixture, len(pcm))
-    save_track(
-        folder, split, index, name, (pcm, mixture), manifest, checksum=digest, clipped=clipped, notes=notes,
-        active=activity(read.audio, manifest["crop"]).tolist(), loudness=[loudness(x) for x in (*read.audio, mixture)],
-    )  # fmt: skip
+    note = {
+        "name": track_name(track),
+        "samples": pcm.shape[1],
+        "checksum": digest,
+        "clipped": clipped,
+        "notes": notes,
+        "active": activity(read.audio, manifest["crop"]).tolist(),
+        "loudness": [loudness(x) for x in (*read.audio, mixture)],
+    }
+    return note, (pcm, mixture)
+
+
+def save_corpus_track(
+    layout: str, needs_all: bool, manifest: Mapping[str, Any], folder: Path, split: str, item: tuple[int, Path]
+) -> None:
+    """Decode one track for the shards, or note why it is left out."""
+    index, track = item
+    note, audio = decode(layout, needs_all, manifest, track)
+    if audio is None:
+        save_note(folder, split, index, note)
+    else:
+        save_track(folder, split, index, note, audio, manifest)
 
 
 def signature(track: Path) -> list[Any]:
@@ -184,7 +199,7 @@ def run(module: str, description: str, corpus: Corpus, argv: list[str] | None, m
     args = parser.parse_args(argv)
     try:
         tracks, manifest, plan = plan_of(corpus, args)
-        save = partial(save_corpus_track, {"layout": corpus.layout, "needs_all": corpus.needs_all}, manifest)
+        save = partial(save_corpus_track, corpus.layout, corpus.needs_all, manifest)
         listed = {split: list(enumerate(found)) for split, found in tracks.items()}
         notes, full = convert(args.out, listed, save, manifest, plan, args.workers, args.coding, args.shard_bytes)
     except UserError as error:

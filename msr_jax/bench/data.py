@@ -1,8 +1,8 @@
 """Training batches per second: both tracks at their official crops, stage by stage and as a stream.
 
 The records are made here, of noise: coding does not shrink it, and reading does not depend on what is in it. Times are per
-crop (all stems of an example) on one core, of this process unless a row says workers; the peer is librosa's own pipeline
-on files, which has no such thing as a record, so there is no ratio to give.
+crop (all stems of an example), CPU seconds of this process, or wall-clock seconds of a stream with workers. There is no
+peer in it, and so no ratio.
 """
 
 import argparse
@@ -26,8 +26,9 @@ from msr_jax.errors import UserError
 
 TRACKS, CROPS = 6, 5  # tracks written, and crops in each of them
 WORKERS = 2
-# A training step costs about three forward passes; FLOPs of one on an official crop, and what an H200 sustains in bfloat16.
-FLOPS_PER_CROP = {"unet": 3 * 0.79e12, "bsrf": 3 * 8.6e12}
+# A training step of the deterministic network costs about three forward passes: FLOPs on an official crop. An H200 is
+# taken to sustain 40 % of its 989 TFLOP/s in bfloat16.
+FLOPS_PER_CROP = {"unet": 3 * 0.25e12, "bsrf": 3 * 5.82e12}
 SUSTAINED = 0.4 * 989e12
 
 
