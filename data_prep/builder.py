@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.writer import ExampleWriter
@@ -37,8 +36,8 @@ def track_records(
     if audio is None:
         return
     stems, mixture = audio
-    probe = probes(mixture, manifest["crop"], manifest["samples"])
-    for k in range(count_records(stems.shape[1], manifest["crop"], manifest["samples"])):
+    probe = probes(mixture, manifest["hop"], manifest["samples"])
+    for k in range(count_records(stems.shape[1], manifest["hop"], manifest["samples"])):
         yield record_key(note["name"], k, manifest["seed"]), make_record(note["name"], k, stems, probe, manifest)
 
 

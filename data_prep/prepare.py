@@ -18,6 +18,7 @@ from msr_jax.data.records import to_pcm
 from msr_jax.data.tracks import read_track, track_name
 from msr_jax.errors import UserError
 
+PARTS = 4  # measured; see README.md
 OFFSET = 1e-2  # mean of a stem's samples from which on the report speaks of a constant offset
 
 
@@ -162,10 +163,9 @@ def report(notes: Mapping[str, Sequence[Mapping[str, Any]]], manifest: Mapping[s
 def add_arguments(parser: argparse.ArgumentParser, corpus: Corpus) -> None:
     parser.add_argument("src", type=Path, metavar="SRC")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of records to write")
-    parser.add_argument(
-        "--crop", type=int, default=corpus.crop, help="samples between records, best the crop of training"
-    )
-    parser.add_argument("--margin", type=float, default=0.5, help="overlap of neighbouring records, in crops")
+    parser.add_argument("--crop", type=int, default=corpus.crop, help="samples of a training crop; any can be read")
+    parser.add_argument("--parts", type=int, default=PARTS, help="records that a crop is as long as")
+    parser.add_argument("--margin", type=float, default=0.0, help="overlap of neighbouring records, in records")
     parser.add_argument(
         "--coding", choices=CODINGS, default="none", help="of records; zstd is smaller, and slower to read"
     )
@@ -178,14 +178,14 @@ def plan_of(corpus: Corpus, args: argparse.Namespace) -> tuple[dict[str, list[Pa
     """(tracks of each split, manifest, plan) for a source folder. UserError for arguments or a folder that do not fit."""
     if not args.src.is_dir():
         raise UserError(f"{args.src} is no folder")
-    if args.crop < 1 or args.margin < 0 or args.shard_bytes < 1:
-        raise UserError("--crop and --shard-bytes must be at least 1, --margin at least 0")
+    if min(args.crop, args.parts, args.shard_bytes) < 1 or args.margin < 0:
+        raise UserError("--crop, --parts and --shard-bytes must be at least 1, --margin at least 0")
     tracks = corpus.find(args.src, args)
     if not tracks:
         raise UserError(f"{args.src} has no folder of tracks of {corpus.layout}; name the root of the corpus")
     edition = corpus.edition({split: len(found) for split, found in tracks.items()})
     manifest = make_manifest(
-        corpus.stems, corpus.sample_rate, corpus.channels, args.crop, args.margin, args.seed,
+        corpus.stems, corpus.sample_rate, corpus.channels, args.crop, args.margin, args.seed, args.parts,
         layout=corpus.layout, edition=edition,
     )  # fmt: skip
     return tracks, manifest, {"tracks": {s: [signature(t) for t in found] for s, found in tracks.items()}}

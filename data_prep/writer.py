@@ -51,12 +51,27 @@ CODINGS = {"none": "uncompressed", "zstd": "zstd:1"}  # of a record inside its s
 
 
 def make_manifest(
-    stems: Sequence[str], sample_rate: int, channels: int, crop: int, margin: float, seed: int = 0, **more: Any
+    stems: Sequence[str],
+    sample_rate: int,
+    channels: int,
+    crop: int,
+    margin: float = 0.0,
+    seed: int = 0,
+    parts: int = 1,
+    **more: Any,
 ) -> dict[str, Any]:
-    """The manifest of a conversion before its shards are written; `more` is noted with the rest."""
+    """The manifest of a conversion before its shards are written.
+
+    Args:
+      crop: samples of a training crop.
+      margin: of a record's length, what it has in common with the next.
+      parts: records, without margins, that a crop is as long as.
+      more: noted with the rest.
+    """
+    hop = -(-crop // parts)
     return {
         "stems": list(stems), "sample_rate": sample_rate, "channels": channels, "crop": crop,
-        "samples": record_samples(crop, margin), "seed": seed, "tool": f"msr_jax {version('msr_jax')}", **more,
+        "hop": hop, "samples": record_samples(hop, margin), "seed": seed, "tool": f"msr_jax {version('msr_jax')}", **more,
     }  # fmt: skip
 
 
@@ -110,7 +125,7 @@ def save_track(
     stems, mixture = audio
     base = folder / f"{split}-{index:05d}"
     np.save(base.with_suffix(".npy"), stems)
-    np.save(base.with_suffix(".probe.npy"), probes(mixture, manifest["crop"], manifest["samples"]))
+    np.save(base.with_suffix(".probe.npy"), probes(mixture, manifest["hop"], manifest["samples"]))
     save_note(folder, split, index, note)
 
 
@@ -277,7 +292,7 @@ def _write_shards(
         numbers = [
             (index, name, k)
             for index, (name, length) in zip(indices, tracks, strict=True)
-            for k in range(count_records(length, manifest["crop"], manifest["samples"]))
+            for k in range(count_records(length, manifest["hop"], manifest["samples"]))
         ]
         order = shard_order(split, tracks, manifest)
         count = min(len(order), max(1, -(-len(order) * record_bytes // shard_bytes)))
