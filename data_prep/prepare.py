@@ -18,6 +18,7 @@ from msr_jax.data.records import to_pcm
 from msr_jax.data.tracks import read_track, track_name
 from msr_jax.errors import UserError
 
+PARTS = 4  # measured; see README.md
 OFFSET = 1e-2  # mean of a stem's samples from which on the report speaks of a constant offset
 
 
@@ -84,29 +85,44 @@ def _mixture_note(track: Path, total: np.ndarray, steps: int) -> list[str]:
     return [f"mixture.wav is up to {apart:.0f} steps of 16 bits from the sum of stems"] if apart > steps else []
 
 
-def save_corpus_track(
-    corpus: Mapping[str, Any], manifest: Mapping[str, Any], folder: Path, split: str, item: tuple[int, Path]
-) -> None:
-    """Decode one track for the shards, or note why it is left out."""
-    index, track = item
-    name = track_name(track)
+def decode(
+    layout: str, needs_all: bool, manifest: Mapping[str, Any], track: Path
+) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray] | None]:
+    """A track's note, and its audio as `save_track` takes it; None, with the reason in the note, if it is left out."""
     try:
-        read = read_track(track, manifest["stems"], manifest["sample_rate"], manifest["channels"], corpus["needs_all"])
+        read = read_track(track, manifest["stems"], manifest["sample_rate"], manifest["channels"], needs_all)
         digest = checksum(read.files, track if track.is_dir() else track.parent)
         if not read.audio.any():
             raise UserError(f"{track} is silent in every stem")
     except UserError as error:
-        save_note(folder, split, index, {"name": name, "skipped": str(error)})
-        return
+        return {"name": track_name(track), "skipped": str(error)}, None
     pcm, clipped = to_pcm(read.audio)
     mixture = read.audio.sum(0)
     notes = [*read.notes, *_oddities(pcm, manifest["stems"], manifest["crop"], manifest["sample_rate"])]
-    if corpus["layout"] == "musdb18hq":
+    if layout == "musdb18hq":
         notes += _mixture_note(track, mixture, len(pcm))
-    save_track(
-        folder, split, index, name, (pcm, mixture), manifest, checksum=digest, clipped=clipped, notes=notes,
-        active=activity(read.audio, manifest["crop"]).tolist(), loudness=[loudness(x) for x in (*read.audio, mixture)],
-    )  # fmt: skip
+    note = {
+        "name": track_name(track),
+        "samples": pcm.shape[1],
+        "checksum": digest,
+        "clipped": clipped,
+        "notes": notes,
+        "active": activity(read.audio, manifest["crop"]).tolist(),
+        "loudness": [loudness(x) for x in (*read.audio, mixture)],
+    }
+    return note, (pcm, mixture)
+
+
+def save_corpus_track(
+    layout: str, needs_all: bool, manifest: Mapping[str, Any], folder: Path, split: str, item: tuple[int, Path]
+) -> None:
+    """Decode one track for the shards, or note why it is left out."""
+    index, track = item
+    note, audio = decode(layout, needs_all, manifest, track)
+    if audio is None:
+        save_note(folder, split, index, note)
+    else:
+        save_track(folder, split, index, note, audio, manifest)
 
 
 def signature(track: Path) -> list[Any]:
@@ -147,10 +163,9 @@ def report(notes: Mapping[str, Sequence[Mapping[str, Any]]], manifest: Mapping[s
 def add_arguments(parser: argparse.ArgumentParser, corpus: Corpus) -> None:
     parser.add_argument("src", type=Path, metavar="SRC")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of records to write")
-    parser.add_argument(
-        "--crop", type=int, default=corpus.crop, help="samples between records, best the crop of training"
-    )
-    parser.add_argument("--margin", type=float, default=0.5, help="overlap of neighbouring records, in crops")
+    parser.add_argument("--crop", type=int, default=corpus.crop, help="samples of a training crop; any can be read")
+    parser.add_argument("--parts", type=int, default=PARTS, help="records that a crop is as long as")
+    parser.add_argument("--margin", type=float, default=0.0, help="overlap of neighbouring records, in records")
     parser.add_argument(
         "--coding", choices=CODINGS, default="none", help="of records; zstd is smaller, and slower to read"
     )
@@ -163,14 +178,14 @@ def plan_of(corpus: Corpus, args: argparse.Namespace) -> tuple[dict[str, list[Pa
     """(tracks of each split, manifest, plan) for a source folder. UserError for arguments or a folder that do not fit."""
     if not args.src.is_dir():
         raise UserError(f"{args.src} is no folder")
-    if args.crop < 1 or args.margin < 0 or args.shard_bytes < 1:
-        raise UserError("--crop and --shard-bytes must be at least 1, --margin at least 0")
+    if min(args.crop, args.parts, args.shard_bytes) < 1 or args.margin < 0:
+        raise UserError("--crop, --parts and --shard-bytes must be at least 1, --margin at least 0")
     tracks = corpus.find(args.src, args)
     if not tracks:
         raise UserError(f"{args.src} has no folder of tracks of {corpus.layout}; name the root of the corpus")
     edition = corpus.edition({split: len(found) for split, found in tracks.items()})
     manifest = make_manifest(
-        corpus.stems, corpus.sample_rate, corpus.channels, args.crop, args.margin, args.seed,
+        corpus.stems, corpus.sample_rate, corpus.channels, args.crop, args.margin, args.seed, args.parts,
         layout=corpus.layout, edition=edition,
     )  # fmt: skip
     return tracks, manifest, {"tracks": {s: [signature(t) for t in found] for s, found in tracks.items()}}
@@ -184,7 +199,7 @@ def run(module: str, description: str, corpus: Corpus, argv: list[str] | None, m
     args = parser.parse_args(argv)
     try:
         tracks, manifest, plan = plan_of(corpus, args)
-        save = partial(save_corpus_track, {"layout": corpus.layout, "needs_all": corpus.needs_all}, manifest)
+        save = partial(save_corpus_track, corpus.layout, corpus.needs_all, manifest)
         listed = {split: list(enumerate(found)) for split, found in tracks.items()}
         notes, full = convert(args.out, listed, save, manifest, plan, args.workers, args.coding, args.shard_bytes)
     except UserError as error:

@@ -32,12 +32,12 @@ from msr_jax.errors import UserError
 
 def check_record(record: Mapping[str, Any], length: int, k: int, manifest: Mapping[str, Any]) -> list[str]:
     """What is wrong with record k of a track of `length` samples; empty if nothing is."""
-    stems, crop, samples = record["stems"], manifest["crop"], manifest["samples"]
-    shape, valid = (len(manifest["stems"]), samples, manifest["channels"]), min(samples, length - k * crop)
+    stems, hop, samples = record["stems"], manifest["hop"], manifest["samples"]
+    shape, valid = (len(manifest["stems"]), samples, manifest["channels"]), min(samples, length - k * hop)
     if stems.shape != shape:
         return [f"its stems are of shape {stems.shape}, not {shape}"]
     wrong = []
-    if record["offset"] != k * crop or record["valid"] != valid or record["sample_rate"] != manifest["sample_rate"]:
+    if record["offset"] != k * hop or record["valid"] != valid or record["sample_rate"] != manifest["sample_rate"]:
         wrong.append("its place, length or rate is not the manifest's")
     if zlib.crc32(stems) != record["crc32"]:
         wrong.append("its samples do not have their checksum")
@@ -94,7 +94,7 @@ def verify(folder: str | Path, workers: int = 1) -> tuple[int, list[str]]:
         numbers = [
             (name, length, k)
             for name, length in tracks
-            for k in range(count_records(length, manifest["crop"], manifest["samples"]))
+            for k in range(count_records(length, manifest["hop"], manifest["samples"]))
         ]
         in_order = [numbers[n] for n in shard_order(split, tracks, manifest)]
         names = sorted(name for name in manifest["shards"] if f"-{split}." in name)

@@ -51,12 +51,27 @@ CODINGS = {"none": "uncompressed", "zstd": "zstd:1"}  # of a record inside its s
 
 
 def make_manifest(
-    stems: Sequence[str], sample_rate: int, channels: int, crop: int, margin: float, seed: int = 0, **more: Any
+    stems: Sequence[str],
+    sample_rate: int,
+    channels: int,
+    crop: int,
+    margin: float = 0.0,
+    seed: int = 0,
+    parts: int = 1,
+    **more: Any,
 ) -> dict[str, Any]:
-    """The manifest of a conversion before its shards are written; `more` is noted with the rest."""
+    """The manifest of a conversion before its shards are written.
+
+    Args:
+      crop: samples of a training crop.
+      margin: of a record's length, what it has in common with the next.
+      parts: records, without margins, that a crop is as long as.
+      more: noted with the rest.
+    """
+    hop = -(-crop // parts)
     return {
         "stems": list(stems), "sample_rate": sample_rate, "channels": channels, "crop": crop,
-        "samples": record_samples(crop, margin), "seed": seed, "tool": f"msr_jax {version('msr_jax')}", **more,
+        "hop": hop, "samples": record_samples(hop, margin), "seed": seed, "tool": f"msr_jax {version('msr_jax')}", **more,
     }  # fmt: skip
 
 
@@ -93,17 +108,25 @@ def in_parallel(
         raise UserError("a worker process was killed, perhaps for want of memory; try fewer --workers") from error
 
 
-def save_track(folder: Path, split: str, index: int, name: str, stems: np.ndarray, manifest: Mapping[str, Any], **more):
+def save_track(
+    folder: Path,
+    split: str,
+    index: int,
+    note: Mapping[str, Any],
+    audio: tuple[np.ndarray, np.ndarray],
+    manifest: Mapping[str, Any],
+) -> None:
     """Put a decoded track where the shards are made from: its samples, its mixture's probes, and then its note.
 
     Args:
-      stems: (stems, samples, channels) int16, or a pair of those and the mixture (samples, channels) float32.
+      note: has "name" and "samples".
+      audio: stems (stems, samples, channels) int16, and their mixture before rounding (samples, channels) float32.
     """
-    stems, mixture = stems if isinstance(stems, tuple) else (stems, stems.sum(0, dtype=np.float32) / 32768)
+    stems, mixture = audio
     base = folder / f"{split}-{index:05d}"
     np.save(base.with_suffix(".npy"), stems)
-    np.save(base.with_suffix(".probe.npy"), probes(mixture, manifest["crop"], manifest["samples"]))
-    save_note(folder, split, index, {"name": name, "samples": stems.shape[1], **more})
+    np.save(base.with_suffix(".probe.npy"), probes(mixture, manifest["hop"], manifest["samples"]))
+    save_note(folder, split, index, note)
 
 
 def save_note(folder: Path, split: str, index: int, note: Mapping[str, Any]) -> None:
@@ -126,7 +149,8 @@ def write_records(out: str | Path, tracks: Mapping[str, Iterable[tuple[str, np.n
 
     def save(folder: Path, split: str, item: tuple[int, tuple[str, np.ndarray]]) -> None:
         index, (name, stems) = item
-        save_track(folder, split, index, name, stems, manifest, checksum=hashlib.sha256(stems).hexdigest())
+        note = {"name": name, "samples": stems.shape[1], "checksum": hashlib.sha256(stems).hexdigest()}
+        save_track(folder, split, index, note, (stems, stems.sum(0, dtype=np.float32) / 32768), manifest)
 
     listed = {split: list(enumerate(items)) for split, items in tracks.items()}
     convert(out, listed, save, manifest, plan=None)
@@ -176,7 +200,7 @@ def convert(
             for split, items in tracks.items():
                 todo = [item for item in items if not (work / "tracks" / f"{split}-{item[0]:05d}.json").exists()]
                 in_parallel(partial(save, work / "tracks", split), todo, pool, f"reading {split}")
-                notes[split] = _notes(work, split, items)
+                notes[split] = read_notes(work, split, items)
             full = {**manifest, "plan": digest, "notes": notes, "coding": coding}
             full["tracks"] = {
                 s: [[n["name"], n["samples"]] for n in found if "samples" in n] for s, found in notes.items()
@@ -244,7 +268,8 @@ def _begin(work: Path, plan: Any) -> None:
     _write_json(work / "plan.json", plan)
 
 
-def _notes(work: Path, split: str, items: Sequence[tuple[int, Any]]) -> list[dict[str, Any]]:
+def read_notes(work: Path, split: str, items: Sequence[tuple[int, Any]]) -> list[dict[str, Any]]:
+    """The notes that `save_note` left of a split's tracks."""
     notes = [json.loads((work / "tracks" / f"{split}-{index:05d}.json").read_text()) for index, _ in items]
     return [{**note, "index": index} for (index, _), note in zip(items, notes, strict=True)]
 
@@ -267,7 +292,7 @@ def _write_shards(
         numbers = [
             (index, name, k)
             for index, (name, length) in zip(indices, tracks, strict=True)
-            for k in range(count_records(length, manifest["crop"], manifest["samples"]))
+            for k in range(count_records(length, manifest["hop"], manifest["samples"]))
         ]
         order = shard_order(split, tracks, manifest)
         count = min(len(order), max(1, -(-len(order) * record_bytes // shard_bytes)))
@@ -311,11 +336,17 @@ def _write_shard(work: Path, manifest: Mapping[str, Any], job: tuple[str, str, l
         raise OSError(f"{str(error).split(';')[0]} (shard {name})") from error
     if held != len(numbers):
         raise OSError(f"the shard {name} came out with {held} of {len(numbers)} records")
-    with open(beside, "rb") as file:
+    entry = shard_entry(beside)
+    os.replace(beside, work / "records" / name)
+    _write_json(work / "shards" / f"{name}.json", entry)
+
+
+def shard_entry(path: Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of a shard, once it is on the disk."""
+    with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-    os.replace(beside, work / "records" / name)
-    _write_json(work / "shards" / f"{name}.json", ((work / "records" / name).stat().st_size, digest))
+    return path.stat().st_size, digest
 
 
 def write_info(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -39,9 +39,8 @@ def test_a_config_that_asks_for_nothing_gets_nothing():
         make_augment({**OFF, "mixup": (0.1, 0.1, 0.1)}, MUSDB_STEMS, RATE)
 
 
-@pytest.mark.parametrize("stems", [MUSDB_STEMS, ("bass", "drums", "guitar", "piano")])
-def test_the_released_recipe_compiles_for_both_corpora(stems):
-    released = jax.jit(make_augment(musdb_data().augment.to_dict(), stems, RATE))
+def test_the_released_recipe_is_a_pure_function_of_batch_and_key():
+    released = jax.jit(make_augment(musdb_data().augment.to_dict(), MUSDB_STEMS, RATE))
     x = batch(2)
     one, two = released(x, KEY), released(x, KEY)
     assert one.shape == x.shape and one.dtype == jnp.float32 and np.isfinite(one).all()
@@ -121,14 +120,10 @@ def test_noise_is_white_and_of_its_amplitude():
 def test_effects_come_to_the_stems_that_have_them_and_with_the_leak_to_all():
     x = batch(60, 400)
     touched = {}
-    stems_of = {"distortion": [1, 1, 0, 1], "noise": [0, 0, 1, 0]}  # of drums, bass, other, vocals
     for leak in (False, True):
-        for effect in stems_of:
-            out = augment(x, **{effect: 0.5}, option_leak=leak)
-            touched[effect, leak] = (out != np.asarray(x)).any((2, 3)).mean(0)
-    for effect, own in stems_of.items():
-        assert touched[effect, False] == pytest.approx(0.5 * np.array(own), abs=0.25)
-        assert touched[effect, True] == pytest.approx([0.5] * 4, abs=0.25)
+        touched[leak] = (augment(x, distortion=0.5, option_leak=leak) != np.asarray(x)).any((2, 3)).mean(0)
+    assert touched[False] == pytest.approx(0.5 * np.array([1, 1, 0, 1]), abs=0.25)  # drums, bass, other, vocals
+    assert touched[True] == pytest.approx([0.5] * 4, abs=0.25)
 
 
 def test_loudness_is_a_gain_per_stem_in_its_range():

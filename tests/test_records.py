@@ -153,7 +153,7 @@ def test_a_failed_run_leaves_the_old_records_and_nothing_beside(tmp_path):
     out = tmp_path / "out"
     write_records(out, {"train": [("a", pcm(300))]}, MANIFEST)
     before = digests(out)
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError):
         write_records(out, {"train": [("b", pcm(300)), ("c", "no samples")]}, MANIFEST)
     assert digests(out) == before
     assert [f.name for f in tmp_path.iterdir()] == ["out"]

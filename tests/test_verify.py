@@ -33,7 +33,7 @@ def test_stems_that_were_rounded_still_sum_to_the_mixture_and_clipped_ones_too(t
     audio = np.random.default_rng(0).uniform(-1.1, 1.1, (3, 2000, 2)).astype(np.float32)
 
     def save(folder, split, item):
-        save_track(folder, split, 0, "a", (to_pcm(audio)[0], audio.sum(0)), MANIFEST)
+        save_track(folder, split, 0, {"name": "a", "samples": 2000}, (to_pcm(audio)[0], audio.sum(0)), MANIFEST)
 
     convert(tmp_path / "r", {"train": [(0, None)]}, save, MANIFEST, plan=None)
     assert verify(tmp_path / "r")[1] == []

@@ -1,8 +1,8 @@
 """Training records: time spans of fixed length with all stems, in ArrayRecord shards that TFDS reads too.
 
-Record k of a track holds the samples from k·crop on. ArrayRecord cannot read part of a record, so a record is longer than
-the distance to the next one: a crop that starts in a record's first part is then read with it alone; any other crop, of any
-length, is joined from records in a row. The order of records in the shards is TFDS's own, by a hash of their keys, so
+Record k of a track holds the samples from k·hop on. ArrayRecord cannot read part of a record, so records are short beside
+the crops of training, and a crop, of any length, is joined from records in a row: measured, that reads less and keeps less
+than long records with a margin (data_prep/README.md). The order of records in the shards is TFDS's own, by a hash of their keys, so
 that the place of each follows from the list of tracks and no index has to be kept.
 
 `dataset_info.json` is the manifest: TFDS's fields, with `features` and (as `downloadChecksums`) a SHA-256 per source track;
@@ -11,7 +11,7 @@ what TFDS has no field for stands in `releaseNotes`, the one map of that file wh
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,14 @@ PCM_SCALE = 32768.0
 PROBE = 512  # samples between two places of the mixture that a record keeps for `data_prep.verify`
 
 
-def record_samples(crop: int, margin: float) -> int:
-    """Length of a record in samples; `margin` is the part of a crop that two neighbours have in common."""
-    return crop + int(margin * crop)
+def record_samples(hop: int, margin: float) -> int:
+    """Length of a record in samples; `margin` is the part of a hop that two neighbours have in common."""
+    return hop + int(margin * hop)
 
 
-def count_records(length: int, crop: int, samples: int) -> int:
-    """Number of records, one every `crop` samples, that cover a track of `length` samples."""
-    return 1 + max(0, -(-(length - samples) // crop))
+def count_records(length: int, hop: int, samples: int) -> int:
+    """Number of records, one every `hop` samples, that cover a track of `length` samples."""
+    return 1 + max(0, -(-(length - samples) // hop))
 
 
 def to_pcm(stems: np.ndarray) -> tuple[np.ndarray, int]:
@@ -44,13 +44,13 @@ def to_pcm(stems: np.ndarray) -> tuple[np.ndarray, int]:
     return np.clip(scaled, -32768, 32767).astype(np.int16), clipped
 
 
-def probes(mixture: np.ndarray, crop: int, samples: int) -> np.ndarray:
+def probes(mixture: np.ndarray, hop: int, samples: int) -> np.ndarray:
     """The mixture at every `PROBE`th sample of each record: (samples, channels) float32 -> (records, places, channels) int32.
 
     It is summed before the stems are rounded, so that the sum of stored stems can be checked against it.
     """
-    count = count_records(len(mixture), crop, samples)
-    place = crop * np.arange(count)[:, None] + np.arange(0, samples, PROBE)
+    count = count_records(len(mixture), hop, samples)
+    place = hop * np.arange(count)[:, None] + np.arange(0, samples, PROBE)
     pcm = np.rint(mixture * PCM_SCALE).astype(np.int32)
     return np.where((place < len(pcm))[..., None], pcm[np.minimum(place, len(pcm) - 1)], 0)
 
@@ -89,7 +89,7 @@ def make_record(
       much of it lies inside the track) in samples; "sample_rate" in Hz; "active" (stems,): which stems are not all zero;
       "crc32" of the stems; "mixture" (places, channels) int32.
     """
-    offset, size = k * manifest["crop"], manifest["samples"]
+    offset, size = k * manifest["hop"], manifest["samples"]
     audio = np.ascontiguousarray(stems[:, offset : offset + size])
     valid = audio.shape[1]
     if valid < size:
@@ -117,11 +117,11 @@ def shard_order(split: str, tracks: Sequence[tuple[str, int]], manifest: Mapping
     Args:
       tracks: (name, samples) of each.
     """
-    hasher, crop, samples = Hasher(split), manifest["crop"], manifest["samples"]
+    hasher, hop, samples = Hasher(split), manifest["hop"], manifest["samples"]
     hashes = [
         hasher.hash_key(record_key(name, k, manifest["seed"]))
         for name, length in tracks
-        for k in range(count_records(length, crop, samples))
+        for k in range(count_records(length, hop, samples))
     ]
     return np.array(sorted(range(len(hashes)), key=hashes.__getitem__), np.int64)
 
@@ -130,7 +130,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """What is known of a folder of records.
 
     Returns:
-      "stems", "sample_rate", "channels", "crop" and "samples" (of a record), "seed", "tool", "tracks" ({split: [[name,
+      "stems", "sample_rate", "channels", "crop" (of training, that it was made for), "hop" and "samples" (of records), "seed", "tool", "tracks" ({split: [[name,
       samples], …]}), "shards" ({file name: [bytes, SHA-256]}), "checksums" ({"split/track": SHA-256 of its source files}),
       and more that the preparation noted.
 
@@ -181,7 +181,7 @@ class RecordSource:
             raise UserError(f"{folder} has no split '{split}'; it has {', '.join(builder.info.splits)}")
         self._data: Any = builder.as_data_source(split)
         self.tracks: list[tuple[str, int]] = [(name, length) for name, length in self.manifest["tracks"][split]]
-        counts = [count_records(n, self.manifest["crop"], self.manifest["samples"]) for _, n in self.tracks]
+        counts = [count_records(n, self.manifest["hop"], self.manifest["samples"]) for _, n in self.tracks]
         self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         order = shard_order(split, self.tracks, self.manifest)
         if len(order) != len(self._data):
@@ -204,26 +204,38 @@ class RecordSource:
             ) from error
         return record if isinstance(record["track"], str) else {**record, "track": record["track"].decode()}
 
+    def pieces(
+        self, track: int, start: int, length: int, stem: int | slice = slice(None)
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The parts, from records in a row, that a span of a track is joined from; arguments as `read`.
+
+        Yields:
+          (place in the span, ([stems,] samples, channels) int16). Nothing comes after the track's end.
+        """
+        hop, last = self.manifest["hop"], self.first[track + 1] - self.first[track] - 1
+        done = 0
+        while done < length:
+            k = min((start + done) // hop, last)
+            begin = start + done - k * hop
+            if begin >= self.manifest["samples"]:
+                return
+            piece = self[self._place[self.first[track] + k]]["stems"][stem, begin : begin + length - done]
+            yield done, piece
+            done += piece.shape[-2]
+
     def read(self, track: int, start: int, length: int, stem: int | slice = slice(None)) -> np.ndarray:
-        """A span of a track: ([stems,] length, channels) int16, joined from records, zeros after the track's end.
+        """A span of a track: ([stems,] length, channels) int16, zeros after the track's end.
 
         Args:
           track: index into `tracks`.
           start, length: in samples; any.
           stem: index or slice of stems.
         """
-        crop, last = self.manifest["crop"], self.first[track + 1] - self.first[track] - 1
-        pieces, done = [], 0
-        while done < length:
-            k = min((start + done) // crop, last)
-            begin = start + done - k * crop
-            if begin >= self.manifest["samples"]:
-                pieces.append(np.zeros((*pieces[0].shape[:-2], length - done, self.manifest["channels"]), np.int16))
-                break
-            record = self[self._place[self.first[track] + k]]
-            pieces.append(record["stems"][stem, begin : begin + length - done])
-            done += pieces[-1].shape[-2]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-2)
+        stems = () if isinstance(stem, int) else (len(range(len(self.manifest["stems"]))[stem]),)
+        out = np.zeros((*stems, length, self.manifest["channels"]), np.int16)
+        for at, piece in self.pieces(track, start, length, stem):
+            out[..., at : at + piece.shape[-2], :] = piece
+        return out
 
 
 def check_stems(source: RecordSource, stems: Sequence[str], sample_rate: int, channels: int) -> None:
