@@ -98,8 +98,8 @@ def test_public_weights_go_through_a_model_folder_to_safetensors_and_back(kind, 
     ],
 )
 def test_every_tensor_of_the_official_checkpoints_has_its_place(keys, sizes):
-    listed = json.loads(fixture(f"{keys}.json").read_text())
-    listed = {k: tuple(v["shape"] if isinstance(v, dict) else v) for k, v in listed.items()}
+    listed = json.loads(fixture(f"{keys}.json").read_text())["state_dict"]
+    listed = {k: tuple(v["shape"]) for k, v in listed.items()}
     model = {**bsrf_base().model.to_dict(), **sizes}
     backbone = make_backbone(model)
     for network, prefix in (
@@ -273,17 +273,17 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A Hub on loopback; yields what it was asked for."""
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+
     asked = []
     handler = functools.partial(_Hub, fixture("ckpt_micro_det.ckpt").read_bytes(), asked)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     yield asked
