@@ -1,6 +1,7 @@
 """BS-RoFormer checkpoints in and out, and what their configs may say."""
 
 import functools
+import hashlib
 import http.server
 import json
 import threading
@@ -241,6 +242,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
     def __init__(self, data, asked, *args):
         self.data, self.asked = data, asked
+        self.checksum = hashlib.sha256(data).hexdigest()
         super().__init__(*args)
 
     def log_message(self, *_):
@@ -251,11 +253,17 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.asked.append((self.command, self.path))
-        if self.path.startswith("/api/models/owner/repo"):
+        if self.path.startswith("/api/models/owner/repo/tree"):
+            body = json.dumps([{"type": "file", "path": "w.ckpt", "size": len(self.data), "oid": "0" * 40}]).encode()
+            headers = {"Content-Type": "application/json"}
+        elif self.path.startswith("/api/models/owner/repo"):
             body = json.dumps({"id": "owner/repo", "sha": "0" * 40, "siblings": [{"rfilename": "w.ckpt"}]}).encode()
             headers = {"Content-Type": "application/json"}
         elif self.path == "/owner/repo/resolve/main/w.ckpt" or self.path.endswith("0" * 40 + "/w.ckpt"):
-            body, headers = self.data, {"ETag": '"abc"', "X-Repo-Commit": "0" * 40, "Accept-Ranges": "bytes"}
+            tag = f'"{self.checksum}"'
+            body, headers = self.data, {"ETag": tag, "X-Repo-Commit": "0" * 40, "Accept-Ranges": "bytes"}
+            if self.command == "GET" and self.server.is_faulty:
+                body = bytes(len(body))
         else:
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound" if "/owner/repo/" in self.path else "RepoNotFound")
@@ -272,13 +280,14 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub on loopback; yields what it was asked for."""
+    """A Hub on loopback: `asked` is what it was asked for; while `is_faulty`, files arrive as zeros."""
     pytest.importorskip("huggingface_hub")
     from huggingface_hub import constants
 
     asked = []
     handler = functools.partial(_Hub, fixture("ckpt_micro_det.ckpt").read_bytes(), asked)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.is_faulty = False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
@@ -286,7 +295,8 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    yield asked
+    server.asked = asked
+    yield server
     server.shutdown()
 
 
@@ -294,10 +304,18 @@ def hub(monkeypatch, tmp_path):
 def test_a_file_of_the_hub_is_imported_and_kept(hub, address, tmp_path, capsys):
     assert import_into(address, "bsrf_det", tmp_path / "model") == 0, capsys.readouterr().err
     assert load_model(tmp_path / "model").weights
-    fetched = [path for command, path in hub if command == "GET" and path.endswith("w.ckpt")]
+    fetched = [path for command, path in hub.asked if command == "GET" and path.endswith("w.ckpt")]
     assert len(fetched) == 1
     assert import_into(address, "bsrf_det", tmp_path / "again") == 0
-    assert [path for command, path in hub if command == "GET" and path.endswith("w.ckpt")] == fetched
+    assert [path for command, path in hub.asked if command == "GET" and path.endswith("w.ckpt")] == fetched
+
+
+def test_a_file_that_arrives_damaged_is_refused_and_fetched_again(hub, tmp_path, capsys):
+    hub.is_faulty = True
+    assert import_into("hf:owner/repo/w.ckpt", "bsrf_det", tmp_path / "model") == 2
+    assert "arrived damaged" in capsys.readouterr().err and not (tmp_path / "model").exists()
+    hub.is_faulty = False
+    assert import_into("hf:owner/repo/w.ckpt", "bsrf_det", tmp_path / "model") == 0
 
 
 def test_what_the_hub_has_not_is_said_in_a_sentence(hub, tmp_path, capsys):
