@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from msr_jax.audio.stft import cut_frames, periodic_hann
 
@@ -44,13 +45,14 @@ def multires_stft(
     difference: Array, windows: Sequence[int] = STFT_WINDOWS, hop: int = STFT_HOP, min_fft: int = STFT_MIN_FFT
 ) -> Array:
     """Mean modulus of the STFT of difference (batch, time, channels), summed over windows: (batch,)."""
-    x = difference.astype(jnp.float32).swapaxes(1, 2)
 
-    def term(x: Array, window: int) -> Array:
-        return safe_modulus(centred_stft(x, window, max(window, min_fft), hop)).mean((1, 2, 3))
+    def example(x: Array) -> Array:
+        terms = (safe_modulus(centred_stft(x, w, max(w, min_fft), hop)).mean() for w in windows)
+        return sum(terms)
 
-    # Spectra are far larger than what they are made of: for the gradient each is computed again.
-    return sum(jax.checkpoint(term, static_argnums=1)(x, window) for window in windows)
+    # Spectra are a hundred times larger than what they are made of. One example at a time, and once more for the
+    # gradient, so that a batch does not have to hold them.
+    return lax.map(jax.checkpoint(example), difference.astype(jnp.float32).swapaxes(1, 2))
 
 
 def l1_multires_stft(estimate: Array, target: Array) -> Array:

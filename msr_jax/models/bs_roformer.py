@@ -432,10 +432,10 @@ def make_bs_roformer(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
         return net.apply({"params": params}, mixture, key, method="separate")
 
     def condition(params: Any, features: Any) -> Any:
-        return of_kind(False, True).apply({"params": params}, features, method="condition")
+        return of_kind("conditioning" in params, True).apply({"params": params}, features, method="condition")
 
     def refine(params: Any, x: Array, label: Array, tau: Array | None, conditioning: Any, key: Array | None = None):
-        kind = of_kind(tau is not None, True)
+        kind = of_kind("conditioning" in params, True)
         return kind.apply({"params": params}, x, label, tau, conditioning, key, method="refine")
 
     return Backbone(init, separate, condition, refine, min_length=net.stft_n_fft // 2 + 1, stems_together=True)

@@ -1,5 +1,7 @@
 """Files of model repositories on the Hugging Face Hub, through `huggingface_hub` (extra `web`)."""
 
+import hashlib
+import re
 from pathlib import Path
 
 from msr_jax.errors import UserError
@@ -10,11 +12,11 @@ WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 def fetch(address: str) -> Path:
     """Path of a file of `hf:OWNER/REPO[/FILE]` in the Hub's cache; downloaded once, resumed where it broke off.
 
-    The library compares the size of what it gets, and of large files the checksum, with what the Hub says. Without FILE,
-    the repository must hold one file of weights. HF_ENDPOINT and HF_HOME name another server and another cache.
+    The content is compared with the SHA-256 that the Hub gives for large files. Without FILE, the repository must hold one
+    file of weights. HF_ENDPOINT and HF_HOME name another server and another cache.
 
     Raises:
-      UserError: no such library, network, repository or file, or no single file of weights.
+      UserError: no such library, network, repository or file, no single file of weights, or a wrong checksum.
     """
     parts = address.removeprefix("hf:").split("/", 2)
     if len(parts) < 2 or not all(parts):
@@ -34,7 +36,9 @@ def fetch(address: str) -> Path:
                 found = ", ".join(names[:5]) or "none"
                 raise UserError(f"{repo} holds {len(names)} files of weights ({found}): name one, {address}/FILE")
             name = names[0]
-        return Path(huggingface_hub.hf_hub_download(repo, name))
+        return _verified(Path(huggingface_hub.hf_hub_download(repo, name)), address)
+    except UserError:
+        raise
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
         raise UserError(f"the Hub has no such file: {address} ({_first_line(error)})") from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
@@ -43,6 +47,18 @@ def fetch(address: str) -> Path:
         if type(error).__module__.startswith(("httpx", "httpcore", "requests")):  # raised through by some versions
             raise UserError(f"{address} cannot be fetched; is there a network? ({_first_line(error)})") from error
         raise
+
+
+def _verified(path: Path, address: str) -> Path:
+    """The path, if the file has the checksum that the cache names it by; else the file is removed."""
+    blob = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):  # of small files it is another hash, of git's
+        with blob.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != blob.name:
+            blob.unlink()
+            raise UserError(f"{address} arrived damaged (its SHA-256 is {found}, not {blob.name}); try again")
+    return path
 
 
 def _first_line(error: Exception) -> str:
