@@ -4,4 +4,5 @@
 source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+# Compilation, which is most of the time, uses one core; files are shared among processes.
+python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
