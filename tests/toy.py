@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from msr_jax.config import unet_base
 from msr_jax.models import backbone
+from msr_jax.models.interface import Backbone
 
 PATCH, SEGMENT = 16, 256
 MODEL = {"name": "toy", "width": 64}
@@ -20,25 +21,29 @@ def make_toy(sizes, dtype):
     """Two layers over patches of 16 samples: parameters large enough for fsdp to split at `fsdp_min_size` 64."""
     width, labels = sizes["width"], 4
 
-    def init(key, timed):
+    def init(key, timed, conditioned=None):
         shapes = {"in": (PATCH, width), "label": (labels, width), "out": (width, PATCH), "tau": (width,)}
         keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
         return {
             n: {"kernel": jax.random.normal(keys[n], s) / s[0] ** 0.5} for n, s in shapes.items() if timed or n != "tau"
         }
 
-    def apply(params, x, label, tau=None, injected=None):
-        patches = (x if injected is None else x + injected[0]).reshape(len(x), -1, PATCH)
+    def network(params, x, label, tau, features):
         p = {name: module["kernel"].astype(dtype) for name, module in params.items()}
-        hidden = patches.astype(dtype) @ p["in"] + (label.astype(dtype) @ p["label"])[:, None]
+        hidden = x.reshape(len(x), -1, PATCH).astype(dtype) @ p["in"] + (label.astype(dtype) @ p["label"])[:, None]
         if tau is not None:
             hidden = hidden + tau[:, None, None].astype(dtype) * p["tau"]
-        if injected is not None:
-            hidden = hidden + injected[1].astype(dtype)
-        y = (jnp.tanh(hidden) @ p["out"]).astype(jnp.float32).reshape(x.shape)
-        return y, [x, hidden]
+        hidden = hidden if features is None else hidden + features.astype(dtype)
+        return (jnp.tanh(hidden) @ p["out"]).astype(jnp.float32).reshape(x.shape), hidden
 
-    return backbone.Backbone(init, apply, PATCH)
+    def separate(params, mixture, label, key=None):
+        return network(params, mixture, label, None, None)
+
+    def refine(params, x, label, tau, conditioning, key=None):
+        label = jnp.tile(label, (len(x) // len(label), 1))
+        return network(params, x, label, tau, jnp.repeat(conditioning, len(x) // len(conditioning), 0))[0]
+
+    return Backbone(init, separate, lambda params, features: features, refine, PATCH)
 
 
 backbone.BACKBONES["toy"] = make_toy
