@@ -122,7 +122,7 @@ def test_dropout_needs_a_key_and_recomputation_changes_no_gradient(weights):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(a).max()))
 
 
-def test_bfloat16_is_close_to_float32(weights, separate):
+def test_bfloat16_is_close_to_float32(weights, separate, bfloat16_units):
     exact = separate(mixture())
     coarse = make_backbone(SIZES, "bfloat16")
     params = cast_params(weights["deterministic"], "bfloat16")
