@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job from nothing: renders multitrack music, trains a small model in its three stages, separates held-out tracks.
-# At most 15 minutes on two cores: a slow machine trains fewer steps. Started again it goes on where it stopped. Results are
-# in demo_out/; without that folder it begins anew.
+# Meant to take 15 minutes at most on two cores: a slow machine trains fewer steps. Started again it goes on where it
+# stopped. Results are in demo_out/; without that folder it begins anew.
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 out=demo_out
