@@ -25,9 +25,9 @@ train() { # stage, steps, override…
 }
 
 echo "== data: music rendered here; test pieces and test instruments are not trained on"
-render train 120
-render validation 6
-render test 6
+render train 100
+render validation 4
+render test 3
 [ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 32768
 [ -e "$out/steps" ] || { python launch/demo_plan.py > "$out/.steps" && mv "$out/.steps" "$out/steps"; }
 read -r det diffusion consistency < "$out/steps"

@@ -21,7 +21,8 @@ if [ "$(cat "$venv/.msr-stamp" 2>/dev/null)" != "$stamp" ]; then
   python=$(find_python)
   echo "setting up $venv with $("$python" --version)"
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+  # --no-compile: most modules are never imported, and compiling them all takes as long as the installation.
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
   echo "$stamp" > "$venv/.msr-stamp"
 fi

@@ -87,6 +87,14 @@ def wait_for_lines(workdir, count, processes):
         time.sleep(0.005)
 
 
+def wait_for_a_checkpoint(workdir, processes):
+    """Until one is whole: what is being written has another name."""
+    deadline = time.monotonic() + 400
+    while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes), finish(processes)
+        time.sleep(0.005)
+
+
 def same_model(a, b):
     files = sorted(p.name for p in (a / "model").iterdir())
     return files and all((a / "model" / f).read_bytes() == (b / "model" / f).read_bytes() for f in files)
@@ -122,17 +130,18 @@ def test_every_mesh_goes_on_from_any_other_s_checkpoint_with_the_losses_of_one_d
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_run_that_lost_a_process_to_a_kill_goes_on_bit_for_bit(settings, tmp_path, count):
-    options = {"processes": count, "devices": 2, "mesh__fsdp": 2, "train__steps": 60, "train__checkpoint_every": 10}
+    options = {"processes": count, "devices": 2, "mesh__fsdp": 2, "train__steps": 200, "train__checkpoint_every": 10}
     codes, said = finish(start(tmp_path / "straight", settings, **options))
     assert codes == [0] * count, said
     killed = start(tmp_path / "killed", settings, **options)
+    wait_for_a_checkpoint(tmp_path / "killed", killed)
     wait_for_lines(tmp_path / "killed", 13, killed)
     killed[-1].send_signal(signal.SIGKILL)
     time.sleep(0.3)
     for process in killed[:-1]:  # as a launcher does with those that are left
         process.kill()
     finish(killed)
-    assert 13 <= len(curve(tmp_path / "killed")) < 60
+    assert 13 <= len(curve(tmp_path / "killed")) < 200
     codes, said = finish(start(tmp_path / "killed", settings, **options))
     assert codes == [0] * count and "resumed from step" in said, said
     assert curve(tmp_path / "killed") == curve(tmp_path / "straight")
@@ -163,7 +172,7 @@ def test_an_error_in_one_process_ends_all_with_its_sentence(settings, tmp_path):
 
 
 def test_the_local_launcher_starts_all_again_when_one_dies(settings, tmp_path):
-    options = ["--config.train.steps=60", "--config.train.checkpoint_every=10", *settings]
+    options = ["--config.train.steps=400", "--config.train.checkpoint_every=10", *settings]
     command = [
         "bash",
         str(LOCAL),
@@ -180,13 +189,13 @@ def test_the_local_launcher_starts_all_again_when_one_dies(settings, tmp_path):
     launcher = subprocess.Popen(
         command, env=environment(1), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    wait_for_lines(tmp_path / "run", 13, [launcher])
+    wait_for_a_checkpoint(tmp_path / "run", [launcher])
     children = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
     codes, said = finish([launcher])
     assert codes == [0], said
     assert "resumed from step" in said and "starting again (1 of 2)" in said
-    assert len(losses(tmp_path / "run")) == 60
+    assert len(losses(tmp_path / "run")) == 400
 
 
 def test_the_local_launcher_does_not_repeat_bad_input(settings, tmp_path):

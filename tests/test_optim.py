@@ -1,5 +1,6 @@
 """Learning rates follow the config's schedule, and clipping bounds what the optimiser sees."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -112,9 +113,26 @@ def test_muon_makes_the_update_of_a_kernel_orthogonal_and_leaves_vectors_to_adam
     np.testing.assert_allclose(np.sign(updates["bias"]), [-1, 1, -1, 1])
 
 
+def test_muon_moves_each_of_stacked_matrices_on_its_own_and_no_stack_of_vectors():
+    tx = make_optimizer(optim(name="muon", b1=0.9), lambda step: 1.0)
+    rng = np.random.default_rng(0)
+    layers = {
+        "to_out": rng.standard_normal((3, 8, 6)),
+        "to_out_bias": [[1e-3, -5.0], [2.0, -1e2]],
+        "norm": [[1e-3, -5.0]],
+    }
+    grads = {"layers": {name: jnp.asarray(g, jnp.float32) for name, g in layers.items()}}
+    params = jax.tree.map(jnp.zeros_like, grads)
+    updates = tx.update(grads, tx.init(params), params)[0]["layers"]
+    alone = {"to_out": grads["layers"]["to_out"][1]}
+    expected = tx.update(alone, tx.init(alone), jax.tree.map(jnp.zeros_like, alone))[0]["to_out"]
+    np.testing.assert_allclose(updates["to_out"][1], expected, atol=1e-5)
+    for name in ("to_out_bias", "norm"):  # AdamW's first step: the sign
+        np.testing.assert_allclose(updates[name], -np.sign(layers[name]), rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["adam", "radam", "adamw", "prodigy", "muon"])
 def test_every_optimiser_lowers_a_loss(name):
-    import jax
     import optax
 
     target = jnp.asarray(np.random.default_rng(1).standard_normal((6, 4)), jnp.float32)

@@ -94,10 +94,14 @@ def _slakh_sources(track: Path) -> Iterator[tuple[str, Path]]:
                 )
 
 
+def audio_file(folder: Path, name: str) -> Path | None:
+    """NAME.wav or NAME.flac in a folder, if there is one."""
+    return next((p for suffix in AUDIO if (p := folder / f"{name}{suffix}").is_file()), None)
+
+
 def _plain_sources(track: Path, stems: Sequence[str]) -> Iterator[tuple[str, Path]]:
     for stem in stems:
-        path = next((p for a in AUDIO if (p := track / f"{stem}{a}").is_file()), None)
-        if path:
+        if path := audio_file(track, stem):
             yield stem, path
 
 
@@ -115,7 +119,12 @@ def _read_mp4(track: Path, stems: Sequence[str]) -> Iterator[tuple[str, np.ndarr
         yield stem, np.frombuffer(done.stdout, np.float32).reshape(-1, 2), CORPUS_RATE
 
 
-def _to_channels(samples: np.ndarray, channels: int, path: Path) -> np.ndarray:
+def to_channels(samples: np.ndarray, channels: int, path: Path) -> np.ndarray:
+    """(samples, any) -> (samples, channels): to mono all are averaged, and mono is repeated.
+
+    Raises:
+      UserError: any other numbers; `path` names the file.
+    """
     if channels == 1:
         return samples.mean(1, keepdims=True)
     if samples.shape[1] not in (1, channels):
@@ -143,7 +152,7 @@ def read_track(
     if track.name.endswith(MP4):
         files = [track]
         for stem, samples, rate in _read_mp4(track, stems):
-            audio[stem] = [(_to_channels(samples, channels, track), rate)]
+            audio[stem] = [(to_channels(samples, channels, track), rate)]
     else:
         layout = _slakh_sources(track) if (track / "metadata.yaml").is_file() else _plain_sources(track, stems)
         for stem, path in layout:
@@ -152,7 +161,7 @@ def read_track(
                 files.append(path)
                 if rate not in (CORPUS_RATE, sample_rate):
                     notes.append(f"{path.name} is at {rate} Hz and was resampled")
-                audio.setdefault(stem, []).append((_to_channels(samples, channels, path), rate))
+                audio.setdefault(stem, []).append((to_channels(samples, channels, path), rate))
     missing = [stem for stem in stems if stem not in audio]
     if not audio:
         raise UserError(f"{track} holds no audio for any of {', '.join(stems)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from msr_jax.audio.io import audio_info, read_audio, resample
-from msr_jax.data.tracks import AUDIO, LENGTH_TOLERANCE, load_track
+from msr_jax.data.tracks import AUDIO, LENGTH_TOLERANCE, audio_file, read_track, to_channels
 from msr_jax.errors import UserError
 
 LAYOUTS = (("drums", "bass", "other", "vocals"), ("bass", "drums", "guitar", "piano"))  # MUSDB18, Slakh2100
@@ -30,13 +30,9 @@ def stems_of(folder: Path) -> list[str]:
     return list(found[0])
 
 
-def _file(folder: Path, stem: str) -> Path | None:
-    return next((p for suffix in AUDIO if (p := folder / f"{stem}{suffix}").is_file()), None)
-
-
 def format_of(folder: Path, stems: Sequence[str]) -> tuple[int, int]:
     """(sample rate in Hz, channels) of a reference track: those of its first stem; Slakh2100 as distributed is mono."""
-    path = next((p for s in stems if (p := _file(folder, s))), None)
+    path = next((p for s in stems if (p := audio_file(folder, s))), None)
     if path is None:
         path = next((p for a in AUDIO for p in sorted((folder / "stems").glob(f"*{a}"))), None)
     if path is None:
@@ -52,31 +48,7 @@ def load_references(folder: Path, stems: Sequence[str], sample_rate: int, channe
       UserError: unreadable audio or metadata, no stem at all, another number of channels, or stems that differ in
         length by more than 0.15 s.
     """
-    if channels == 1:
-        return load_track(folder, stems, sample_rate)[:, None]
-    audio = {}
-    for stem in stems:
-        if path := _file(folder, stem):
-            samples, rate = read_audio(path)
-            audio[stem] = resample(_to_channels(samples, channels, path), rate, sample_rate).T
-    if not audio:
-        raise UserError(f"{folder} holds no audio for any of {', '.join(stems)}")
-    lengths = [x.shape[1] for x in audio.values()]
-    if max(lengths) - min(lengths) > LENGTH_TOLERANCE * sample_rate:
-        raise UserError(f"stems of {folder} differ by {(max(lengths) - min(lengths)) / sample_rate:.2f} s in length")
-    silence = np.zeros((channels, min(lengths)), np.float32)
-    return np.stack([audio.get(stem, silence)[:, : min(lengths)] for stem in stems])
-
-
-def _to_channels(samples: np.ndarray, channels: int, path: Path) -> np.ndarray:
-    """(samples, any) -> (samples, channels): mono is repeated, and to mono all are averaged."""
-    if samples.shape[1] == channels:
-        return samples
-    if channels == 1:
-        return samples.mean(1, keepdims=True)
-    if samples.shape[1] == 1:
-        return np.repeat(samples, channels, 1)
-    raise UserError(f"{path} has {samples.shape[1]} channels; its reference has {channels}")
+    return read_track(folder, stems, sample_rate, channels).audio.swapaxes(1, 2)
 
 
 def load_estimates(
@@ -92,16 +64,16 @@ def load_estimates(
       UserError: a stem is missing, unreadable, NaN, has an unfit number of channels, or differs by more than 0.15 s.
     """
     _, channels, samples = references.shape
-    missing = [stem for stem in stems if _file(folder, stem) is None]
+    missing = [stem for stem in stems if audio_file(folder, stem) is None]
     if missing:
         raise UserError(f"{folder} lacks the estimates of {', '.join(missing)}")
     found, notes = np.zeros(references.shape, np.float32), []
     for j, stem in enumerate(stems):
-        path = _file(folder, stem)
+        path = audio_file(folder, stem)
         audio, rate = read_audio(path)
         if audio.shape[1] != channels:
             notes.append(f"{path.name} has {audio.shape[1]} channels, its reference {channels}: converted")
-        audio = _to_channels(audio, channels, path)
+        audio = to_channels(audio, channels, path)
         if rate != sample_rate:
             notes.append(f"{path.name} is at {rate} Hz, its reference at {sample_rate} Hz: resampled")
             audio = resample(audio, rate, sample_rate)

@@ -68,8 +68,8 @@ def make_schedule(optim: Mapping[str, Any], total_steps: int) -> optax.Schedule:
 def make_optimizer(optim: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimiser `name`, after clipping to the global norm `clip_norm` (0: none, as released).
 
-    `weight_decay` is decoupled, and applies to adamw, prodigy and muon. Muon moves matrices and kernels, as matrices of
-    their last axis; AdamW the rest. Its updates are scaled to the size of AdamW's, so that both take one learning rate.
+    `weight_decay` is decoupled, and applies to adamw, prodigy and muon. Muon moves matrices and convolutions,
+    AdamW the rest. Its updates are scaled to the size of AdamW's, so that both take one learning rate.
 
     Raises:
       UserError: unknown optimiser, or a decay that it does not have.
@@ -112,6 +112,18 @@ def _muon(schedule: optax.Schedule, decay: float, b1: float, b2: float, eps: flo
 
 
 def _as_matrices(params: Any) -> Any:
-    """How Muon reads each parameter: all axes but the last against the last; vectors not at all."""
-    read = lambda p: optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim > 1 else None
-    return jax.tree.map(read, params)
+    """How Muon reads each parameter. None (AdamW's) are vectors, and the stacks of vectors that a scan over layers makes.
+
+    A convolution is a matrix of its last axis against all others; other parameters are matrices of their last two axes,
+    the axes before them (layers, bands, stems) stacks of matrices that are moved each on its own.
+    """
+
+    def read(path, leaf):
+        name = path[-1].key
+        if leaf.ndim < 2 or name.endswith("bias") or name in ("norm", "freqs"):
+            return None
+        is_convolution = name.startswith("conv") or (name in ("weight", "kernel") and leaf.ndim > 2)
+        first = 0 if is_convolution else leaf.ndim - 2
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(read, params)
