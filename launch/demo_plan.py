@@ -13,7 +13,7 @@ from msr_jax.models.backbone import make_backbone
 from msr_jax.runtime import keep_freed_memory
 from msr_jax.train.main import read_config
 
-MINUTES = 5.0
+MINUTES = 4.0
 # A step's time over that of the deterministic network's pass on its batch, as measured on two cores: the gradient; one
 # more network; and for distillation the teacher's calls as well.
 STAGES = {"det": 4.5, "diffusion": 6.0, "consistency": 26.0}

@@ -81,11 +81,10 @@ def test_the_three_stages_train_one_after_the_other_and_give_a_model(tiny_config
 @pytest.mark.multiprocess
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(records, tmp_path):
     command = [sys.executable, "-m", "msr_jax.cli", "train", "--config", CONFIG]
-    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
 
     def run(name, **kwargs):
         argv = [*command, "--workdir", str(tmp_path / name), *overrides(records, steps=40)]
-        return subprocess.Popen(argv, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True, **kwargs)
+        return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, **kwargs)
 
     straight = run("straight")
     assert straight.wait(500) == 0 or print(straight.stdout.read())
@@ -122,7 +121,7 @@ def test_eight_devices_give_the_losses_of_one(records, tmp_path):
             str(tmp_path / str(count)),
         ]
         fsdp = "--config.mesh.fsdp=2" if mesh == "4" else "--config.mesh.fsdp=1"
-        env = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+        env = {**os.environ, "XLA_FLAGS": flags}
         subprocess.run([*argv, *overrides(records, steps=4), fsdp], env=env, cwd=ROOT, check=True, timeout=500)
         runs[count] = losses(tmp_path / str(count))
     np.testing.assert_allclose(runs[8], runs[1], rtol=1e-5)
