@@ -16,6 +16,26 @@ from absl import flags
 jax.config.update("jax_default_matmul_precision", "highest")
 flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
 
+# Files that take longest go first: processes share whole files, and a long one at the end would run alone.
+LONGEST = (
+    "train",
+    "multiprocess",
+    "readme",
+    "backbones",
+    "bs_roformer",
+    "method",
+    "unet1d",
+    "sweep",
+    "bench",
+    "evaluate",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}.py": k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
 TINY_SIZES = {
     "channels": 16,
     "patch_factor": 8,

@@ -194,6 +194,14 @@ def test_missing_surplus_and_misshapen_tensors_are_named(config, tmp_path, capsy
         assert words in capsys.readouterr().err and not (tmp_path / "model").exists()
 
 
+def test_an_assumed_hop_is_said(config, tmp_path, capsys):
+    raw = fixture("ckpt_micro_msst_raw.ckpt")
+    for options, words in (((), "assumed an STFT hop of 441 samples"), (("--config", config), "")):
+        assert import_into(raw, "bsrf_det", tmp_path / f"model{len(options)}", *options) == 0
+        said = capsys.readouterr().out
+        assert words in said and ("assumed" in said) == bool(words)
+
+
 def test_tuples_are_read_and_sections_found_at_any_depth(config):
     told = read_yaml(config)
     assert told["model"]["freqs_per_bands"] == (2, 3, 4, 8)

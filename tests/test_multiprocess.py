@@ -130,7 +130,7 @@ def test_every_mesh_goes_on_from_any_other_s_checkpoint_with_the_losses_of_one_d
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_run_that_lost_a_process_to_a_kill_goes_on_bit_for_bit(settings, tmp_path, count):
-    options = {"processes": count, "devices": 2, "mesh__fsdp": 2, "train__steps": 200, "train__checkpoint_every": 10}
+    options = {"processes": count, "devices": 2, "mesh__fsdp": 2, "train__steps": 60, "train__checkpoint_every": 10}
     codes, said = finish(start(tmp_path / "straight", settings, **options))
     assert codes == [0] * count, said
     killed = start(tmp_path / "killed", settings, **options)
@@ -141,7 +141,7 @@ def test_a_run_that_lost_a_process_to_a_kill_goes_on_bit_for_bit(settings, tmp_p
     for process in killed[:-1]:  # as a launcher does with those that are left
         process.kill()
     finish(killed)
-    assert 13 <= len(curve(tmp_path / "killed")) < 200
+    assert 13 <= len(curve(tmp_path / "killed")) < 60
     codes, said = finish(start(tmp_path / "killed", settings, **options))
     assert codes == [0] * count and "resumed from step" in said, said
     assert curve(tmp_path / "killed") == curve(tmp_path / "straight")
@@ -172,7 +172,7 @@ def test_an_error_in_one_process_ends_all_with_its_sentence(settings, tmp_path):
 
 
 def test_the_local_launcher_starts_all_again_when_one_dies(settings, tmp_path):
-    options = ["--config.train.steps=400", "--config.train.checkpoint_every=10", *settings]
+    options = ["--config.train.steps=100", "--config.train.checkpoint_every=10", *settings]
     command = [
         "bash",
         str(LOCAL),
@@ -195,7 +195,7 @@ def test_the_local_launcher_starts_all_again_when_one_dies(settings, tmp_path):
     codes, said = finish([launcher])
     assert codes == [0], said
     assert "resumed from step" in said and "starting again (1 of 2)" in said
-    assert len(losses(tmp_path / "run")) == 400
+    assert len(losses(tmp_path / "run")) == 100
 
 
 def test_the_local_launcher_does_not_repeat_bad_input(settings, tmp_path):

@@ -127,8 +127,10 @@ def test_muon_moves_each_of_stacked_matrices_on_its_own_and_no_stack_of_vectors(
     alone = {"to_out": grads["layers"]["to_out"][1]}
     expected = tx.update(alone, tx.init(alone), jax.tree.map(jnp.zeros_like, alone))[0]["to_out"]
     np.testing.assert_allclose(updates["to_out"][1], expected, atol=1e-5)
-    for name in ("to_out_bias", "norm"):  # AdamW's first step: the sign
-        np.testing.assert_allclose(updates[name], -np.sign(layers[name]), rtol=1e-3)
+    for name in ("to_out_bias", "norm"):  # AdamW's first step: the sign, however large the gradient
+        step = np.asarray(updates[name]) * -np.sign(layers[name])
+        np.testing.assert_allclose(step, step[0, 0], rtol=1e-4)
+        assert step[0, 0] > 0.5
 
 
 @pytest.mark.parametrize("name", ["adam", "radam", "adamw", "prodigy", "muon"])

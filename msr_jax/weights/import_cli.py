@@ -99,6 +99,11 @@ def main(argv: list[str]) -> int:
     prefixes = prefixes_of(checkpoint.state_dict, args.arch)
     for network in weights:
         print(f"read {network} from {prefixes[network] or 'the names as they are'}*")
+    if "" in prefixes.values() and not args.config:  # bare public weights: nothing says how their STFT hops
+        hop = config["model"]["stft_hop_length"]
+        print(
+            f"assumed an STFT hop of {hop} samples, which no tensor tells; give the weights' YAML by --config if it has another"
+        )
     for item in ignored_entries(checkpoint, args.arch):
         print(f"ignored {item}")
     print(f"wrote {args.out}")
