@@ -5,9 +5,11 @@ See `engines` for how it is measured.
 
 import argparse
 import importlib.util
+import platform
 import statistics
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from msr_jax.bench.engines import THREADS, limit_threads, serve, take_turns
@@ -95,6 +97,15 @@ def computed_in(engine: str, precision: str) -> str:
     return str(compute_dtype(precision)) if engine == "jax" else precision
 
 
+def peer_has_bfloat16() -> bool:
+    """Whether PyTorch computes in bfloat16 here at a pace worth waiting for: it uses AMX, and AVX-512 with bfloat16."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
+    return platform.machine() != "x86_64" or "amx_bf16" in flags or "avx512_bf16" in flags
+
+
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the table: ours in both precisions over the peer's float32 and the peer's best, and the peer's own.
 
@@ -106,6 +117,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         if not all(importlib.util.find_spec(name) for name in ("torch", "audio_diffusion_pytorch")):
             raise UserError("the peer is not installed: pip install 'msr_jax[torch]', or give --no-peer")
         engines |= {name: ("torch", precision) for precision, name in PEER.items()}
+        if not peer_has_bfloat16():
+            engines.pop(PEER["bfloat16"])
+            print(f"{PEER['bfloat16']} is left out: without units for it, a pass takes minutes", flush=True)
     extra = ["--tiny"] if args.tiny else []
     timings = take_turns("msr_jax.bench.unet", {name: [*what, *extra] for name, what in engines.items()}, args.repeats)
     medians = {name: statistics.median(timing.seconds) for name, timing in timings.items()}
