@@ -51,7 +51,7 @@ def edition(counts: Mapping[str, int]) -> str:
     return "MUSDB18, complete" if whole else "MUSDB18, not all 150 songs"
 
 
-CORPUS = Corpus("musdb18hq", MUSDB_STEMS, SAMPLE_RATE, 2, CROP, True, find, edition)
+CORPUS = Corpus("musdb18hq", MUSDB_STEMS, SAMPLE_RATE, 2, CROP, 8, True, find, edition)
 
 
 def main(argv: list[str] | None = None) -> int:

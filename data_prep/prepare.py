@@ -18,7 +18,6 @@ from msr_jax.data.records import to_pcm
 from msr_jax.data.tracks import read_track, track_name
 from msr_jax.errors import UserError
 
-PARTS = 4  # measured; see README.md
 OFFSET = 1e-2  # mean of a stem's samples from which on the report speaks of a constant offset
 
 
@@ -30,6 +29,7 @@ class Corpus(NamedTuple):
     sample_rate: int
     channels: int
     crop: int
+    parts: int  # records that a crop is as long as: measured, see README.md
     needs_all: bool
     find: Callable[[Path, argparse.Namespace], dict[str, list[Path]]]
     edition: Callable[[Mapping[str, int]], str]
@@ -164,7 +164,7 @@ def add_arguments(parser: argparse.ArgumentParser, corpus: Corpus) -> None:
     parser.add_argument("src", type=Path, metavar="SRC")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of records to write")
     parser.add_argument("--crop", type=int, default=corpus.crop, help="samples of a training crop; any can be read")
-    parser.add_argument("--parts", type=int, default=PARTS, help="records that a crop is as long as")
+    parser.add_argument("--parts", type=int, default=corpus.parts, help="records that a crop is as long as")
     parser.add_argument("--margin", type=float, default=0.0, help="overlap of neighbouring records, in records")
     parser.add_argument(
         "--coding", choices=CODINGS, default="none", help="of records; zstd is smaller, and slower to read"

@@ -31,7 +31,7 @@ def edition(counts: Mapping[str, int]) -> str:
     return "Slakh2100, " + EDITIONS.get(tuple(counts.get(s, 0) for s in SPLITS), "none of the published splits")
 
 
-CORPUS = Corpus("slakh2100", SLAKH_STEMS, SAMPLE_RATE, 1, CROP, False, find, edition)
+CORPUS = Corpus("slakh2100", SLAKH_STEMS, SAMPLE_RATE, 1, CROP, 4, False, find, edition)
 
 
 def main(argv: list[str] | None = None) -> int:

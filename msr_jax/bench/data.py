@@ -25,7 +25,7 @@ from msr_jax.data.records import RecordSource
 from msr_jax.errors import UserError
 
 TRACKS, CROPS = 3, 5  # tracks written, and crops in each of them
-RECORDS = (4, 0.0)  # parts of a crop and margin, as the preparations have them
+RECORDS = {"unet": (4, 0.0), "bsrf": (8, 0.0)}  # parts of a crop and margin, as the preparations have them
 SWEEP = ((1, 1.0), (1, 0.5), (2, 0.5), (2, 0.0), (4, 0.0), (8, 0.0))
 WORKERS = 2
 # A training step of the deterministic network costs about three forward passes: FLOPs on an official crop. An H200 is
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         ("bsrf", musdb, crops[1], MUSDB_STEMS, 44_100, 2, 4),
     ):
         with tempfile.TemporaryDirectory() as folder:
-            records = write_noise(Path(folder) / "r", stems, rate, channels, crop, *RECORDS)
+            records = write_noise(Path(folder) / "r", stems, rate, channels, crop, *RECORDS[track])
             data |= {"train": str(records), "crop": crop, "preload": False}
             rows += _stages(track, data, stems, rate, channels, args.repeats)
             rows.append(_stream(track, data, stems, rate, channels, args.repeats, batch))
