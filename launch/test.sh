@@ -5,4 +5,4 @@ source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
 # Compilation, which is most of the time, uses one core; files are shared among processes.
-python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
