@@ -9,7 +9,6 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from msr_jax.bench.engines import THREADS, limit_threads, serve, take_turns
@@ -99,11 +98,9 @@ def computed_in(engine: str, precision: str) -> str:
 
 def peer_has_bfloat16() -> bool:
     """Whether PyTorch computes in bfloat16 here at a pace worth waiting for: it uses AMX, and AVX-512 with bfloat16."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return True
-    return platform.machine() != "x86_64" or "amx_bf16" in flags or "avx512_bf16" in flags
+    from msr_jax.models.backbone import cpu_has
+
+    return platform.machine() != "x86_64" or cpu_has("amx_bf16", "avx512_bf16")
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -217,15 +217,14 @@ def _energies(filters: Array, own: Array, group: Array, frame: int) -> Array:
     by_stem = lambda y: y.reshape(tracks, stems, channels, *y.shape[2:])
     r, e = by_stem(spectra[:, 0]), by_stem(spectra[:, 1])
     # Sums over inputs written out: XLA makes one vectorised loop of them, and a slow product of small matrices otherwise.
-    whole = jax.lax.optimization_barrier
-    projection = by_stem(sum(filters[:, :, i, None] * spectra[:, 0, i, None] for i in range(stems * channels)))
-    projection = whole(projection)
+    # Kept apart from their energies, and those from the sums over bins: XLA would compute all anew inside a slow loop.
+    apart = jax.lax.optimization_barrier
+    projection = apart(by_stem(sum(filters[:, :, i, None] * spectra[:, 0, i, None] for i in range(stems * channels))))
     projection_own = sum(own[:, :, :, i, None] * r[:, :, i, None] for i in range(channels))
     # Parseval: every bin but the first (and the last, of an even size) stands for two.
     weight = jnp.full(spectra.shape[-1], 2.0 / size).at[0].set(1.0 / size)
     weight = weight.at[-1].set(weight[-1] / 2) if size % 2 == 0 else weight
-    # Kept apart from what makes y and from the sum: XLA would compute y anew inside a slow loop over bins.
-    energy = lambda y: (whole(jnp.square(y.real) + jnp.square(y.imag)) @ weight).sum(2)
+    energy = lambda y: (apart(jnp.square(y.real) + jnp.square(y.imag)) @ weight).sum(2)
     in_time = lambda y: jnp.square(by_stem(y)).sum((2, 4))
     sounds = lambda y: (by_stem(y).sum(2) != 0).any(-1).astype(jnp.float64)
     parts = [

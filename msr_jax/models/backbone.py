@@ -18,14 +18,18 @@ BACKBONES = {"unet1d": make_unet1d, "bs_roformer": make_bs_roformer}
 
 
 @cache
-def has_bfloat16_units() -> bool:
-    """Whether the default device multiplies bfloat16 faster than float32: GPUs, TPUs, and those CPUs that have AMX."""
-    if jax.default_backend() != "cpu":
-        return True
+def cpu_has(*features: str) -> bool:
+    """Whether Linux names any of these features of the processor; False where there is no such list."""
     try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+        return not set(features).isdisjoint(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return False
+
+
+@cache
+def has_bfloat16_units() -> bool:
+    """Whether the default device multiplies bfloat16 faster than float32: GPUs, TPUs, and those CPUs that have AMX."""
+    return jax.default_backend() != "cpu" or cpu_has("amx_bf16")
 
 
 def compute_dtype(dtype: str) -> jnp.dtype:
@@ -65,7 +69,7 @@ def copy_shared(params: Mapping[str, Any], source: Mapping[str, Any]) -> dict[st
 
 
 def make_backbone(model: Mapping[str, Any], dtype: str = "float32") -> Backbone:
-    """Build the backbone of a config's `model` section (`name` and the network's sizes).
+    """Build the backbone of a config's `model` section (`name` and the network's sizes); its functions are jitted.
 
     Args:
       dtype: "float32" or "bfloat16", the precision of matrix products and activations, see `compute_dtype`; parameters

@@ -114,7 +114,8 @@ def _muon(schedule: optax.Schedule, decay: float, b1: float, b2: float, eps: flo
 def _as_matrices(params: Any) -> Any:
     """How Muon reads each parameter. None (AdamW's) are vectors, and the stacks of vectors that a scan over layers makes.
 
-    A convolution is a matrix of its last axis against all others; other parameters are matrices of their last two axes,
+    Told by their names: a convolution ("conv…", or "weight" and "kernel" of more than two axes) is a matrix of its last
+    axis against all others; biases, "norm" and "freqs" are vectors however many are stacked; other parameters are matrices of their last two axes,
     the axes before them (layers, bands, stems) stacks of matrices that are moved each on its own.
     """
 
