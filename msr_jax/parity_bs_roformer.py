@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from safetensors.numpy import load_file
 
 from msr_jax.errors import UserError
@@ -60,7 +61,7 @@ def _network(meta: Mapping[str, Any], refining: bool) -> BSRoformer:
 
 def _params(net: BSRoformer, state: Arrays, where: str) -> Any:
     init = lambda: net.init(jax.random.key(0), method=lambda module: module.final_norm)["params"]
-    shapes = {path: leaf.shape for path, leaf in flatten(jax.eval_shape(init)).items()}
+    shapes = {path: leaf.shape for path, leaf in flatten(nn.meta.unbox(jax.eval_shape(init))).items()}
     check_tensors(state, published_shapes(net, shapes), where)
     return unflatten(stack_tensors(net, state, shapes))
 

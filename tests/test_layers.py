@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from msr_jax.models.initial import draw_marked
 from msr_jax.models.layers import (
     GroupNorm,
     Upsample,
@@ -34,7 +35,7 @@ def transposed_convolution(x, weight, bias, f):
 def test_upsampling_is_the_transposed_convolution(factor):
     x = np.random.default_rng(0).standard_normal((2, 7, 5)).astype(np.float32)
     layer = Upsample(3, factor)
-    params = layer.init(jax.random.key(0), x)["params"]
+    params = draw_marked(jax.random.key(1), layer.init(jax.random.key(0), x)["params"])
     expected = transposed_convolution(x, np.asarray(params["weight"]), np.asarray(params["bias"]), factor)
     y = layer.apply({"params": params}, x)
     assert y.shape == (2, 7 * factor, 3)

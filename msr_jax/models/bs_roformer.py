@@ -17,8 +17,9 @@ from jax import lax
 
 from msr_jax.audio.stft import istft, stft
 from msr_jax.errors import UserError
+from msr_jax.models.initial import draw_marked, normal, uniform_fan
 from msr_jax.models.interface import Backbone, read_fields
-from msr_jax.models.layers import differentiated_as, product, uniform_fan
+from msr_jax.models.layers import differentiated_as, product
 from msr_jax.models.roformer import Film, Sizes, gelu, rms_norm, transformer
 
 Array = jax.Array
@@ -32,23 +33,18 @@ def band_groups(freqs_per_bands: Sequence[int]) -> list[tuple[int, int]]:
     return [(width, len(list(run))) for width, run in groupby(freqs_per_bands)]
 
 
-class _Draw:
-    """Initial parameters from one key: uniform by fan-in for linear layers and their biases, as PyTorch has it."""
+def _linear(name: str, leading: tuple[int, ...], inputs: int, outputs: int, is_zero: bool = False) -> dict[str, Any]:
+    """Weights and biases of linear layers, uniform by fan-in, as PyTorch has it."""
+    return _weighted(name, (*leading, inputs, outputs), (*leading, outputs), inputs, is_zero)
 
-    def __init__(self, key: Array):
-        self.key, self.count = key, 0
 
-    def uniform(self, shape: tuple[int, ...], fan: int) -> Array:
-        self.count += 1
-        return uniform_fan(fan)(jax.random.fold_in(self.key, self.count), shape)
+def _conv(name: str, taps: int, inputs: int, outputs: int, is_zero: bool = False) -> dict[str, Any]:
+    return _weighted(name, (taps, taps, inputs, outputs), (outputs,), taps**2 * inputs, is_zero)
 
-    def linear(self, name: str, leading: tuple[int, ...], inputs: int, outputs: int, is_zero: bool = False) -> dict:
-        shapes = {name: (*leading, inputs, outputs), f"{name}_bias": (*leading, outputs)}
-        return {k: jnp.zeros(s) if is_zero else self.uniform(s, inputs) for k, s in shapes.items()}
 
-    def conv(self, name: str, taps: int, inputs: int, outputs: int, is_zero: bool = False) -> dict:
-        shapes = {name: (taps, taps, inputs, outputs), f"{name}_bias": (outputs,)}
-        return {k: jnp.zeros(s) if is_zero else self.uniform(s, taps**2 * inputs) for k, s in shapes.items()}
+def _weighted(name: str, weight: tuple[int, ...], bias: tuple[int, ...], fan: int, is_zero: bool) -> dict[str, Any]:
+    init = nn.initializers.zeros if is_zero else uniform_fan(fan)
+    return {name: init(None, weight), f"{name}_bias": init(None, bias)}
 
 
 def _over(function: Callable) -> Callable:
@@ -109,16 +105,15 @@ class BSRoformer(nn.Module):
         return [(2 * self.channels * width, count) for width, count in band_groups(self.freqs_per_bands)]
 
     def _init_band_split(self, key: Array) -> dict[str, Any]:
-        draw = _Draw(key)
         return {
-            f"group_{g}": {"norm": jnp.ones((count, size)), **draw.linear("to_features", (count,), size, self.dim)}
+            f"group_{g}": {"norm": jnp.ones((count, size)), **_linear("to_features", (count,), size, self.dim)}
             for g, (size, count) in enumerate(self._groups)
         }
 
     def _init_layers(self, key: Array) -> dict[str, Any]:
-        draw, leading, width = _Draw(key), (self.depth,), self.heads * self.dim_head
-        bare = lambda name, i, o: {name: draw.uniform((*leading, i, o), i)}
-        film = lambda: draw.linear("to_scale_shift", leading, 4 * self.dim, 2 * self.dim) if self.timed else {}
+        leading, width = (self.depth,), self.heads * self.dim_head
+        bare = lambda name, i, o: {name: uniform_fan(i)(key, (*leading, i, o))}
+        film = lambda: _linear("to_scale_shift", leading, 4 * self.dim, 2 * self.dim) if self.timed else {}
         frequencies = 10000.0 ** (-np.arange(0, self.dim_head, 2) / self.dim_head)
         layers = {}
         for axis in AXES:
@@ -127,11 +122,11 @@ class BSRoformer(nn.Module):
                 if axis == "linear":
                     attention["temperature"] = jnp.ones((*leading, 1, 1, self.heads))
                 else:
-                    attention |= draw.linear("to_gates", leading, self.dim, self.heads)
+                    attention |= _linear("to_gates", leading, self.dim, self.heads)
                     attention["freqs"] = jnp.tile(jnp.asarray(frequencies, jnp.float32), (self.depth, 1))
                 feed = {"norm": jnp.ones((*leading, self.dim))}
-                feed |= draw.linear("to_hidden", leading, self.dim, 4 * self.dim)
-                feed |= draw.linear("to_out", leading, 4 * self.dim, self.dim)
+                feed |= _linear("to_hidden", leading, self.dim, 4 * self.dim)
+                feed |= _linear("to_out", leading, 4 * self.dim, self.dim)
                 layers[f"{axis}_{j}"] = {
                     "attention": attention | bare("to_out", width, self.dim) | film(),
                     "feed_forward": feed | film(),
@@ -139,12 +134,12 @@ class BSRoformer(nn.Module):
         return layers
 
     def _init_masks(self, key: Array) -> dict[str, Any]:
-        draw, depth, hidden = _Draw(key), self.mask_estimator_depth, self.dim * self.mlp_expansion_factor
+        depth, hidden = self.mask_estimator_depth, self.dim * self.mlp_expansion_factor
         return {
             f"group_{g}": {
                 name: value
                 for k in range(depth)
-                for name, value in draw.linear(
+                for name, value in _linear(
                     f"linear_{k}",
                     (self.num_stems, count),
                     hidden if k else self.dim,
@@ -155,24 +150,23 @@ class BSRoformer(nn.Module):
         }
 
     def _init_conditioning(self, key: Array) -> dict[str, Array]:
-        draw, wide = _Draw(key), 4 * self.dim
-        linears = draw.linear("to_time", (), self.dim, wide)
-        linears |= draw.linear("to_mapping_0", (), wide, wide) | draw.linear("to_mapping_2", (), wide, wide)
-        key = jax.random.fold_in(key, 0)
-        return {**linears, "stem_embedding": jax.random.normal(key, (self.num_stems, wide))}
+        wide = 4 * self.dim
+        linears = _linear("to_time", (), self.dim, wide)
+        linears |= _linear("to_mapping_0", (), wide, wide) | _linear("to_mapping_2", (), wide, wide)
+        return {**linears, "stem_embedding": normal(key, (self.num_stems, wide))}
 
     def _init_adapters(self, key: Array) -> dict[str, Any]:
-        draw, hidden, image = _Draw(key), self.stft_adapter_hidden, 2 * self.channels
+        hidden, image = self.stft_adapter_hidden, 2 * self.channels
         two = lambda leading: {
-            **draw.linear("linear_0", leading, self.dim, self.dim),
-            **draw.linear("linear_2", leading, self.dim, self.dim, is_zero=True),
+            **_linear("linear_0", leading, self.dim, self.dim),
+            **_linear("linear_2", leading, self.dim, self.dim, is_zero=True),
         }
         return {
             "stft": {
-                **draw.conv("conv_1", 3, image, hidden),
-                **draw.conv("conv_3", 1, hidden, hidden),
-                **draw.conv("conv_5", 1, hidden, hidden),
-                **draw.conv("conv_7", 3, hidden, image, is_zero=True),
+                **_conv("conv_1", 3, image, hidden),
+                **_conv("conv_3", 1, hidden, hidden),
+                **_conv("conv_5", 1, hidden, hidden),
+                **_conv("conv_7", 3, hidden, image, is_zero=True),
             },
             "band_split": two(()),
             "time": two((self.depth,)),
@@ -426,7 +420,7 @@ def make_bs_roformer(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
 
     def init(key: Array, timed: bool, conditioned: bool | None = None) -> Any:
         kind = of_kind(timed, timed if conditioned is None else conditioned)
-        return kind.init(key, method=lambda module: module.final_norm)["params"]
+        return draw_marked(key, kind.init(key, method=lambda module: module.final_norm)["params"])
 
     def separate(params: Any, mixture: Array, label: Array | None = None, key: Array | None = None):
         return net.apply({"params": params}, mixture, key, method="separate")

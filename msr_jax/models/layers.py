@@ -13,14 +13,10 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from msr_jax.models.initial import uniform_fan
+
 Array = jax.Array
 EPSILON = 1e-5  # of every norm
-
-
-def uniform_fan(fan: int):
-    """Initialiser U(-1/√fan, 1/√fan): the published program's default for convolutions, linear layers and their biases."""
-    bound = 1.0 / np.sqrt(fan)
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _accumulate(x: Array, y: Array, contract: tuple) -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from msr_jax.errors import UserError
+from msr_jax.models.initial import draw_marked, normal
 from msr_jax.models.interface import Backbone, read_fields
 from msr_jax.models.layers import Attention, Conv, Linear, ResidualBlock, Transformer, Under, Upsample
 
@@ -46,7 +47,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, tau: Array) -> Array:
-        frequencies = self.param("weights", nn.initializers.normal(1.0), (self.half,))
+        frequencies = self.param("weights", normal, (self.half,))
         tau = tau[:, None]
         angles = 2 * np.pi * tau * frequencies
         return jnp.concatenate([tau, jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -234,7 +235,7 @@ def make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
     def init(key: Array, timed: bool, conditioned: bool | None = None) -> Any:
         x = jnp.zeros((1, net.length_multiple, net.in_channels))
         label = jnp.zeros((1, net.context_features))
-        return net.init(key, x, label, jnp.zeros((1,)) if timed else None)["params"]
+        return draw_marked(key, net.init(key, x, label, jnp.zeros((1,)) if timed else None)["params"])
 
     def separate(params: Any, mixture: Array, label: Array, key: Array | None = None) -> tuple[Array, list[Array]]:
         return net.apply({"params": params}, mixture, label)

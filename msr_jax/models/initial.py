@@ -1,0 +1,67 @@
+"""Initial parameters, all of a network from one draw.
+
+A draw of its own for each of a network's hundred parameters is a program of its own: compiling them took longer than
+compiling the training step.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+Array = jax.Array
+Initialiser = Any
+
+
+@struct.dataclass
+class ToDraw(nn.meta.AxisMetadata[Array]):
+    """Marks a parameter that `draw_marked` is to fill; inside the network it reads as its value, zeros.
+
+    `bound` is b of U(-b, b); None stands for the standard normal distribution.
+    """
+
+    value: Array
+    bound: float | None = struct.field(pytree_node=False)
+
+    def unbox(self) -> Array:
+        return self.value
+
+    def replace_boxed(self, val: Array) -> "ToDraw":
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict) -> "ToDraw":
+        return self
+
+    def remove_axis(self, index: int, params: dict) -> "ToDraw":
+        return self
+
+
+def uniform_fan(fan: int) -> Initialiser:
+    """Initialiser U(-1/√fan, 1/√fan): the published programs' default for convolutions, linear layers and their biases."""
+    bound = float(1.0 / np.sqrt(fan))
+    return lambda key, shape: ToDraw(jnp.zeros(shape), bound)
+
+
+def normal(key: Array, shape: tuple[int, ...]) -> ToDraw:
+    """Initialiser N(0, 1)."""
+    return ToDraw(jnp.zeros(shape), None)
+
+
+def draw_marked(key: Array, params: Any) -> Any:
+    """`params` with every `ToDraw` in it replaced by values from one long draw; the other leaves stay as they are."""
+    leaves, tree = jax.tree.flatten(params, is_leaf=lambda leaf: isinstance(leaf, ToDraw))
+    marked = [leaf for leaf in leaves if isinstance(leaf, ToDraw)]
+    ends = np.cumsum([leaf.value.size for leaf in marked])
+    lowest = np.nextafter(np.float32(-1), np.float32(0))  # -1 itself would be an infinite normal value
+    drawn = iter(jnp.split(jax.random.uniform(key, (int(ends[-1]),), minval=lowest), ends[:-1]) if marked else ())
+
+    def fill(leaf: Any) -> Array:
+        if not isinstance(leaf, ToDraw):
+            return leaf
+        values = next(drawn).reshape(leaf.value.shape)
+        return np.sqrt(2) * jax.lax.erf_inv(values) if leaf.bound is None else leaf.bound * values
+
+    return jax.tree.unflatten(tree, [fill(leaf) for leaf in leaves])
