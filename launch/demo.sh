@@ -25,7 +25,7 @@ train() { # stage, steps, override…
 
 echo "== data: music rendered here; test pieces and test instruments are not trained on"
 render train 80 20
-render test 2 15
+render test 3 15
 [ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 32768
 [ -e "$out/steps" ] || { python launch/demo_plan.py "$SECONDS" > "$out/.steps" && mv "$out/.steps" "$out/steps"; }
 read -r det diffusion consistency < "$out/steps"
@@ -34,6 +34,6 @@ train diffusion "$diffusion" --config.init_from.deterministic="$out/det"
 train consistency "$consistency" --config.init_from.diffusion="$out/diffusion"
 
 echo "== separating a track of the test split"
-cp "$out/corpus/test/Track00000/mix.flac" "$out/song.flac"
+cp "$out/corpus/test/Track00002/mix.flac" "$out/song.flac"
 msr separate "$out/song.flac" -o "$out/stems" --model "$out/consistency"
 python launch/demo_table.py "$out"

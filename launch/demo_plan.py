@@ -14,8 +14,8 @@ from msr_jax.runtime import keep_freed_memory
 from msr_jax.train.main import read_config
 
 MINUTES = 13.5
-# What comes besides steps (starting, compiling, the table), in passes as below: 6.2 minutes where a pass takes 0.076 s.
-BESIDES = 4900
+# What comes besides steps (starting, compiling, the table), in passes as below: 5.7 minutes where a pass takes 0.082 s.
+BESIDES = 4200
 # A step's time over that of the deterministic network's pass on its batch, as measured on two cores: the gradient; one
 # more network; and for distillation the teacher's calls as well.
 STAGES = {"det": 4.5, "diffusion": 6.0, "consistency": 26.0}
