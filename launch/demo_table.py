@@ -1,4 +1,4 @@
-"""The demo's table: mixture, deterministic model and its refinements on the held-out tracks. Called by demo.sh.
+"""Table of a mixture, its deterministic model and the refinements on held-out tracks. Called by demo.sh and small_bsrf.sh.
 
 Figures that are there already are printed again.
 """
@@ -24,9 +24,10 @@ ROWS = (
 
 def measure(model: Path, corpus: Path) -> dict[str, Any]:
     separators = {name: msr_jax.load(model, refine, steps) for name, refine, steps in ROWS}
-    stems = separators["Det."].stems
+    first = separators["Det."]
+    stems, rate, channels = first.stems, first.sample_rate, first.config["channels"]
     separate = {"Mixture": mixture_as_estimate(stems), **{name: s.separate for name, s in separators.items()}}
-    return {name: evaluate(f, find_tracks(corpus, stems), stems, 22_050) for name, f in separate.items()}
+    return {name: evaluate(f, find_tracks(corpus, stems), stems, rate, channels) for name, f in separate.items()}
 
 
 def main(out: Path) -> None:
@@ -47,7 +48,8 @@ def main(out: Path) -> None:
         values = [scores[s] for s in [*stems, "average"]]
         cells = "".join(f"{round(v, 2) + 0.0:9.2f}" if v is not None else f"{'–':>9}" for v in values)
         print(f"{name:<15}{cells}{sdr:9.2f}{result['rtf']:8.2f}")
-    print(f"\nstems of {out}/song.flac: {out}/stems/song/   model: {model}/model   all figures: {table}")
+    song = f"stems of {out}/song.flac: {out}/stems/song/   " if (out / "song.flac").exists() else ""
+    print(f"\n{song}model: {model}/model   all figures: {table}")
 
 
 if __name__ == "__main__":

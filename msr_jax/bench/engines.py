@@ -50,10 +50,7 @@ def take_turns(module: str, engines: Mapping[str, Sequence[str]], repeats: int) 
       UserError: an engine stopped.
     """
     command = [sys.executable, "-m", module]
-    workers = {
-        name: subprocess.Popen([*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name, arguments in engines.items()
-    }
+    workers: dict[str, subprocess.Popen] = {}
 
     def answer(name: str) -> str:
         line = workers[name].stdout.readline()
@@ -61,10 +58,14 @@ def take_turns(module: str, engines: Mapping[str, Sequence[str]], repeats: int) 
             raise UserError(f"the engine {name} stopped; its message stands above")
         return line
 
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
     peaks = {}
     try:
-        about = {name: json.loads(answer(name)) for name in workers}
+        about = {}
+        for name, arguments in engines.items():  # one after the other: some measure the machine as they start
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            workers[name] = subprocess.Popen([*command, *arguments], **pipes)
+            about[name] = json.loads(answer(name))
         for _ in range(repeats):
             for name, process in workers.items():
                 process.stdin.write("go\n")
