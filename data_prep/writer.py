@@ -140,7 +140,12 @@ def _write_json(path: Path, value: Any) -> None:
     os.replace(beside, path)
 
 
-def write_records(out: str | Path, tracks: Mapping[str, Iterable[tuple[str, np.ndarray]]], manifest: Mapping[str, Any]):
+def write_records(
+    out: str | Path,
+    tracks: Mapping[str, Iterable[tuple[str, np.ndarray]]],
+    manifest: Mapping[str, Any],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Write tracks that are in memory: per split, (name, (stems, samples, channels) int16).
 
     Raises:
@@ -153,7 +158,7 @@ def write_records(out: str | Path, tracks: Mapping[str, Iterable[tuple[str, np.n
         save_track(folder, split, index, note, (stems, stems.sum(0, dtype=np.float32) / 32768), manifest)
 
     listed = {split: list(enumerate(items)) for split, items in tracks.items()}
-    convert(out, listed, save, manifest, plan=None)
+    convert(out, listed, save, manifest, plan=None, shard_bytes=shard_bytes)
 
 
 def convert(

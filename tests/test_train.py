@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(records, tmp_path):
 def test_eight_devices_give_the_losses_of_one(records, tmp_path):
     runs = {}
     for count, mesh in ((1, "1"), (8, "4")):
-        flags = f"--xla_force_host_platform_device_count={count}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
         argv = [
             sys.executable,
             "-m",

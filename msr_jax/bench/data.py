@@ -26,6 +26,7 @@ from msr_jax.errors import UserError
 
 TRACKS, CROPS = 3, 5  # tracks written, and crops in each of them
 RECORDS = {"unet": (4, 0.0), "bsrf": (8, 0.0)}  # parts of a crop and margin, as the preparations have them
+SHARDS = (2 << 20, 8 << 20, 256 << 20)  # bytes; the last is the default, and here one shard
 SWEEP = ((1, 1.0), (1, 0.5), (2, 0.5), (2, 0.0), (4, 0.0), (8, 0.0))
 WORKERS = 2
 # A training step of the deterministic network costs about three forward passes: FLOPs on an official crop. An H200 is
@@ -35,7 +36,14 @@ SUSTAINED = 0.4 * 989e12
 
 
 def write_noise(
-    folder: Path, stems: tuple[str, ...], rate: int, channels: int, crop: int, parts: int, margin: float
+    folder: Path,
+    stems: tuple[str, ...],
+    rate: int,
+    channels: int,
+    crop: int,
+    parts: int,
+    margin: float,
+    shard_bytes: int = SHARDS[-1],
 ) -> Path:
     """Records of noise; returns their folder."""
     try:
@@ -45,7 +53,8 @@ def write_noise(
     rng = np.random.default_rng(0)
     shape = (len(stems), CROPS * crop, channels)
     tracks = ((f"t{k}", rng.integers(-9999, 9999, shape, np.int16)) for k in range(TRACKS))
-    write_records(folder, {"train": tracks}, make_manifest(stems, rate, channels, crop, margin, parts=parts))
+    manifest = make_manifest(stems, rate, channels, crop, margin, parts=parts)
+    write_records(folder, {"train": tracks}, manifest, shard_bytes)
     return folder
 
 
@@ -132,22 +141,23 @@ def _augment_row(augment: dict[str, Any], crop: int, batch: int, rate: int, repe
 
 
 def _sweep_row(
-    track: str, data: dict[str, Any], stems, rate: int, channels: int, repeats: int, records
+    track: str, data: dict[str, Any], stems, rate: int, channels: int, repeats: int, records, shard_bytes=SHARDS[-1]
 ) -> dict[str, Any]:
-    """An example from records of another length and margin: CPU seconds, and bytes on disk over those of the samples."""
+    """An example from other records or shards: CPU seconds, bytes on disk over those of the samples, number of shards."""
     parts, margin = records
     with tempfile.TemporaryDirectory() as folder:
-        made = write_noise(Path(folder) / "r", stems, rate, channels, data["crop"], parts, margin)
+        made = write_noise(Path(folder) / "r", stems, rate, channels, data["crop"], parts, margin, shard_bytes)
         plain = {**data, "train": str(made), "batch": 1, "augment": {}}
         dataset = make_train_dataset(plain, stems, rate, 0, channels=channels)
         seconds = _median(lambda k: dataset[k], 4 * repeats)
-        size = sum(f.stat().st_size for f in made.glob("*array_record*"))
+        sizes = [f.stat().st_size for f in made.glob("*array_record*")]
     source = 2 * len(stems) * TRACKS * CROPS * data["crop"] * channels
-    return _row(f"{track}_sweep_parts_{parts}_margin_{margin}", seconds, bytes_over_source=size / source)
+    name = f"{track}_sweep_parts_{parts}_margin_{margin}_shards_{shard_bytes >> 20}_MiB"
+    return _row(name, seconds, bytes_over_source=sum(sizes) / source, shards=len(sizes))
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the table: stages, streams and a sweep over lengths of records for both tracks; compiled augmentations."""
+    """Rows of the table: stages, streams and a sweep over records and shards for both tracks; compiled augmentations."""
     rows = []
     unet, musdb = unet_base().data.to_dict(), musdb_data().to_dict()
     crops = (4096, 8192) if args.tiny else (unet["crop"], musdb["crop"])
@@ -160,6 +170,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             data |= {"train": str(records), "crop": crop, "preload": False}
             rows += _stages(track, data, stems, rate, channels, args.repeats)
             rows.append(_stream(track, data, stems, rate, channels, args.repeats, batch))
-        rows += [_sweep_row(track, data, stems, rate, channels, args.repeats, records) for records in SWEEP]
+        sweep = [(records, SHARDS[-1]) for records in SWEEP] + [(RECORDS[track], size) for size in SHARDS[:-1]]
+        rows += [_sweep_row(track, data, stems, rate, channels, args.repeats, *each) for each in sweep]
     rows.append(_augment_row(musdb["augment"], crops[1], 2, 44_100, max(1, args.repeats // 3)))
     return rows

@@ -1,6 +1,7 @@
 """Distances between waveforms, one value per example: mean square error, and L1 with a multi-resolution STFT."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -55,14 +56,19 @@ def multires_stft(
     return lax.map(jax.checkpoint(example), difference.astype(jnp.float32).swapaxes(1, 2))
 
 
-def l1_multires_stft(estimate: Array, target: Array) -> Array:
+def l1_multires_stft(estimate: Array, target: Array, hop: int = STFT_HOP) -> Array:
     """Mean |difference| of waveforms plus, per window, the mean modulus of the difference of complex STFTs.
 
     (batch, time, channels) twice -> (batch,). The loss of the BS-RoFormer track; unit weight for every term.
     """
     difference = (estimate - target).astype(jnp.float32)  # the STFT is linear: one transform serves both
-    return jnp.abs(difference).mean((1, 2)) + multires_stft(difference)
+    return jnp.abs(difference).mean((1, 2)) + multires_stft(difference, hop=hop)
 
 
 Distance = Callable[[Array, Array], Array]
 DISTANCES: dict[str, Distance] = {"mse": mse, "l1_multires_stft": l1_multires_stft}
+
+
+def make_distance(loss: str, hop: int) -> Distance:
+    """The distance of a config's `loss`; `loss_hop` is in samples, and only of the STFT in `l1_multires_stft`."""
+    return partial(l1_multires_stft, hop=hop) if loss == "l1_multires_stft" else DISTANCES[loss]

@@ -14,7 +14,7 @@ from msr_jax.errors import UserError
 from msr_jax.methods.consistency import distillation_loss, draw_levels
 from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, per_example
 from msr_jax.methods.diffusion import denoising_loss, mix_estimate
-from msr_jax.methods.losses import DISTANCES
+from msr_jax.methods.losses import DISTANCES, make_distance
 from msr_jax.methods.samplers import noise_from_keys, refine_by_consistency, refine_by_diffusion
 from msr_jax.methods.schedules import (
     consistency_sigmas,
@@ -97,7 +97,7 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
 
 
 def _deterministic(config: Mapping[str, Any], backbone: Backbone):
-    distance = DISTANCES[config["loss"]]
+    distance = make_distance(config["loss"], config["loss_hop"])
 
     def loss_fn(params, frozen, mixture, stems, label, key):
         wide = jnp.broadcast_to(label, stems.shape[:2])
@@ -112,7 +112,7 @@ def _deterministic(config: Mapping[str, Any], backbone: Backbone):
 
 def _second_deterministic(config: Mapping[str, Any], backbone: Backbone):
     """Control of the paper: a second network on top of the frozen first, like a refinement but without noise."""
-    distance = DISTANCES[config["loss"]]
+    distance = make_distance(config["loss"], config["loss_hop"])
 
     def loss_fn(params, frozen, mixture, stems, label, key):
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
@@ -123,7 +123,7 @@ def _second_deterministic(config: Mapping[str, Any], backbone: Backbone):
 
 
 def _diffusion(config: Mapping[str, Any], backbone: Backbone):
-    c, distance = config["diffusion"], DISTANCES[config["loss"]]
+    c, distance = config["diffusion"], make_distance(config["loss"], config["loss_hop"])
 
     def loss_fn(params, frozen, mixture, stems, label, key):
         key_sigma, key_noise, key_mix = jax.random.split(key, 3)
@@ -149,7 +149,7 @@ def _start(key: Array, clean: Array, estimate: Array, probability: float) -> Arr
 
 
 def _consistency(config: Mapping[str, Any], backbone: Backbone):
-    c, d, distance = config["consistency"], config["diffusion"], DISTANCES[config["loss"]]
+    c, d, distance = config["consistency"], config["diffusion"], make_distance(config["loss"], config["loss_hop"])
     grid = karras_sigmas(c["num_levels"], c["sigma_min"], c["sigma_max"], c["rho"])
 
     def loss_fn(params, frozen, mixture, stems, label, key):

@@ -4,6 +4,8 @@ The distortion filters are least-squares fits of 512 taps on the whole signal; t
 and come from correlations at 1023 lags alone. Scores need energies of projected frames only, never the frames
 themselves, so they are summed in the frequency domain. Both passes transform the signal once, frame by frame, and hold a
 few frames at a time. Everything is float64: band-limited music makes normal equations of a condition beyond 1e10.
+Where even that is too little, as with some rendered music, ISR, SIR and SAR mean nothing, here as in museval (both
+gave a SIR of -37 dB beside a SDR of 2 dB on one track); SDR takes no projection and stays right.
 """
 
 from collections.abc import Callable, Iterator
