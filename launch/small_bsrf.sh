@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The BS-RoFormer track on stand-in data in MUSDB18's layout: renders it, trains the small configs in their three stages and
-# prints the table of the held-out tracks. About an hour on two cores. Started again it goes on where it stopped.
+# prints the table of the held-out tracks. Started again it goes on where it stopped.
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 out=${1:-bsrf_out}
