@@ -146,7 +146,7 @@ def write_records(
     manifest: Mapping[str, Any],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write tracks that are in memory: per split, (name, (stems, samples, channels) int16).
+    """Write tracks that are in memory: per split, (name, (stems, samples, channels) int16); `shard_bytes` is about how large a shard becomes.
 
     Raises:
       UserError: as `convert`.

@@ -1,3 +1,5 @@
+"""Initial parameters: their distributions, and that no draw is used twice."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

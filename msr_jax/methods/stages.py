@@ -71,7 +71,7 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
       for "consistency", where "target" is the running average of params.
 
     Raises:
-      UserError: the config names an unknown method, loss or choice of stems.
+      UserError: the config names an unknown method, loss or choice of stems, or a loss_hop below 1.
     """
     makers = {
         "deterministic": _deterministic,
@@ -82,6 +82,8 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
     for name, known in (("method", makers), ("loss", DISTANCES), ("stem_choice", ("example", "batch"))):
         if config[name] not in known:
             raise UserError(f"config.{name} must be one of {', '.join(known)}, not '{config[name]}'")
+    if config["loss_hop"] < 1:
+        raise UserError(f"config.loss_hop must be at least 1 sample, not {config['loss_hop']}")
     stage_loss = makers[config["method"]](config, backbone)
 
     def loss_fn(params, frozen, batch, key):

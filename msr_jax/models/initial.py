@@ -4,6 +4,7 @@ A draw of its own for each of a network's hundred parameters is a program of its
 compiling the training step.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from flax import linen as nn
 from flax import struct
 
 Array = jax.Array
-Initialiser = Any
+Initialiser = Callable[[Any, tuple[int, ...]], "ToDraw"]  # (key, which it ignores; shape)
 
 
 @struct.dataclass
@@ -51,7 +52,10 @@ def normal(key: Array, shape: tuple[int, ...]) -> ToDraw:
 
 
 def draw_marked(key: Array, params: Any) -> Any:
-    """`params` with every `ToDraw` in it replaced by values from one long draw; the other leaves stay as they are."""
+    """`params` with every `ToDraw` in it replaced by float32 values of its shape and distribution, from one long draw.
+
+    The other leaves stay as they are. Another set of marked parameters gets other values from the same key.
+    """
     leaves, tree = jax.tree.flatten(params, is_leaf=lambda leaf: isinstance(leaf, ToDraw))
     marked = [leaf for leaf in leaves if isinstance(leaf, ToDraw)]
     ends = np.cumsum([leaf.value.size for leaf in marked])
