@@ -14,10 +14,10 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -52,17 +52,28 @@ PROGRAMS = {
         "vocals": (54, 91),
     },
 }
-SYNTHESISED = {"train": 0.4, "validation": 0.0, "test": 0.0}
+EVERY_PROGRAM = {
+    group: tuple(sorted({n for split in SPLITS for n in PROGRAMS[split].get(group, ())})) for group in PROGRAMS["train"]
+}
 LEVEL_DB = {"drums": -20.0, "bass": -20.0, "guitar": -24.0, "piano": -23.0, "other": -26.0, "vocals": -19.0}
 PEAK_DB = -1.0
 CLASSES = {"drums": "Drums", "bass": "Bass", "guitar": "Guitar", "piano": "Piano"}
 
 
-def play(rng: np.random.Generator, parts: Sequence[Part], split: str, seconds: float, soundfonts: list[str]):
-    """(audio (samples,) float32 of each part at its level in a band)."""
+class Sounds(NamedTuple):
+    """What a track is made of: length in seconds, programs of each group, SoundFonts, share of parts our own models play."""
+
+    seconds: float
+    programs: Mapping[str, tuple[int, ...]]
+    soundfonts: list[str]
+    synthesised: float
+
+
+def play(rng: np.random.Generator, parts: Sequence[Part], sounds: Sounds) -> list[np.ndarray]:
+    """(samples,) float32 of each part, at its level in a band."""
     audio = []
     for part in parts:
-        x = render_part(rng, part, seconds, soundfonts, SYNTHESISED[split])
+        x = render_part(rng, part, sounds.seconds, sounds.soundfonts, sounds.synthesised)
         audio.append(x * 10 ** ((LEVEL_DB[part.group] + rng.normal(0, 3)) / 20))
     return audio
 
@@ -105,12 +116,10 @@ def _describe(part: Part, stem: np.ndarray) -> dict[str, Any]:
     }
 
 
-def write_slakh(
-    folder: Path, rng: np.random.Generator, split: str, seconds: float, name: str, fonts: list[str]
-) -> None:
+def write_slakh(folder: Path, rng: np.random.Generator, sounds: Sounds, name: str) -> None:
     """A track as Slakh2100 has it, into `folder`."""
-    parts = arrange(rng, seconds, PROGRAMS[split])
-    stems, gain = to_steps(play(rng, parts, split, seconds, fonts))
+    parts = arrange(rng, sounds.seconds, sounds.programs)
+    stems, gain = to_steps(play(rng, parts, sounds))
     numbers = [f"S{k:02d}" for k in range(len(parts))]
     for number, part, x in zip(numbers, parts, stems, strict=True):
         write_audio(folder / "stems" / f"{number}.flac", x[:, None].astype(np.float32), RATE, "PCM_16")
@@ -131,13 +140,11 @@ def write_slakh(
     (folder / "metadata.yaml").write_text(yaml.safe_dump(described))
 
 
-def write_musdb(
-    folder: Path, rng: np.random.Generator, split: str, seconds: float, name: str, fonts: list[str]
-) -> None:
+def write_musdb(folder: Path, rng: np.random.Generator, sounds: Sounds, name: str) -> None:
     """A song as MUSDB18-HQ has it, into `folder`."""
-    parts = arrange(rng, seconds, PROGRAMS[split], WITH_VOCALS)
-    audio = play(rng, parts, split, seconds, fonts)
-    mixed = {stem: np.zeros((int(seconds * RATE), 2), np.float32) for stem in MUSDB_STEMS}
+    parts = arrange(rng, sounds.seconds, sounds.programs, WITH_VOCALS)
+    audio = play(rng, parts, sounds)
+    mixed = {stem: np.zeros((int(sounds.seconds * RATE), 2), np.float32) for stem in MUSDB_STEMS}
     for part, x in zip(parts, audio, strict=True):
         mixed[part.group if part.group in MUSDB_STEMS else "other"] += to_stereo(rng, x)
     stems, _ = to_steps([mixed[stem] for stem in MUSDB_STEMS])
@@ -145,10 +152,8 @@ def write_musdb(
         write_audio(folder / f"{stem}.wav", x.astype(np.float32), RATE, "PCM_16")
 
 
-def render_track(
-    job: tuple[str, int], out: Path, layout: str, seconds: float, seed: int, soundfonts: list[str]
-) -> None:
-    """Write track `job` = (split, index), whole or not at all; its content depends on that and the seed alone."""
+def render_track(job: tuple[str, int], out: Path, layout: str, seed: int, sounds: Mapping[str, Sounds]) -> None:
+    """Write track `job` = (split, index), whole or not at all; its content depends on that, the seed and the sounds alone."""
     split, index = job
     rng = np.random.default_rng([seed, SPLITS.index(split), index, *([1] if layout == "musdb18hq" else [])])
     write, pattern = {
@@ -159,7 +164,7 @@ def render_track(
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         beside.mkdir(parents=True)
-        write(beside, rng, split, seconds, f"{seed}-{split}-{index}", soundfonts)
+        write(beside, rng, sounds[split], f"{seed}-{split}-{index}")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)
     finally:
@@ -188,10 +193,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tracks", type=int, required=True)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--soundfont", action="append", metavar="FILE.sf2", help="repeatable; default: pretty_midi's")
+    parser.add_argument(
+        "--soundfont",
+        action="append",
+        metavar="FILE.sf2",
+        help="repeatable (one named twice is drawn twice as often); default: pretty_midi's",
+    )
+    parser.add_argument(
+        "--synthesised", type=float, default=0.4, help="share of training's parts that are synthesised (default 0.4)"
+    )
+    parser.add_argument(
+        "--every-program",
+        action="store_true",
+        help="all splits draw from all instruments; name SoundFonts of their own for those to be tested on",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args(argv)
     try:
+        if not 0 <= args.synthesised <= 1:
+            raise UserError(f"--synthesised must lie between 0 and 1, not {args.synthesised:g}")
         if args.tracks < 1 or args.seconds <= 1:
             raise UserError("--tracks must be at least 1 and --seconds more than 1")
         fonts = args.soundfont or [default_soundfont()]
@@ -200,9 +220,16 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"the SoundFont {missing[0]} does not exist")
         counts = split_counts(args.layout, args.split, args.tracks)
         jobs = [(split, index) for split, count in counts.items() for index in range(count)]
-        work = partial(
-            render_track, out=args.out, layout=args.layout, seconds=args.seconds, seed=args.seed, soundfonts=fonts
-        )
+        sounds = {
+            split: Sounds(
+                args.seconds,
+                EVERY_PROGRAM if args.every_program else PROGRAMS[split],
+                fonts,
+                args.synthesised if split == "train" else 0.0,
+            )
+            for split in counts
+        }
+        work = partial(render_track, out=args.out, layout=args.layout, seed=args.seed, sounds=sounds)
         with worker_pool(args.workers) as pool:
             in_parallel(work, jobs, pool, "rendering")
     except OSError as error:

@@ -40,7 +40,10 @@ def sample_part(part: Part, seconds: float, soundfont: str, cents: float) -> np.
     """Render a part with a SoundFont: (samples,) float32, mono."""
     synth, font = _font(soundfont)  # a new one: what another part left ringing, and where, would be heard in this one
     is_drum = part.group == "drums"
-    synth.program_select(0, font, 128 if is_drum else 0, part.program, is_drum)
+    try:
+        synth.program_select(0, font, 128 if is_drum else 0, part.program, is_drum)
+    except RuntimeError as error:
+        raise UserError(f"{soundfont} has no {'kit' if is_drum else 'program'} {part.program}") from error
     synth.set_tuning(0, cents / 100)
     events = [(n.start, 1, n.pitch, n.velocity) for n in part.notes]
     events += [(n.start + n.duration, 0, n.pitch, 0) for n in part.notes]
