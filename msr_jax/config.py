@@ -293,3 +293,29 @@ def bsrf_small() -> ConfigDict:
         }
     )
     return c
+
+
+def bundled() -> ConfigDict:
+    """The model that ships: a mono BS-RoFormer for Slakh's stems, small enough to train and to run on a CPU."""
+    c = bsrf_small()
+    c.stems = SLAKH_STEMS
+    c.sample_rate = 22_050  # Hz
+    c.channels = 1
+    c.segment = c.data.crop = 65_536  # samples, 3 s
+    c.input_level = 1.0
+    c.loss_hop = 512
+    c.model.update(
+        {
+            "dim": 64,
+            "depth": 4,
+            "stereo": False,
+            "freqs_per_bands": (4,) * 8 + (8,) * 8 + (16,) * 6 + (32,) * 4 + (64,) * 4 + (128,) * 2 + (193,),
+            "stft_hop_length": 512,
+        }
+    )
+    c.diffusion.update({"sigma_data": 0.5})
+    c.consistency.update({"sigma_data": 0.5})
+    augment = {"reversal": 0.0, "distortion": 0.0, "noise": 0.0, "mixup": (0.0, 0.0), "mixup_gain": (1.0, 1.0)}
+    c.data.augment.update({**augment, "polarity": 0.5, "loudness": (1.0, 1.0)})
+    c.data.update({"batch": 8, "mix_across_songs": 0.7, "equal_songs": False, "gain_db": (-6.0, 6.0), "preload": False})
+    return c

@@ -213,19 +213,35 @@ def test_tuples_are_read_and_sections_found_at_any_depth(config):
     assert find_section({"a": 1}, "dim") == {}
 
 
-def test_the_stablehlo_program_runs_on_jax_alone_and_separates_alike(tmp_path):
-    pytest.importorskip("flatbuffers")
-    assert import_into(fixture("ckpt_micro_det.ckpt"), "bsrf_det", tmp_path / "model") == 0
+@pytest.fixture
+def short(tmp_path):
+    """(model folder whose segment is 203 samples, a mixture of it, its stems)."""
     folder = tmp_path / "model"
+    assert import_into(fixture("ckpt_micro_det.ckpt"), "bsrf_det", folder) == 0
     told = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**told, "segment": 203}))
+    x = np.random.default_rng(0).standard_normal((1, 203, 2)).astype(np.float32)
+    model = load_model(folder)
+    return folder, x, make_backbone(model.config["model"]).separate(model.weights["deterministic"], x)[0]
+
+
+def test_the_stablehlo_program_runs_on_jax_alone_and_separates_alike(short, tmp_path):
+    pytest.importorskip("flatbuffers")
+    folder, x, expected = short
     assert main(["export", str(folder), "--format", "stablehlo", "-o", str(tmp_path / "net.bin")]) == 0
     program = jax.export.deserialize((tmp_path / "net.bin").read_bytes())
     assert set(program.platforms) == {"cpu", "cuda", "tpu"}
-    x = np.random.default_rng(0).standard_normal((1, 203, 2)).astype(np.float32)
-    model = load_model(folder)
-    expected = make_backbone(model.config["model"]).separate(model.weights["deterministic"], x)[0]
     np.testing.assert_allclose(program.call(x), expected, atol=1e-6)
+
+
+def test_the_onnx_program_runs_in_onnxruntime_and_separates_alike(short, tmp_path):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    folder, x, expected = short
+    assert main(["export", str(folder), "--format", "onnx", "-o", str(tmp_path / "net.onnx")]) == 0
+    session = runtime.InferenceSession(tmp_path / "net.onnx")
+    found = session.run(None, {session.get_inputs()[0].name: x})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.torch

@@ -4,12 +4,27 @@ Spectra are real arrays with a last axis (real, imaginary): complex numbers are 
 cut and put together by shifts of whole hops, which differentiate into the same; a gather would turn into a scatter.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 Array = jax.Array
+_BY_PRODUCTS: ContextVar[bool] = ContextVar("by_products", default=False)
+
+
+@contextmanager
+def transforms_by_products() -> Iterator[None]:
+    """Functions traced within take the FFT as matrix products, as TPUs do: for programs that may hold nothing else."""
+    token = _BY_PRODUCTS.set(True)
+    try:
+        yield
+    finally:
+        _BY_PRODUCTS.reset(token)
 
 
 def periodic_hann(length: int, n_fft: int) -> np.ndarray:
@@ -77,6 +92,8 @@ def _rfft(frames: Array) -> Array:
         z = jnp.fft.rfft(frames)
         return jnp.stack([z.real, z.imag], axis=-1)
 
+    if _BY_PRODUCTS.get():
+        return rfft_by_products(frames)
     return lax.platform_dependent(frames, tpu=rfft_by_products, default=fft)
 
 
@@ -86,6 +103,8 @@ def _irfft(spectrum: Array, n: int) -> Array:
     def fft(spectrum: Array) -> Array:
         return jnp.fft.irfft(lax.complex(spectrum[..., 0], spectrum[..., 1]), n)
 
+    if _BY_PRODUCTS.get():
+        return irfft_by_products(spectrum, n)
     return lax.platform_dependent(spectrum, tpu=lambda z: irfft_by_products(z, n), default=fft)
 
 

@@ -217,13 +217,17 @@ def make_refiner(
         "consistency": _consistency_sampler,
     }
     sample, network_name = samplers[refine](config, num_steps), network_of(config, refine)
-    count = len(config["stems"])
+    count, is_random = len(config["stems"]), refine in ("diffusion", "consistency")
 
     def refiner(weights, mixture, keys):
         batch = len(mixture)
         gain = per_example(level_gain(mixture, config["input_level"]), mixture)
         mixture = mixture * gain
-        keys = keys if keys.ndim else jax.random.split(keys, batch)
+        keys = keys if keys.ndim or not is_random else jax.random.split(keys, batch)
+
+        def noise_of(stems: Array, shape: tuple[int, ...]) -> Any:
+            stem_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, stems).reshape(-1)
+            return noise_from_keys(stem_keys, shape)
 
         def separate(mixture: Array, label: Array | None) -> tuple[Array, Any]:
             estimate, features = backbone.separate(weights["deterministic"], mixture, label)
@@ -240,9 +244,9 @@ def make_refiner(
                 estimate, conditioning = together[0][:, stems].reshape(-1, *mixture.shape[1:]), together[1]
             else:
                 estimate, conditioning = separate(jnp.repeat(mixture, k, 0), jnp.tile(label, (batch, 1)))
-            stem_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, stems).reshape(-1)
+            noise = noise_of(stems, estimate.shape) if is_random else None
             network = lambda x, tau: backbone.refine(weights[network_name], x, label, tau, conditioning)
-            estimate = sample(network, estimate, noise_from_keys(stem_keys, estimate.shape))
+            estimate = sample(network, estimate, noise)
             return estimate.reshape(batch, k, *mixture.shape[1:])
 
         if one_by_one:

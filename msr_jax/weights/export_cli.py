@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from msr_jax.errors import UserError
 from msr_jax.weights.bs_roformer_names import published_network, unstack_tensors
 from msr_jax.weights.model_folder import Model, flatten, load_model
-from msr_jax.weights.stablehlo import export_program
+from msr_jax.weights.programs import export_onnx, export_stablehlo
 from msr_jax.weights.torch_names import DUPLICATES, PREFIXES, to_torch
 
 LIGHTNING_VERSION = "2.3.1"  # the original program refuses a file that names none
@@ -20,7 +20,9 @@ FORMATS = {
     "msst": "the public training code and its relatives: the separator's bare state dict",
     "safetensors": "the same bare state dict in safetensors; needs no PyTorch",
     "stablehlo": "the separator (mixture to stems) as a compiled-anywhere program; runs without this package",
+    "onnx": "the same for onnxruntime and its like",
 }
+PROGRAMS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
 
 
 def arch_of(model: Model) -> str:
@@ -94,8 +96,8 @@ def main(argv: list[str]) -> int:
     if args.format in ("dicose", "msst"):
         _import_torch()  # before a large model is read
     model, out = load_model(args.model), Path(args.out)
-    if args.format == "stablehlo":
-        blob = export_program(model)
+    if args.format in PROGRAMS:
+        blob = PROGRAMS[args.format](model)
         write, what = (lambda path: path.write_bytes(blob)), f"{len(blob) / 1e6:.1f} MB"
     else:
         is_whole = args.format == "dicose"

@@ -1,0 +1,15 @@
+"""Deterministic stage of the bundled model; `launch/study.sh` trains it.
+
+msr train --config configs/bundled_det.py --workdir runs/bundled_det --config.data.train=RECORDS
+"""
+
+from ml_collections import ConfigDict
+
+from msr_jax.config import bundled
+
+
+def get_config() -> ConfigDict:
+    config = bundled()
+    config.method = "deterministic"
+    config.train.steps = 20_000
+    return config

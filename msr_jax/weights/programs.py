@@ -1,0 +1,58 @@
+"""The deterministic network as a program with its weights inside: StableHLO by `jax.export`, ONNX by jax2onnx.
+
+Both take a mixture (1, segment, channels) float32 at the model's rate to stems (1, stems, segment, channels).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from msr_jax.audio.stft import transforms_by_products
+from msr_jax.errors import UserError
+from msr_jax.methods.stages import make_refiner
+from msr_jax.models.backbone import make_backbone
+from msr_jax.weights.model_folder import Model
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def _separator(model: Model) -> tuple[Callable[[jax.Array], jax.Array], jax.ShapeDtypeStruct]:
+    config = model.config
+    refiner = make_refiner(config, make_backbone(config["model"]))
+    weights = {"deterministic": jax.tree.map(jnp.asarray, model.weights["deterministic"])}
+    mixture = jax.ShapeDtypeStruct((1, config["segment"], config["channels"]), jnp.float32)
+    return lambda x: refiner(weights, x, jax.random.key(0)), mixture
+
+
+def export_stablehlo(model: Model) -> bytes:
+    """To run it, with JAX alone: `jax.export.deserialize(blob).call(mixture)`.
+
+    Raises:
+      UserError: the package that serialises is missing.
+    """
+    separate, mixture = _separator(model)
+    try:
+        return bytes(export.export(jax.jit(separate), platforms=PLATFORMS)(mixture).serialize())
+    except ModuleNotFoundError as error:
+        raise UserError(f"export to StableHLO needs {error.name}: pip install 'msr_jax[export]'") from error
+
+
+def export_onnx(model: Model) -> bytes:
+    """For onnxruntime and its like; the STFT is matrix products inside, so that no complex numbers are needed.
+
+    Raises:
+      UserError: the package that converts is missing, or the program would pass the 2 GB that one ONNX file can hold.
+    """
+    try:
+        from jax2onnx import to_onnx
+    except ModuleNotFoundError as error:
+        raise UserError(f"export to ONNX needs {error.name}: pip install 'msr_jax[export]'") from error
+    separate, mixture = _separator(model)
+    with transforms_by_products():
+        program = to_onnx(separate, [mixture.shape])
+    try:
+        return program.SerializeToString()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the model is too large for one ONNX file ({error})") from error
