@@ -40,7 +40,6 @@ PROGRAMS = {
         "guitar": (24, 26, 28, 29),
         "piano": (0, 1, 3, 4, 6),
         "other": (16, 18, 48, 50, 52, 56, 61, 65, 71, 73, 80, 81, 88, 89),
-        "vocals": (52, 53, 85),
     },
     "validation": {"drums": (40,), "bass": (37,), "guitar": (31,), "piano": (7,), "other": (20, 51, 58, 69, 72)},
     "test": {
@@ -49,12 +48,12 @@ PROGRAMS = {
         "guitar": (25, 27, 30),
         "piano": (2, 5),
         "other": (19, 49, 57, 66, 68),
-        "vocals": (54, 91),
     },
 }
 EVERY_PROGRAM = {
     group: tuple(sorted({n for split in SPLITS for n in PROGRAMS[split].get(group, ())})) for group in PROGRAMS["train"]
 }
+VOICE = (53,)  # in the MIDI alone: no SoundFont sings, vocals are synthesised, each track's with a voice of its own
 LEVEL_DB = {"drums": -20.0, "bass": -20.0, "guitar": -24.0, "piano": -23.0, "other": -26.0, "vocals": -19.0}
 PEAK_DB = -1.0
 CLASSES = {"drums": "Drums", "bass": "Bass", "guitar": "Guitar", "piano": "Piano"}
@@ -142,7 +141,7 @@ def write_slakh(folder: Path, rng: np.random.Generator, sounds: Sounds, name: st
 
 def write_musdb(folder: Path, rng: np.random.Generator, sounds: Sounds, name: str) -> None:
     """A song as MUSDB18-HQ has it, into `folder`."""
-    parts = arrange(rng, sounds.seconds, sounds.programs, WITH_VOCALS)
+    parts = arrange(rng, sounds.seconds, {**sounds.programs, "vocals": VOICE}, WITH_VOCALS)
     audio = play(rng, parts, sounds)
     mixed = {stem: np.zeros((int(sounds.seconds * RATE), 2), np.float32) for stem in MUSDB_STEMS}
     for part, x in zip(parts, audio, strict=True):

@@ -251,11 +251,11 @@ def render_part(
     """One part's audio: (samples,) float32 of unit level; silent if it has no notes.
 
     Args:
-      synthesised: share of parts that our own models play.
+      synthesised: share of parts that our own models play; vocals always are.
     """
     part = part._replace(notes=[Note(*n) for n in part.notes])
     soundfont, cents = soundfonts[rng.integers(len(soundfonts))], rng.normal(0, 8)
-    if part.group != "other" and rng.random() < synthesised:
+    if part.group == "vocals" or (part.group != "other" and rng.random() < synthesised):
         x = synthesise_part(rng, part, seconds)
     else:
         x = sample_part(part, seconds, soundfont, cents)

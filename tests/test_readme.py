@@ -1,6 +1,7 @@
 """Every command of the README runs, one after the other, on sizes that take seconds."""
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -8,10 +9,13 @@ import subprocess
 from itertools import pairwise
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import soundfile
 
 from msr_jax.cli import main
+from msr_jax.weights.model_folder import load_model
 from tests.conftest import TINY_SEGMENT, TINY_SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +33,7 @@ TRAINING = {
     "data.batch": 2,
     "compute_dtype": "float32",
     "consistency.num_levels": 3,
+    "optim.accumulate": 2,
     **{f"train.{k}": 1 for k in ("steps", "steps_per_dispatch", "log_every", "validate_every", "checkpoint_every")},
 }
 
@@ -85,6 +90,20 @@ def test_every_command_of_the_readme_runs(folder, monkeypatch, capsys):
     assert sorted(p.name for p in Path("stems/song").iterdir() if p.suffix == ".flac") == [
         f"{s}.flac" for s in ("bass", "drums", "guitar", "piano")
     ]
+
+
+def test_the_three_stages_of_the_readme_gave_one_model(folder):
+    model = load_model(folder / "runs" / "consistency")
+    assert sorted(model.weights) == ["consistency", "deterministic", "diffusion", "target"]
+    first = load_model(folder / "runs" / "det").weights["deterministic"]
+    jax.tree.map(np.testing.assert_array_equal, model.weights["deterministic"], first)
+    second = load_model(folder / "runs" / "diffusion").weights["diffusion"]
+    jax.tree.map(np.testing.assert_array_equal, model.weights["diffusion"], second)
+    rows = [json.loads(line) for line in (folder / "runs" / "consistency" / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss_distillation", "loss_denoising", "grad_norm", "lr"} <= set(rows[0])
+    validated = (folder / "runs" / "det" / "metrics.jsonl").read_text().splitlines()
+    assert np.isfinite(json.loads(validated[-1])["validation_si_sdr"])
+    assert list((folder / "runs" / "consistency" / "tensorboard").iterdir())
 
 
 def test_the_python_example_runs(folder, monkeypatch):

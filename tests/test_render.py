@@ -12,8 +12,9 @@ pytest.importorskip("pretty_midi")
 
 import pretty_midi
 
-from data_prep.render import PROGRAMS, main, split_counts
-from data_prep.timbre import RATE, integrated_loudness
+from data_prep.arranger import Note, Part
+from data_prep.render import EVERY_PROGRAM, PROGRAMS, main, split_counts
+from data_prep.timbre import RATE, default_soundfont, integrated_loudness, sample_part
 from msr_jax.config import MUSDB_STEMS, SLAKH_STEMS
 from msr_jax.data.tracks import find_tracks, group_of, load_track
 from msr_jax.errors import UserError
@@ -124,6 +125,20 @@ def test_the_splits_have_no_instrument_in_common(rendered):
             assert all(group == "drums" or program in groups[group or "other"] for group, program in played)
 
 
+def test_every_program_is_all_that_the_splits_have():
+    assert EVERY_PROGRAM["bass"] == tuple(range(32, 40)) and EVERY_PROGRAM["guitar"] == tuple(range(24, 32))
+    for groups in PROGRAMS.values():
+        for group, programs in groups.items():
+            assert set(programs) <= set(EVERY_PROGRAM[group])
+
+
+def test_a_soundfont_without_the_program_is_named():
+    part = Part("bass", 33, [Note(0.0, 0.5, 40, 90)])
+    sample_part(part, 1.0, default_soundfont(), 0.0)
+    with pytest.raises(UserError, match=r"TimGM6mb\.sf2 has no program 200"):
+        sample_part(part._replace(program=200), 1.0, default_soundfont(), 0.0)
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -131,6 +146,7 @@ def test_the_splits_have_no_instrument_in_common(rendered):
         (("--tracks", "2"), "too few"),
         (("--soundfont", "nowhere.sf2"), "nowhere.sf2"),
         (("--soundfont", __file__), "cannot be read as a SoundFont"),
+        (("--synthesised", "2"), "--synthesised must lie between 0 and 1"),
     ],
 )
 def test_what_cannot_be_rendered_ends_in_one_sentence(tmp_path, capfd, more, says):

@@ -55,29 +55,6 @@ def overrides(records, steps=12):
     return sizes + [f"--config.{k}={v}" for k, v in settings.items()]
 
 
-def test_the_three_stages_train_one_after_the_other_and_give_a_model(tiny_config, records, tmp_path):
-    tiny_config["data"].update(train=str(records), validation=str(records), batch=4)
-    tiny_config["train"].update(steps=2, log_every=2, validate_every=2, checkpoint_every=2, validation_windows=1)
-    config = json.loads(json.dumps(tiny_config))
-    train(config, tmp_path / "det")
-    config.update(method="diffusion")
-    config["init_from"]["deterministic"] = str(tmp_path / "det")
-    train(config, tmp_path / "diffusion")
-    config.update(method="consistency")
-    config["init_from"]["diffusion"] = str(tmp_path / "diffusion")
-    config["optim"].update(name="radam", accumulate=2)
-    state = train(config, tmp_path / "consistency")
-    model = load_model(tmp_path / "consistency")
-    assert sorted(model.weights) == ["consistency", "deterministic", "diffusion", "target"]
-    first = load_model(tmp_path / "det").weights["deterministic"]
-    jax.tree.map(np.testing.assert_array_equal, model.weights["deterministic"], first)
-    assert state.opt_state is not None and int(state.step) == 2
-    rows = [json.loads(line) for line in curve(tmp_path / "consistency")]
-    assert {"loss_distillation", "loss_denoising", "grad_norm", "lr"} <= set(rows[0])
-    assert np.isfinite(rows[-1]["validation_si_sdr"])
-    assert list((tmp_path / "consistency" / "tensorboard").iterdir())
-
-
 @pytest.mark.multiprocess
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(records, tmp_path):
     command = [sys.executable, "-m", "msr_jax.cli", "train", "--config", CONFIG]

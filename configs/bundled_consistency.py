@@ -1,0 +1,17 @@
+"""Consistency stage of the bundled model; `launch/study.sh` trains it.
+
+msr train --config configs/bundled_consistency.py --workdir runs/bundled_consistency --config.data.train=RECORDS --config.init_from.diffusion=runs/bundled_diffusion
+"""
+
+from ml_collections import ConfigDict
+
+from msr_jax.config import bundled
+
+
+def get_config() -> ConfigDict:
+    config = bundled()
+    config.method = "consistency"
+    config.optim.update({"name": "radam", "lr": 1e-4, "b1": 0.9, "b2": 0.999})
+    config.consistency.target_rate = 0.99
+    config.train.steps = 2000
+    return config

@@ -1,0 +1,16 @@
+"""Second deterministic stage of the bundled model; `launch/study.sh` trains it.
+
+msr train --config configs/bundled_det_x2.py --workdir runs/bundled_det_x2 --config.data.train=RECORDS --config.init_from.deterministic=runs/bundled_det
+"""
+
+from ml_collections import ConfigDict
+
+from msr_jax.config import bundled
+
+
+def get_config() -> ConfigDict:
+    config = bundled()
+    config.method = "det_x2"
+    config.optim.lr = 5e-4
+    config.train.steps = 6000
+    return config

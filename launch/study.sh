@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# The bundled model and the study of the method, from nothing to the tables: music from three SoundFonts, the stages of one
+# small network, the paper's control, two seeds of the refinement, scores on pieces and a SoundFont that were never trained
+# on. Many hours on two cores; started again it goes on where it stopped.
+# shellcheck source=launch/setup.sh
+source "$(dirname "$0")/setup.sh"
+out=${1:-study_out}
+mkdir -p "$out/fonts"
+
+font() { # Debian package, file: the path of a SoundFont, of this system or fetched without installing it
+  local path=/usr/share/sounds/sf2/$2
+  if [ ! -f "$path" ]; then
+    path=$out/fonts/usr/share/sounds/sf2/$2
+    [ -f "$path" ] || (cd "$out/fonts" && apt-get download "$1" >&2 && dpkg -x "$1"_*.deb .)
+  fi
+  echo "$path"
+}
+render() { # split, tracks, options…
+  local split=$1 tracks=$2
+  shift 2
+  [ ! -e "$out/corpus/$split.done" ] || return 0
+  python -m data_prep.render "$out/corpus" --split "$split" --tracks "$tracks" --seconds 30 --seed 11 "$@"
+  touch "$out/corpus/$split.done"
+}
+train() { # config, run, override…
+  local config=$1 run=$2
+  shift 2
+  [ ! -e "$out/$run.done" ] || return 0
+  msr train --config "configs/bundled_$config.py" --workdir "$out/$run" \
+    --config.data.train="$out/records" --config.data.validation="$out/records" "$@"
+  touch "$out/$run.done"
+}
+score() { # name, run, refinement, options…
+  local name=$1 run=$2 refine=$3
+  shift 3
+  msr evaluate --data "$out/corpus" --model "$out/$run" --refine "$refine" --no-det --out "$out/scores/$name" "$@"
+}
+
+tim=$(python -c 'from data_prep.timbre import default_soundfont as path; print(path())')
+fluid=$(font fluid-soundfont-gm FluidR3_GM.sf2)
+opl=$(font opl3-soundfont OPL-3_FM_128M.sf2)
+unseen=$(font csound-soundfont sf_GMbank.sf2)
+render validation 16 --soundfont "$unseen"
+render test 40 --soundfont "$unseen"
+render train 600 --every-program --synthesised 0.25 --soundfont "$tim" --soundfont "$tim" \
+  --soundfont "$fluid" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$opl"
+[ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65536
+
+train det det
+train det_x2 det_x2 --config.init_from.deterministic="$out/det"
+for seed in 0 1; do
+  train diffusion "diffusion_$seed" --config.init_from.deterministic="$out/det" --config.seed="$seed"
+  train consistency "consistency_$seed" --config.init_from.diffusion="$out/diffusion_$seed" --config.seed="$seed"
+done
+
+score det det none
+score det_x2 det_x2 det_x2
+for seed in 0 1; do
+  score "diffusion_$seed" "diffusion_$seed" diffusion
+  for steps in 1 2 4; do
+    score "consistency_${seed}_$steps" "consistency_$seed" consistency --steps "$steps"
+  done
+done
+cd "$out/scores" || exit
+msr compare det det_x2 diffusion_* consistency_*_[124] --json from_det.json
+msr compare det_x2 diffusion_* --json from_det_x2.json
+msr compare diffusion_0 consistency_0_[124] --json from_diffusion.json
