@@ -105,10 +105,10 @@ def _activations(features: Mapping[str, Any], sown: Mapping[str, Any]) -> dict[s
     named = {}
     if "stft" in features:
         named["stft"] = features["stft"].transpose(0, 3, 2, 1, 4)
-        named["band_split"] = features["band_split"].swapaxes(0, 1)
+        named["band_split"] = features["band_split"]
     for i, (time, freq) in enumerate(zip(features["time"], features["freq"], strict=True)):
-        named |= {f"layer{i}_time": time.swapaxes(0, 1), f"layer{i}_freq": freq.swapaxes(0, 1)}
-    named["final_norm"] = sown["final_norm"][0].swapaxes(0, 1)
+        named |= {f"layer{i}_time": time, f"layer{i}_freq": freq}
+    named["final_norm"] = sown["final_norm"][0]
     return named
 
 
@@ -242,10 +242,10 @@ def _check_refiner_mid(refiner: _Refiner, arrays: Arrays, meta: Mapping[str, Any
     named |= {"mapping": sown["mapping"][0], "time_emb": sown["time_emb"][0]}
     named["stem_emb"] = p["conditioning"]["stem_embedding"][stem]
     named["stft_adapter"] = c["stft"].transpose(0, 3, 2, 1, 4)
-    named["band_split_adapter"] = c["band_split"].swapaxes(0, 1)
+    named["band_split_adapter"] = c["band_split"]
     for i in range(refiner.net.depth):
         for a, axis in enumerate(("time", "freq")):
-            named[f"transformer_adapter{2 * i + a}"] = c[axis][i].swapaxes(0, 1)
+            named[f"transformer_adapter{2 * i + a}"] = c[axis][i]
             for block, short in (("attention", "attn"), ("feed_forward", "ff")):
                 film = p["layers"][f"{axis}_0"][block]
                 wide = product(condition, film["to_scale_shift"][i], jnp.float32) + film["to_scale_shift_bias"][i]

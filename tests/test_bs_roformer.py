@@ -85,7 +85,7 @@ def test_attention_is_the_softmax_average(length):
 
 
 def test_chunks_of_any_size_give_the_whole():
-    x = jnp.arange(14.0).reshape(7, 2)
+    x = jnp.arange(28.0).reshape(2, 7, 2)
     for size in (1, 2, 3, 5, 7, 20):
         np.testing.assert_array_equal(map_chunks(lambda part, key: 2 * part, x, size, None), 2 * x)
 

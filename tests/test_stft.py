@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msr_jax.audio.stft import irfft_by_products, istft, overlap_add, periodic_hann, rfft_by_products, stft
+from msr_jax.audio.fft import irfft_by_products, rfft_by_products
+from msr_jax.audio.stft import istft, overlap_add, periodic_hann, stft
 
 
 def noise(*shape):

@@ -4,27 +4,13 @@ Spectra are real arrays with a last axis (real, imaginary): complex numbers are 
 cut and put together by shifts of whole hops, which differentiate into the same; a gather would turn into a scatter.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+
+from msr_jax.audio.fft import irfft, rfft
 
 Array = jax.Array
-_BY_PRODUCTS: ContextVar[bool] = ContextVar("by_products", default=False)
-
-
-@contextmanager
-def transforms_by_products() -> Iterator[None]:
-    """Functions traced within take the FFT as matrix products, as TPUs do: for programs that may hold nothing else."""
-    token = _BY_PRODUCTS.set(True)
-    try:
-        yield
-    finally:
-        _BY_PRODUCTS.reset(token)
 
 
 def periodic_hann(length: int, n_fft: int) -> np.ndarray:
@@ -64,7 +50,7 @@ def stft(x: Array, n_fft: int, hop: int, window_length: int, normalized: bool = 
     x = jnp.asarray(x, jnp.float32)
     count = 1 + x.shape[-1] // hop
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(n_fft // 2, n_fft // 2)], mode="reflect")
-    spectrum = _rfft(cut_frames(x, n_fft, hop, count) * periodic_hann(window_length, n_fft))
+    spectrum = rfft(cut_frames(x, n_fft, hop, count) * periodic_hann(window_length, n_fft))
     return spectrum * n_fft**-0.5 if normalized else spectrum
 
 
@@ -81,52 +67,5 @@ def istft(spectrum: Array, n_fft: int, hop: int, window_length: int, samples: in
         envelope[k * hop : k * hop + n_fft] += np.square(window, dtype=np.float64)
     kept = slice(n_fft // 2, n_fft // 2 + samples)
     envelope = envelope[kept].astype(np.float32)
-    x = overlap_add(_irfft(spectrum, n_fft) * window, hop)[..., kept][..., : len(envelope)] / envelope
+    x = overlap_add(irfft(spectrum, n_fft) * window, hop)[..., kept][..., : len(envelope)] / envelope
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, samples - len(envelope))])
-
-
-def _rfft(frames: Array) -> Array:
-    """Real FFT of the last axis: (…, n) -> (…, n/2 + 1, 2)."""
-
-    def fft(frames: Array) -> Array:
-        z = jnp.fft.rfft(frames)
-        return jnp.stack([z.real, z.imag], axis=-1)
-
-    if _BY_PRODUCTS.get():
-        return rfft_by_products(frames)
-    return lax.platform_dependent(frames, tpu=rfft_by_products, default=fft)
-
-
-def _irfft(spectrum: Array, n: int) -> Array:
-    """Inverse of `_rfft`: (…, n/2 + 1, 2) -> (…, n)."""
-
-    def fft(spectrum: Array) -> Array:
-        return jnp.fft.irfft(lax.complex(spectrum[..., 0], spectrum[..., 1]), n)
-
-    if _BY_PRODUCTS.get():
-        return irfft_by_products(spectrum, n)
-    return lax.platform_dependent(spectrum, tpu=lambda z: irfft_by_products(z, n), default=fft)
-
-
-def rfft_by_products(frames: Array) -> Array:
-    """The real FFT as two matrix products, without complex numbers: (…, n) -> (…, n/2 + 1, 2)."""
-    cosines, sines = _dft_matrices(frames.shape[-1])
-    multiply = lambda m: jnp.matmul(frames, m, precision=lax.Precision.HIGHEST)
-    return jnp.stack([multiply(cosines), -multiply(sines)], axis=-1)
-
-
-def irfft_by_products(spectrum: Array, n: int) -> Array:
-    """The inverse of `rfft_by_products`: (…, n/2 + 1, 2) -> (…, n)."""
-    cosines, sines = (m.T for m in _dft_matrices(n))
-    twice = np.full((n // 2 + 1, 1), 2 / n, np.float32)  # every bin but the first and the last stands for two
-    twice[0] = twice[-1] = 1 / n
-    multiply = lambda z, m: jnp.matmul(z, m * twice, precision=lax.Precision.HIGHEST)
-    return multiply(spectrum[..., 0], cosines) - multiply(spectrum[..., 1], sines)
-
-
-def _dft_matrices(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of 2π·sample·bin/n, each (n, n/2 + 1) float32; the phase is reduced exactly, in integers."""
-    angle = 2 * np.pi * (np.arange(n)[:, None] * np.arange(n // 2 + 1) % n) / n
-    sines = np.sin(angle)
-    sines[:, -1] = 0  # exactly: the imaginary part of the last bin must not count
-    return np.cos(angle).astype(np.float32), sines.astype(np.float32)

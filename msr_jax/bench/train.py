@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     from msr_jax.models.backbone import make_backbone
     from msr_jax.train.chips import peak_flops
-    from msr_jax.train.loop import flops_of
+    from msr_jax.train.flops import count_flops
     from msr_jax.train.sharding import make_mesh, put, stacked_batch_sharding
     from msr_jax.train.stage import as_inputs, load_frozen, make_stage, place_frozen
 
@@ -73,14 +73,16 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     }
     batches = put(host, {name: stacked_batch_sharding(mesh) for name in host})
     state = stage.start()
-    program = stage.steps.lower(state, inputs, batches).compile()
+    with jax.set_mesh(mesh):
+        traced = stage.steps.trace(state, inputs, batches)
+        program = traced.lower().compile()
     every = []
     for _ in range(args.repeats + 2):
         began = time.perf_counter()
         state, metrics = program(state, inputs, batches)
         np.asarray(metrics["loss"])
         every.append(time.perf_counter() - began)
-    seconds, flops = statistics.median(every[2:]), flops_of(program)
+    seconds, flops = statistics.median(every[2:]), count_flops(traced.jaxpr) / mesh.size
     measured = matmul_rate(256 if args.tiny else 8192, args.repeats)
     device = jax.devices()[0]
     sheet = peak_flops(device.device_kind)

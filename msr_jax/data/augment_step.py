@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from msr_jax.audio.fft import per_example
 from msr_jax.data.augment import range_of
 from msr_jax.errors import UserError
 
@@ -153,8 +154,9 @@ def equalise(x: Array, bands: Array, sample_rate: float) -> Array:
 
     b, a = _biquads(bands, sample_rate)
     response = jnp.prod(at_frequencies(b) / at_frequencies(a), axis=2)
-    spectrum = jnp.fft.rfft(held, axis=2) * response[..., None]
-    return jnp.fft.irfft(spectrum, length, axis=2)[:, :, length - time :].astype(x.dtype)
+    spectrum = per_example(lambda x: jnp.fft.rfft(x, axis=2), held) * response[..., None]
+    filtered = per_example(lambda z: jnp.fft.irfft(z, length, axis=2), spectrum)
+    return filtered[:, :, length - time :].astype(x.dtype)
 
 
 def _order_statistic(magnitude: Array, rank: Array) -> Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from msr_jax.audio.fft import per_example
 from msr_jax.audio.stft import cut_frames, periodic_hann
 
 Array = jax.Array
@@ -28,7 +29,7 @@ def safe_modulus(z: Array) -> Array:
 
 
 def centred_stft(x: Array, window_length: int, n_fft: int, hop: int) -> Array:
-    """Complex STFT of x (…, time): (…, frames, n_fft/2 + 1), frames = 1 + time // hop.
+    """Complex STFT of x (batch, …, time): (batch, …, frames, n_fft/2 + 1), frames = 1 + time // hop.
 
     Frames are centred by reflection; the periodic Hann window is centred in n_fft by zeros; not normalised.
     """
@@ -39,7 +40,7 @@ def centred_stft(x: Array, window_length: int, n_fft: int, hop: int) -> Array:
     # Zeros before the window only shift the phase, but equally for both signals' difference: put them all the same,
     # so that this is an STFT by anybody's definition.
     frames = jnp.pad(frames, [(0, 0)] * (frames.ndim - 1) + [(margin, n_fft - window_length - margin)])
-    return jnp.fft.rfft(frames)
+    return per_example(jnp.fft.rfft, frames)
 
 
 def multires_stft(
@@ -47,13 +48,13 @@ def multires_stft(
 ) -> Array:
     """Mean modulus of the STFT of difference (batch, time, channels), summed over windows: (batch,)."""
 
-    def example(x: Array) -> Array:
-        terms = (safe_modulus(centred_stft(x, w, max(w, min_fft), hop)).mean() for w in windows)
-        return sum(terms)
+    def channel(x: Array) -> Array:
+        moduli = (safe_modulus(centred_stft(x, w, max(w, min_fft), hop)) for w in windows)
+        return sum(m.mean((1, 2)) for m in moduli)
 
-    # Spectra are a hundred times larger than what they are made of. One example at a time, and once more for the
-    # gradient, so that a batch does not have to hold them.
-    return lax.map(jax.checkpoint(example), difference.astype(jnp.float32).swapaxes(1, 2))
+    # Spectra are a hundred times larger than what they are made of. One channel at a time, and once more for the
+    # gradient, so that not all have to be held. Not one example at a time: those are shared out over devices.
+    return lax.map(jax.checkpoint(channel), jnp.moveaxis(difference.astype(jnp.float32), 2, 0)).mean(0)
 
 
 def l1_multires_stft(estimate: Array, target: Array, hop: int = STFT_HOP) -> Array:

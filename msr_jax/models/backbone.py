@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from msr_jax.errors import UserError
 from msr_jax.models.bs_roformer import make_bs_roformer
 from msr_jax.models.interface import Backbone
+from msr_jax.models.platform import platform
 from msr_jax.models.unet1d import make_unet1d
 
 # name: function(sizes, dtype) -> Backbone
@@ -26,10 +27,9 @@ def cpu_has(*features: str) -> bool:
         return False
 
 
-@cache
 def has_bfloat16_units() -> bool:
-    """Whether the default device multiplies bfloat16 faster than float32: GPUs, TPUs, and those CPUs that have AMX."""
-    return jax.default_backend() != "cpu" or cpu_has("amx_bf16")
+    """Whether the device multiplies bfloat16 faster than float32: GPUs, TPUs, and those CPUs that have AMX."""
+    return platform() != "cpu" or cpu_has("amx_bf16")
 
 
 def compute_dtype(dtype: str) -> jnp.dtype:

@@ -20,6 +20,7 @@ from msr_jax.errors import UserError
 from msr_jax.models.initial import draw_marked, normal, uniform_fan
 from msr_jax.models.interface import Backbone, read_fields
 from msr_jax.models.layers import differentiated_as, product
+from msr_jax.models.platform import platform
 from msr_jax.models.roformer import Film, Sizes, gelu, rms_norm, transformer
 
 Array = jax.Array
@@ -49,7 +50,7 @@ def _weighted(name: str, weight: tuple[int, ...], bias: tuple[int, ...], fan: in
 
 def _over(function: Callable) -> Callable:
     """Map over first axes: all at once on accelerators; one by one on a CPU, which does batches of products badly."""
-    return (lambda args: lax.map(function, args)) if jax.default_backend() == "cpu" else jax.vmap(function)
+    return (lambda args: lax.map(function, args)) if platform() == "cpu" else jax.vmap(function)
 
 
 class BSRoformer(nn.Module):
@@ -186,27 +187,27 @@ class BSRoformer(nn.Module):
         return istft(spectrum.transpose(0, 3, 1, 2, 4), *sizes).swapaxes(1, 2)
 
     def _split_bands(self, spectrum: Array) -> Array:
-        """(batch, frames, bins, channels, 2) -> (frames, batch, bands, dim)."""
+        """(batch, frames, bins, channels, 2) -> (batch, frames, bands, dim)."""
         batch, frames = spectrum.shape[:2]
-        flat = spectrum.swapaxes(0, 1).reshape(frames * batch, -1)
+        flat = spectrum.reshape(batch * frames, -1)
         bands, start = [], 0
         for g, (size, count) in enumerate(self._groups):
             p = self.band_split[f"group_{g}"]
-            x = flat[:, start : start + count * size].reshape(frames * batch, count, size)
+            x = flat[:, start : start + count * size].reshape(batch * frames, count, size)
             x = rms_norm(x, p["norm"]).swapaxes(0, 1)
             linear = _over(lambda a: product(a[0], a[1], self.dtype) + a[2])
             bands.append(linear((x, p["to_features"], p["to_features_bias"])))
             start += count * size
-        return jnp.concatenate(bands).swapaxes(0, 1).reshape(frames, batch, len(self.freqs_per_bands), self.dim)
+        return jnp.concatenate(bands).swapaxes(0, 1).reshape(batch, frames, len(self.freqs_per_bands), self.dim)
 
     def _masks(self, h: Array, heads: Params) -> Array:
-        """h (frames, batch, bands, dim), heads with a first axis (rows) -> (rows, batch, frames, bins, channels, 2).
+        """h (batch, frames, bands, dim), heads with a first axis (rows) -> (rows, batch, frames, bins, channels, 2).
 
         h may have that first axis too: then each row of it meets its own head.
         """
         own = h.ndim == 5
-        frames, batch = h.shape[-4:-2]
-        by_band = jnp.moveaxis(h, -2, 1 if own else 0).reshape(*h.shape[: h.ndim - 4], -1, frames * batch, self.dim)
+        batch, frames = h.shape[-4:-2]
+        by_band = jnp.moveaxis(h, -2, 1 if own else 0).reshape(*h.shape[: h.ndim - 4], -1, batch * frames, self.dim)
         depth = self.mask_estimator_depth
 
         def band(a: tuple[Params, Array]) -> Array:
@@ -222,23 +223,23 @@ class BSRoformer(nn.Module):
             masks, start = [], 0
             for g, (_, count) in enumerate(self._groups):
                 y = _over(band)((p[f"group_{g}"], x[start : start + count]))  # (bands, tokens, values)
-                masks.append(y.swapaxes(0, 1).reshape(frames, batch, -1))
+                masks.append(y.swapaxes(0, 1).reshape(batch, frames, -1))
                 start += count
             return jnp.concatenate(masks, axis=-1)
 
         flat = _over(row)((heads, by_band if own else None))
-        return flat.swapaxes(1, 2).reshape(*flat.shape[:1], batch, frames, -1, self.channels, 2)
+        return flat.reshape(len(flat), batch, frames, -1, self.channels, 2)
 
     def _run_layers(
         self, h: Array, injected: Params | None, condition: Array | None, key: Array | None, keep: bool
     ) -> tuple[Array, dict[str, Array]]:
-        """The stack on h (frames, batch, bands, dim): what comes out, and the output of every transformer if `keep`."""
+        """The stack on h (batch, frames, bands, dim): what comes out, and the output of every transformer if `keep`."""
         sizes = Sizes(self.heads, self.dim_head, self.dtype, self.attn_dropout, self.ff_dropout)
 
         def films(p: Params) -> tuple[Film, Film]:
             def film(block: Params) -> Film:
                 wide = product(condition, block["to_scale_shift"], jnp.float32) + block["to_scale_shift_bias"]
-                return tuple(jnp.split(wide[:, None], 2, axis=-1))
+                return tuple(jnp.split(wide[:, None, None], 2, axis=-1))
 
             return tuple(film(p[k]) if self.timed else None for k in ("attention", "feed_forward"))
 
@@ -250,20 +251,18 @@ class BSRoformer(nn.Module):
             return transformer(blocks, h, [films(block) for block in own], sizes, key)
 
         def add(h: Array, injection: Array | None) -> Array:
-            return h if injection is None else add_per_mixture(h, injection, 1)
+            return h if injection is None else add_per_mixture(h, injection)
 
         def layer(carry: tuple[Array, Array | None], item: tuple) -> tuple[tuple, dict]:
             (h, total), (p, inject, key) = carry, item
             keys = dict.fromkeys(AXES) if key is None else dict(zip(AXES, jax.random.split(key, 3), strict=True))
             if self.linear_transformer_depth:
-                frames, batch, bands, dim = h.shape
-                tokens = h.swapaxes(0, 1).reshape(1, batch, frames * bands, dim)
-                tokens = run("linear", p, tokens, keys["linear"])
-                h = tokens.reshape(batch, frames, bands, dim).swapaxes(0, 1)
+                tokens = h.reshape(len(h), 1, -1, h.shape[-1])
+                h = run("linear", p, tokens, keys["linear"]).reshape(h.shape)
             if self.skip_connection:
                 h = h + total
-            time = run("time", p, h.transpose(2, 1, 0, 3), keys["time"])
-            h = add(time, inject and inject["time"]).transpose(2, 1, 0, 3)
+            time = run("time", p, h.swapaxes(1, 2), keys["time"])
+            h = add(time, inject and inject["time"]).swapaxes(1, 2)
             freq = run("freq", p, h, keys["freq"])
             h = add(freq, inject and inject["freq"])
             kept = {"time": time.astype(self.dtype), "freq": freq.astype(self.dtype)} if keep else {}
@@ -284,8 +283,8 @@ class BSRoformer(nn.Module):
 
         Returns:
           (batch, stems, time, channels) float32, and what the refiner is conditioned on: "stft" (batch, frames, bins,
-          channels, 2), "band_split" (frames, batch, bands, dim), and for every layer "time" (layers, bands, batch, frames,
-          dim) and "freq" (layers, frames, batch, bands, dim).
+          channels, 2), "band_split" (batch, frames, bands, dim), and for every layer "time" (layers, batch, bands, frames,
+          dim) and "freq" (layers, batch, frames, bands, dim).
         """
         spectrum = self._spectrum(mixture)
         bands = self._split_bands(spectrum)
@@ -329,7 +328,7 @@ class BSRoformer(nn.Module):
             weight = p[name].astype(self.dtype)
             if weight.shape[0] == 1:
                 return product(x, weight[0, 0], self.dtype) + p[f"{name}_bias"]
-            form = differentiated_as(direct, products) if jax.default_backend() == "cpu" else direct
+            form = differentiated_as(direct, products) if platform() == "cpu" else direct
             return form(x.astype(self.dtype), weight).astype(jnp.float32) + p[f"{name}_bias"]
 
         x = spectrum.reshape(batch, frames, bins, -1)
@@ -373,16 +372,15 @@ class BSRoformer(nn.Module):
           (batch, time, channels) float32.
         """
         batch, samples = x.shape[:2]
-        spectrum = add_per_mixture(self._spectrum(x), conditioning["stft"], 0)
-        h = add_per_mixture(self._split_bands(spectrum), conditioning["band_split"], 1)
+        spectrum = add_per_mixture(self._spectrum(x), conditioning["stft"])
+        h = add_per_mixture(self._split_bands(spectrum), conditioning["band_split"])
         inject = {axis: conditioning[axis] for axis in ("time", "freq")}
         watched = self.is_mutable_collection("intermediates")
         condition = self.embed(tau, label) if self.timed else None
         h, kept = self._run_layers(h, inject, condition, key, keep=watched)
         normed, rows = h, len(label)
         heads = jax.tree.map(lambda p: p[label.argmax(-1)], self.mask_estimators)
-        frames, _, bands, dim = h.shape
-        h = jnp.moveaxis(h.reshape(frames, batch // rows, rows, bands, dim), 2, 0)
+        h = h.reshape(batch // rows, rows, *h.shape[1:]).swapaxes(0, 1)
         masks = self._masks(h, heads).swapaxes(0, 1).reshape(spectrum.shape)  # back to (batch // rows, rows, …)
         for name, value in {"final_norm": normed, "masks": masks, **kept}.items():
             self.sow("intermediates", name, value)
@@ -395,11 +393,10 @@ def complex_product(x: Array, y: Array) -> Array:
     return jnp.stack([real, x[..., 0] * y[..., 1] + x[..., 1] * y[..., 0]], axis=-1)
 
 
-def add_per_mixture(x: Array, injection: Array, axis: int) -> Array:
-    """x + injection, each slice of the injection along its batch axis added to that many neighbours in x."""
-    times = x.shape[axis] // injection.shape[axis]
-    grouped = x.reshape(*x.shape[:axis], -1, times, *x.shape[axis + 1 :])
-    return (grouped + jnp.expand_dims(injection, axis + 1).astype(x.dtype)).reshape(x.shape)
+def add_per_mixture(x: Array, injection: Array) -> Array:
+    """x + injection (mixtures, …), each mixture's added to all its examples, which are neighbours in x (batch, …)."""
+    grouped = x.reshape(len(injection), -1, *x.shape[1:])
+    return (grouped + injection[:, None].astype(x.dtype)).reshape(x.shape)
 
 
 def make_bs_roformer(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:

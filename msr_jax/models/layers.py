@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from msr_jax.models.initial import uniform_fan
+from msr_jax.models.platform import platform
 
 Array = jax.Array
 EPSILON = 1e-5  # of every norm
@@ -59,7 +60,7 @@ def convolve(x: Array, weight: Array, stride: int, padding: int, dtype) -> Array
     if taps == 1 and stride == 1:
         return product(x, weight[0], dtype)
     direct = partial(_convolve_directly, stride=stride, padding=padding)
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return direct(x, weight)
     products = partial(_convolve_by_products, stride=stride, padding=padding)
     return (products if dtype == jnp.bfloat16 else differentiated_as(direct, products))(x, weight)

@@ -1,6 +1,6 @@
-"""Transformers of the BS-RoFormer as functions of a dict of parameters; activations (sequences, batch, length, dim).
+"""Transformers of the BS-RoFormer as functions of a dict of parameters; activations (batch, sequences, length, dim).
 
-The residual stream, norms, rotary angles and softmax are float32; `dtype` is the precision of matrix products.
+The batch comes first, so that it stays shared out over devices where axes are merged. The residual stream, norms, rotary angles and softmax are float32; `dtype` is the precision of matrix products.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,10 +12,12 @@ import numpy as np
 from jax import lax
 
 from msr_jax.models.layers import product
+from msr_jax.models.platform import platform
 
 Array = jax.Array
-Film = tuple[Array, Array] | None  # scale and shift, each (batch, 1, dim)
+Film = tuple[Array, Array] | None  # scale and shift, each (batch, 1, 1, dim)
 CHUNK_TOKENS = 4096  # on a CPU, tokens that go through a transformer at a time: what its caches hold
+CHUNK_LOGITS = 2**23  # on an accelerator without a fused kernel, logits of one head and example at a time
 SHORT = 128  # sequences up to this length are attended to many at a time
 
 
@@ -63,15 +65,18 @@ def rotate(x: Array, angles: Array) -> Array:
 def attend(q: Array, k: Array, v: Array, rate: float = 0.0, key: Array | None = None) -> Array:
     """softmax(q kᵀ/√E) v for q, k, v (sequences, length, heads, E), full; float32 or the arguments' dtype.
 
-    On accelerators memory is linear in length where the fused kernel runs (16 bits); on a CPU one matrix of logits
-    exists at a time.
+    Memory is linear in length where the fused kernel runs (a GPU, 16 bits); on a CPU one matrix of logits exists at a
+    time, elsewhere those of the sequences that `transformer` lets through together.
     """
     if key is not None and rate:
         return _attend_with_dropout(q, k, v, rate, key)
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return _attend_on_cpu(q, k, v)
-    fused = jax.default_backend() == "gpu" and q.dtype != jnp.float32
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fused else None)
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _is_fused(q.dtype) else None)
+
+
+def _is_fused(dtype: jnp.dtype) -> bool:
+    return platform() == "gpu" and dtype != jnp.float32
 
 
 def _softmax_parts(q: Array, k: Array, batch: tuple[int, ...]) -> tuple[Array, Array]:
@@ -112,8 +117,8 @@ def _attend_with_dropout(q: Array, k: Array, v: Array, rate: float, key: Array) 
 
 
 def attention(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, key: Array | None) -> Array:
-    """Gated rotary self-attention over the length of h (sequences, batch, length, dim), without the residual."""
-    sequences, batch, length, dim = h.shape
+    """Gated rotary self-attention over the length of h (batch, sequences, length, dim), without the residual."""
+    batch, sequences, length, dim = h.shape
     heads, features = sizes.heads, sizes.dim_head
     key_weights, key_out = (None, None) if key is None else jax.random.split(key)
     u = modulate(rms_norm(h, p["norm"]), film)
@@ -128,22 +133,22 @@ def attention(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, key: A
     mixed = attend(q, k, v.astype(sizes.dtype), sizes.attn_dropout, key_weights)
     gates = jax.nn.sigmoid(product(u, p["to_gates"], sizes.dtype) + p["to_gates_bias"])
     mixed = mixed * gates.reshape(-1, length, heads, 1)
-    out = product(mixed.reshape(sequences, batch, length, heads * features), p["to_out"], sizes.dtype)
+    out = product(mixed.reshape(batch, sequences, length, heads * features), p["to_out"], sizes.dtype)
     return dropout(out, sizes.attn_dropout, key_out)
 
 
 def linear_attention(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, key: Array | None) -> Array:
     """Attention between features instead of tokens: its matrices are (E, E), whatever the length."""
-    sequences, batch, length, _ = h.shape
+    batch, sequences, length, _ = h.shape
     u = modulate(rms_norm(h, p["norm"]), film)
-    qkv = product(u, p["to_qkv"], sizes.dtype).reshape(sequences, batch, length, 3, sizes.heads, sizes.dim_head)
+    qkv = product(u, p["to_qkv"], sizes.dtype).reshape(batch, sequences, length, 3, sizes.heads, sizes.dim_head)
     q, k, v = (qkv[..., i, :, :].astype(jnp.float32) for i in range(3))
     unit = lambda x: x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(2, keepdims=True), 1e-24))  # along the tokens
     q = unit(q) * jnp.exp(p["temperature"]).reshape(-1, 1)
-    logits = 8 * jnp.einsum("sbnhe,sbnhf->sbhef", q, unit(k))
+    logits = 8 * jnp.einsum("bsnhe,bsnhf->bshef", q, unit(k))
     weights = dropout(jax.nn.softmax(logits, axis=-1), sizes.attn_dropout, key)
-    mixed = jnp.einsum("sbhef,sbnhf->sbnhe", weights, v)
-    return product(mixed.reshape(sequences, batch, length, -1), p["to_out"], sizes.dtype)
+    mixed = jnp.einsum("bshef,bsnhf->bsnhe", weights, v)
+    return product(mixed.reshape(batch, sequences, length, -1), p["to_out"], sizes.dtype)
 
 
 def feed_forward(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, key: Array | None) -> Array:
@@ -157,9 +162,10 @@ def feed_forward(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, key
 def transformer(
     blocks: list[tuple[Mapping, Mapping]], h: Array, films: list[tuple[Film, Film]], sizes: Sizes, key: Array | None
 ) -> Array:
-    """Blocks of attention and feed-forward, each with its residual, over the length of h (sequences, batch, length, dim).
+    """Blocks of attention and feed-forward, each with its residual, over the length of h (batch, sequences, length, dim).
 
-    Sequences do not meet: on a CPU they go through a few at a time, so that what lies between two products stays small.
+    Sequences do not meet: where caches or memory ask for it they go through a few at a time, so that what lies between
+    two products stays small. Examples always go through together, each on the device that has it.
     """
 
     def run(h: Array, key: Array | None) -> Array:
@@ -170,21 +176,26 @@ def transformer(
             h = h + feed_forward(feed_p, h, feed_film, sizes, key_f)
         return h
 
-    if jax.default_backend() != "cpu":
+    batch, _, length, _ = h.shape
+    if platform() == "cpu":
+        return map_chunks(run, h, max(1, CHUNK_TOKENS // (batch * length)), key)
+    if _is_fused(sizes.dtype) or "temperature" in blocks[0][0]:
         return run(h, key)
-    return map_chunks(run, h, max(1, CHUNK_TOKENS // (h.shape[1] * h.shape[2])), key)
+    return map_chunks(run, h, max(1, CHUNK_LOGITS // length**2), key)
 
 
 def map_chunks(run: Callable[[Array, Array | None], Array], x: Array, size: int, key: Array | None) -> Array:
-    """run(x[i : i + size], key of i) one after another, joined along the first axis; the last is filled up with zeros."""
-    count = -(-len(x) // size)
+    """run(x[:, i : i + size], key of i) one after another, joined along the second axis; the last is filled up with zeros."""
+    batch, sequences = x.shape[:2]
+    count = -(-sequences // size)
     if count == 1:
         return run(x, key)
-    size = -(-len(x) // count)
-    padded = jnp.pad(x, [(0, count * size - len(x))] + [(0, 0)] * (x.ndim - 1))
-    padded = padded.reshape(count, size, *x.shape[1:])
+    size = -(-sequences // count)
+    padded = jnp.pad(x, [(0, 0), (0, count * size - sequences)] + [(0, 0)] * (x.ndim - 2))
+    parts = jnp.moveaxis(padded.reshape(batch, count, size, *x.shape[2:]), 1, 0)
     if key is None:
-        y = lax.map(lambda part: run(part, None), padded)
+        y = lax.map(lambda part: run(part, None), parts)
     else:
-        y = lax.map(lambda part: run(*part), (padded, jax.random.split(key, count)))
-    return y.reshape(count * size, *y.shape[2:])[: len(x)]
+        y = lax.map(lambda part: run(*part), (parts, jax.random.split(key, count)))
+    y = jnp.moveaxis(y, 0, 1)
+    return y.reshape(batch, count * size, *y.shape[3:])[:, :sequences]

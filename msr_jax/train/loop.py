@@ -17,6 +17,7 @@ from msr_jax.train.batches import check_batch, dispatches, open_dataset
 from msr_jax.train.checkpoint import Checkpoints
 from msr_jax.train.chips import peak_flops
 from msr_jax.train.distributed import agree, is_main
+from msr_jax.train.flops import count_flops
 from msr_jax.train.log import RunLog
 from msr_jax.train.sharding import gather, make_mesh
 from msr_jax.train.stage import (
@@ -135,9 +136,11 @@ def _run(
                         break
                     count = jax.tree.leaves(batches)[0].shape[0]
                     if count not in programs:
-                        with log.timed("compilation"):
-                            programs[count] = stage.steps.lower(state, inputs, batches).compile()
-                        log.per_step(flops_of(programs[count]) / count, peak_flops(jax.devices()[0].device_kind))
+                        with log.timed("compilation"), jax.set_mesh(mesh):
+                            traced = stage.steps.trace(state, inputs, batches)
+                            programs[count] = traced.lower().compile()
+                        flops = count_flops(traced.jaxpr) / (count * mesh.size)
+                        log.per_step(flops, peak_flops(jax.devices()[0].device_kind))
                     else:
                         profile.begin()
                     state, metrics = programs[count](state, inputs, batches)
@@ -181,15 +184,6 @@ def check_intervals(t: Mapping[str, Any]) -> None:
     for name in ("steps", "log_every", "validate_every", "checkpoint_every"):
         if t[name] < 1 or per < 1 or t[name] % per:
             raise UserError(f"train.{name} ({t[name]}) must be a positive multiple of train.steps_per_dispatch ({per})")
-
-
-def flops_of(program: Any) -> float:
-    """Floating-point operations of a compiled program on one device, as the compiler counts them: what `remat` computes
-    again counts again, scans count every turn, and a branch as its costlier side.
-    """
-    analysis = program.cost_analysis() or {}
-    analysis = analysis[0] if isinstance(analysis, list) else analysis
-    return float(analysis.get("flops", 0.0))
 
 
 def _say(text: str) -> None:

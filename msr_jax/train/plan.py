@@ -9,10 +9,12 @@ from jax.sharding import Mesh
 
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import cast_params, make_backbone
+from msr_jax.models.platform import platform, traced_for
 from msr_jax.train.batches import check_batch
 from msr_jax.train.chips import CHIPS
+from msr_jax.train.flops import count_flops
 from msr_jax.train.hlo import collectives
-from msr_jax.train.loop import check_intervals, flops_of
+from msr_jax.train.loop import check_intervals
 from msr_jax.train.sharding import make_mesh, stacked_batch_sharding, tree_sharding, with_shardings
 from msr_jax.train.stage import BUILDS_ON, as_inputs, make_stage
 from msr_jax.weights.model_folder import inputs_of
@@ -38,6 +40,12 @@ def make_plan(config: Mapping[str, Any], chip: str = "") -> dict[str, Any]:
     check_intervals(config["train"])
     mesh = make_mesh(config["mesh"])
     check_batch(config["data"]["batch"], mesh)
+    # A laptop plans what an accelerator will run. (Not a GPU's fused attention, which no CPU compiles.)
+    with traced_for("tpu" if platform() == "cpu" else platform()), jax.set_mesh(mesh):
+        return _plan(config, chip, mesh)
+
+
+def _plan(config: Mapping[str, Any], chip: str, mesh: Mesh) -> dict[str, Any]:
     backbone = make_backbone(config["model"], config["compute_dtype"])
     backbone.check_length(config["data"]["crop"])
     names = BUILDS_ON.get(config["method"], ("", ()))[1]
@@ -45,8 +53,8 @@ def make_plan(config: Mapping[str, Any], chip: str = "") -> dict[str, Any]:
     stage = make_stage(config, backbone, frozen, mesh)
     cast = jax.eval_shape(lambda: cast_params(_zeros(frozen), config["compute_dtype"]))
     inputs = as_inputs(with_shardings(cast, tree_sharding(mesh, cast, config["mesh"]["fsdp_min_size"])))
-    lowered = stage.steps.lower(stage.abstract, inputs, _batches(config, mesh))
-    compiled = lowered.compile(compiler_options=QUICK if jax.default_backend() == "cpu" else None)
+    traced = stage.steps.trace(stage.abstract, inputs, _batches(config, mesh))
+    compiled = traced.lower().compile(compiler_options=QUICK if jax.default_backend() == "cpu" else None)
     memory, state = compiled.memory_analysis(), stage.abstract
     sent = collectives(compiled.as_text(), mesh.size)
     plan = {
@@ -65,7 +73,7 @@ def make_plan(config: Mapping[str, Any], chip: str = "") -> dict[str, Any]:
             "arguments": int(memory.argument_size_in_bytes),
             "activations": int(memory.temp_size_in_bytes),
         },
-        "flops_per_device": flops_of(compiled),
+        "flops_per_device": count_flops(traced.jaxpr) / mesh.size,
         "collectives": _summary(sent),
         "largest_gather": max((_largest(c) for c in sent if c.kind == "all-gather"), default=0),
         "largest_parameter": max(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params)),

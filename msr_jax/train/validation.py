@@ -62,7 +62,8 @@ def make_validation(
             index = np.arange(start, start + together)
             filled = np.pad(chosen.sum(1), ((0, together - len(chosen)), (0, 0), (0, 0)))
             inputs = put((filled, index), (batch_sharding(mesh),) * 2)
-            found = np.asarray(estimate(weights, *inputs))
+            with jax.set_mesh(mesh):
+                found = np.asarray(estimate(weights, *inputs))
             first = found[0] if first is None else first
             for truth, guess in zip(chosen, found, strict=False):  # not what fills the last round
                 guess, truth = guess.swapaxes(1, 2), truth.swapaxes(1, 2)  # (stems, channels, samples)
