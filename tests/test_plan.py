@@ -111,3 +111,19 @@ def test_the_scaling_tables_are_made_from_plans(tmp_path, capsys, monkeypatch):
     assert "| 4 | all-gather | 3 |" in said and "Assumed: computing at 45%" in said
     script.main(argv)  # from the plans that are there
     assert capsys.readouterr().out == said
+
+
+@pytest.mark.multiprocess
+def test_no_activation_of_a_bs_roformer_is_gathered(tmp_path):
+    """Its layers, its Fourier transforms and its loss: everything but the parameters stays with its example."""
+    path = tmp_path / "plan.json"
+    settings = {"mesh.fsdp": 8, "mesh.fsdp_min_size": 1, "data.batch": 8}
+    settings |= {"model.dim": 16, "model.depth": 1, "model.heads": 1}
+    argv = ["--config", str(ROOT / "configs" / "bsrf_det_small.py"), "--devices", "8", "--json", str(path)]
+    argv += [f"--config.{k}={v}" for k, v in settings.items()]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "msr_jax.cli", "train", "--dry-run", *argv], env=env, cwd=ROOT, check=True)
+    plan = json.loads(path.read_text())
+    assert 0 < plan["largest_gather"] <= plan["largest_parameter"]
+    # Each parameter for the forward pass and for the backward pass, padded to what the devices divide.
+    assert plan["collectives"]["all-gather"]["result_bytes"] < 2.5 * 4 * plan["parameters"]
