@@ -41,7 +41,7 @@ def main(out: Path) -> None:
     first = results["Mixture"]
     stems = list(first["counts"]["sdr"])
     count = len(first["tracks"])
-    print(f"\nSI-SDRi of active stems and SDR (dB), {count} tracks whose pieces and instruments were not trained on")
+    print(f"\nSI-SDRi of active stems and SDR (dB), {count} tracks not trained on")
     print(f"{'':<15}" + "".join(f"{s:>9}" for s in [*stems, "average"]) + f"{'SDR':>9}{'RTF':>8}")
     for name, result in results.items():
         scores, sdr = result["aggregate"]["si_sdri_active"], result["aggregate"]["sdr"]["average"]

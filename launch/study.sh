@@ -44,7 +44,7 @@ render validation 16 --soundfont "$unseen"
 render test 40 --soundfont "$unseen"
 render train 600 --every-program --synthesised 0.25 --soundfont "$tim" --soundfont "$tim" \
   --soundfont "$fluid" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$opl"
-[ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65536
+[ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65024
 
 train det det
 train det_x2 det_x2 --config.init_from.deterministic="$out/det"

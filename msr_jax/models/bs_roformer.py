@@ -56,8 +56,8 @@ def _over(function: Callable) -> Callable:
 class BSRoformer(nn.Module):
     """Fields under their published names, with the defaults that a published config relies on where it names none.
 
-    `timed` adds the noise level and the stem, `conditioned` the adapters. `remat` computes a layer's activations again in
-    the backward pass.
+    `timed` adds the noise level and the stem, `conditioned` the adapters. `remat` computes what lies inside of
+    transformers and mask heads again in the backward pass.
     """
 
     dim: int = 384
@@ -227,14 +227,16 @@ class BSRoformer(nn.Module):
                 start += count
             return jnp.concatenate(masks, axis=-1)
 
-        flat = _over(row)((heads, by_band if own else None))
+        # Where memory counts, one stem after another: what lies inside of the heads is wider than anything in the layers.
+        over_rows = (lambda args: lax.map(jax.checkpoint(row), args)) if self.remat else _over(row)
+        flat = over_rows((heads, by_band if own else None))
         return flat.reshape(len(flat), batch, frames, -1, self.channels, 2)
 
     def _run_layers(
         self, h: Array, injected: Params | None, condition: Array | None, key: Array | None, keep: bool
     ) -> tuple[Array, dict[str, Array]]:
         """The stack on h (batch, frames, bands, dim): what comes out, and the output of every transformer if `keep`."""
-        sizes = Sizes(self.heads, self.dim_head, self.dtype, self.attn_dropout, self.ff_dropout)
+        sizes = Sizes(self.heads, self.dim_head, self.dtype, self.attn_dropout, self.ff_dropout, self.remat)
 
         def films(p: Params) -> tuple[Film, Film]:
             def film(block: Params) -> Film:
@@ -268,7 +270,6 @@ class BSRoformer(nn.Module):
             kept = {"time": time.astype(self.dtype), "freq": freq.astype(self.dtype)} if keep else {}
             return (h, total + h if self.skip_connection else None), kept
 
-        layer = jax.checkpoint(layer, prevent_cse=False) if self.remat else layer
         keys = None if key is None else jax.random.split(key, self.depth)
         start = (h, jnp.zeros_like(h) if self.skip_connection else None)
         (h, _), kept = lax.scan(layer, start, (self.layers, injected, keys))

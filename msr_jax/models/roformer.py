@@ -4,6 +4,7 @@ The batch comes first, so that it stays shared out over devices where axes are m
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ class Sizes(NamedTuple):
     dtype: jnp.dtype
     attn_dropout: float = 0.0
     ff_dropout: float = 0.0
+    remat: bool = False
 
 
 def gelu(x: Array) -> Array:
@@ -65,18 +67,22 @@ def rotate(x: Array, angles: Array) -> Array:
 def attend(q: Array, k: Array, v: Array, rate: float = 0.0, key: Array | None = None) -> Array:
     """softmax(q kᵀ/√E) v for q, k, v (sequences, length, heads, E), full; float32 or the arguments' dtype.
 
-    Memory is linear in length where the fused kernel runs (a GPU, 16 bits); on a CPU one matrix of logits exists at a
-    time, elsewhere those of the sequences that `transformer` lets through together.
+    Memory is linear in length where the fused kernel runs (a GPU, 16 bits, no dropout); on a CPU one matrix of logits
+    exists at a time, elsewhere those of the sequences that `transformer` lets through together. No logits are kept for
+    the gradient.
     """
     if key is not None and rate:
-        return _attend_with_dropout(q, k, v, rate, key)
+        return jax.checkpoint(partial(_attend_with_dropout, rate=rate), prevent_cse=False)(q, k, v, key=key)
     if platform() == "cpu":
         return _attend_on_cpu(q, k, v)
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _is_fused(q.dtype) else None)
+    if _is_fused(q.dtype, 0.0):
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    # Computed again for the gradient, as a fused kernel does: logits are not kept, whatever the length.
+    return jax.checkpoint(jax.nn.dot_product_attention, prevent_cse=False)(q, k, v)
 
 
-def _is_fused(dtype: jnp.dtype) -> bool:
-    return platform() == "gpu" and dtype != jnp.float32
+def _is_fused(dtype: jnp.dtype, rate: float) -> bool:
+    return platform() == "gpu" and dtype != jnp.float32 and not rate
 
 
 def _softmax_parts(q: Array, k: Array, batch: tuple[int, ...]) -> tuple[Array, Array]:
@@ -176,10 +182,12 @@ def transformer(
             h = h + feed_forward(feed_p, h, feed_film, sizes, key_f)
         return h
 
+    if sizes.remat:  # what lies inside of a transformer, for the sequences in hand, is computed again for the gradient
+        run = jax.checkpoint(run, prevent_cse=False)
     batch, _, length, _ = h.shape
     if platform() == "cpu":
         return map_chunks(run, h, max(1, CHUNK_TOKENS // (batch * length)), key)
-    if _is_fused(sizes.dtype) or "temperature" in blocks[0][0]:
+    if _is_fused(sizes.dtype, sizes.attn_dropout if key is not None else 0.0) or "temperature" in blocks[0][0]:
         return run(h, key)
     return map_chunks(run, h, max(1, CHUNK_LOGITS // length**2), key)
 
