@@ -43,22 +43,29 @@ def count_flops(sizes: Mapping[str, Any], samples: int) -> float:
     return 2.0 * (layers + frames * values * dim + sizes["num_stems"] * head)
 
 
-def _matmul_rate(precision: str) -> float:
-    """Operations per second of a large product in this precision, the best of five."""
+def _matmul_rate(precision: str) -> Callable[[], float]:
+    """Measures operations per second of a large product in this precision, the best of five."""
     import jax
     import jax.numpy as jnp
 
     x = jax.random.normal(jax.random.key(0), (MATMUL, MATMUL), jnp.dtype(precision))
     multiply = jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32)).lower(x).compile()
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        jax.block_until_ready(multiply(x))
-        best = min(best, time.perf_counter() - started)
-    return 2.0 * MATMUL**3 / best
+
+    def measure() -> float:
+        best = float("inf")
+        for _ in range(5):
+            started = time.perf_counter()
+            jax.block_until_ready(multiply(x))
+            best = min(best, time.perf_counter() - started)
+        return 2.0 * MATMUL**3 / best
+
+    measure()
+    return measure
 
 
-def _jax_pass(precision: str, is_tiny: bool, samples: int) -> tuple[Callable[[], None], dict[str, Any]]:
+def _jax_pass(
+    precision: str, is_tiny: bool, samples: int
+) -> tuple[Callable[[], None], dict[str, Any], Callable[[], float]]:
     from msr_jax.runtime import keep_freed_memory
 
     keep_freed_memory()
@@ -79,8 +86,8 @@ def _jax_pass(precision: str, is_tiny: bool, samples: int) -> tuple[Callable[[],
     )
     x = 0.1 * jax.random.normal(jax.random.key(1), (1, samples, 2))
     forward = jax.jit(lambda p, x: backbone.separate(p, x)[0]).lower(params, x).compile()
-    about = {"parameters": sum(leaf.size for leaf in leaves), "matmul_rate": _matmul_rate(precision)}
-    return lambda: jax.block_until_ready(forward(params, x)), about
+    about = {"parameters": sum(leaf.size for leaf in leaves)}
+    return lambda: jax.block_until_ready(forward(params, x)), about, _matmul_rate(precision)
 
 
 def make_peer(sizes: Mapping[str, Any]) -> Any:
@@ -107,7 +114,7 @@ def make_peer(sizes: Mapping[str, Any]) -> Any:
     return net.eval()
 
 
-def _torch_pass(precision: str, is_tiny: bool, samples: int) -> tuple[Callable[[], None], dict[str, Any]]:
+def _torch_pass(precision: str, is_tiny: bool, samples: int) -> tuple[Callable[[], None], dict[str, Any], None]:
     import torch
 
     torch.set_num_threads(THREADS)
@@ -118,14 +125,14 @@ def _torch_pass(precision: str, is_tiny: bool, samples: int) -> tuple[Callable[[
             net(x)
 
     tables = {p.data_ptr(): p for p in net.parameters()}  # the rotary tables are shared
-    return forward, {"parameters": sum(p.numel() for p in tables.values())}
+    return forward, {"parameters": sum(p.numel() for p in tables.values())}, None
 
 
 def worker(engine: str, precision: str, samples: int, is_tiny: bool) -> None:
     """One engine's process."""
     limit_threads()
-    forward, about = (_jax_pass if engine == "jax" else _torch_pass)(precision, is_tiny, samples)
-    serve(forward, about, warm_up=1)
+    forward, about, rate = (_jax_pass if engine == "jax" else _torch_pass)(precision, is_tiny, samples)
+    serve(forward, about, warm_up=1, rate=rate)
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -155,7 +162,8 @@ def _rows(timings: Mapping[str, Any], sizes: Mapping[str, Any], samples: int) ->
     flops = count_flops(sizes, samples)
     rows = []
     for name, timing in timings.items():
-        rate = timing.about.get("matmul_rate")
+        rate = statistics.median(timing.rates) or None
+        shares = [flops / took / rate for took, rate in zip(timing.seconds, timing.rates, strict=True) if rate]
         rows.append(
             {
                 "name": name,
@@ -165,7 +173,7 @@ def _rows(timings: Mapping[str, Any], sizes: Mapping[str, Any], samples: int) ->
                 "rtf": medians[name] / (samples / RATE),
                 "flops": flops,
                 "matmul_rate": rate,
-                "share_of_matmul_rate": flops / medians[name] / rate if rate else None,
+                "share_of_matmul_rate": statistics.median(shares) if shares else None,
                 "parameters": timing.about["parameters"],
                 "all_seconds": timing.seconds,
             }

@@ -18,11 +18,12 @@ THREADS = 2
 
 
 class Timing(NamedTuple):
-    """What one engine showed: seconds of every pass, peak memory in bytes, and what it said of itself."""
+    """What one engine showed: seconds of every pass, peak memory in bytes, what it said of itself, and rates of the machine."""
 
     seconds: list[float]
     peak: int
     about: dict[str, Any]
+    rates: list[float]
 
 
 def limit_threads() -> None:
@@ -31,16 +32,28 @@ def limit_threads() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 
 
-def serve(forward: Callable[[], None], about: Mapping[str, Any], warm_up: int = 2) -> None:
-    """In an engine's process: warm up, print `about`, then answer each line of input with the seconds of one pass."""
+def serve(
+    forward: Callable[[], None],
+    about: Mapping[str, Any],
+    warm_up: int = 2,
+    rate: Callable[[], float] | None = None,
+) -> None:
+    """In an engine's process: warm up, print `about`, then answer each line of input with the seconds of one pass.
+
+    Args:
+      rate: measures what the machine can do. It runs right before and after each pass, and the higher figure counts: such
+        a machine is half as fast again at one moment as at another.
+    """
     for _ in range(warm_up):
         forward()
     print(json.dumps(dict(about)), flush=True)
     for _ in sys.stdin:
+        before = rate() if rate else 0.0
         started = time.perf_counter()
         forward()
         seconds = time.perf_counter() - started
-        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+        best = max(before, rate() if rate else 0.0)
+        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, best, flush=True)
 
 
 def take_turns(module: str, engines: Mapping[str, Sequence[str]], repeats: int) -> dict[str, Timing]:
@@ -59,10 +72,11 @@ def take_turns(module: str, engines: Mapping[str, Sequence[str]], repeats: int) 
         return line
 
     seconds: dict[str, list[float]] = {name: [] for name in engines}
+    rates: dict[str, list[float]] = {name: [] for name in engines}
     peaks = {}
     try:
         about = {}
-        for name, arguments in engines.items():  # one after the other: some measure the machine as they start
+        for name, arguments in engines.items():  # one after the other: compilation would slow the others' warming up
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             workers[name] = subprocess.Popen([*command, *arguments], **pipes)
             about[name] = json.loads(answer(name))
@@ -70,11 +84,12 @@ def take_turns(module: str, engines: Mapping[str, Sequence[str]], repeats: int) 
             for name, process in workers.items():
                 process.stdin.write("go\n")
                 process.stdin.flush()
-                took, peak = answer(name).split()
+                took, peak, rate = answer(name).split()
                 seconds[name].append(float(took))
+                rates[name].append(float(rate))
                 peaks[name] = int(peak)
     finally:
         for process in workers.values():
             process.kill()
             process.wait()
-    return {name: Timing(seconds[name], peaks[name], about[name]) for name in workers}
+    return {name: Timing(seconds[name], peaks[name], about[name], rates[name]) for name in workers}
