@@ -27,3 +27,16 @@ def spec(shape, fsdp):
 )
 def test_the_largest_axis_that_divides_is_split(shape, fsdp, expected):
     assert spec(shape, fsdp) == expected
+
+
+@pytest.mark.parametrize(
+    "shape,expected",
+    [
+        ((8, 384, 1536), P(None, None, ("fsdp", "fsdp_inner"))),  # 1536 takes all 256
+        ((8, 192, 384), P(None, "fsdp_inner", "fsdp")),  # 384 takes 128 of them, 192 the 2 that are left
+        ((257, 640), P(None, "fsdp")),
+    ],
+)
+def test_a_wide_fsdp_splits_along_two_axes_where_one_does_not_divide(shape, expected):
+    mesh = AbstractMesh((1, 128, 2), (*AXES, "fsdp_inner"), (AxisType.Auto,) * 3)
+    assert parameter_sharding(mesh, jax.ShapeDtypeStruct(shape, "float32")).spec == expected

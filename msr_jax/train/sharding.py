@@ -17,11 +17,14 @@ from jax.sharding import PartitionSpec as P
 from msr_jax.errors import UserError
 
 AXES = ("data", "fsdp")
+# A wider fsdp is two axes of the mesh, of so many devices and the rest: networks are 384 or 768 wide, and what no axis of an
+# array divides by 256 can still be split along two.
+WIDEST = 128
 MIN_SHARDED = 2**16  # elements; the config's value for smaller arrays being cheaper whole
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """Mesh over all devices with the axes data and fsdp; a size of -1 takes what is left.
+    """Mesh over all devices with the axes data and fsdp (past `WIDEST`, fsdp_inner too); a size of -1 takes what is left.
 
     Devices are in the order of their processes, so that each process holds one block of every batch and the same example
     meets the same noise however many processes there are.
@@ -37,18 +40,37 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     if int(np.prod(shape)) != count or min(shape) < 1:
         raise UserError(f"mesh {dict(zip(AXES, shape, strict=True))} does not fit {count} devices; one size may be -1")
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    axes = AXES
+    if shape[1] > WIDEST and shape[1] % WIDEST == 0:
+        shape, axes = [shape[0], WIDEST, shape[1] // WIDEST], (*AXES, "fsdp_inner")
     # Auto, spelled: the compiler decides inside a program. (`jax.make_mesh` would default to Explicit.)
-    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+    return Mesh(np.array(devices).reshape(shape), axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def parameter_sharding(mesh: Mesh, leaf: Any, min_size: int = MIN_SHARDED) -> NamedSharding:
-    """THE rule: split the largest axis that fsdp divides; arrays below `min_size` elements are replicated."""
-    ways = mesh.shape["fsdp"]
-    if ways > 1 and np.prod(leaf.shape) >= min_size:
-        for axis in sorted(range(len(leaf.shape)), key=lambda a: -leaf.shape[a]):
-            if leaf.shape[axis] % ways == 0:
-                return NamedSharding(mesh, P(*(None,) * axis, "fsdp"))
-    return NamedSharding(mesh, P())
+    """THE rule: split the largest axis that fsdp divides; arrays below `min_size` elements are replicated.
+
+    Where fsdp is two axes of the mesh and no axis of the array takes both, the largest that takes one, and another that
+    takes the other.
+    """
+    outer, inner = mesh.shape["fsdp"], mesh.shape.get("fsdp_inner", 1)
+    if outer * inner == 1 or np.prod(leaf.shape) < min_size:
+        return NamedSharding(mesh, P())
+    spec: list[Any] = [None] * len(leaf.shape)
+    largest_first = sorted(range(len(leaf.shape)), key=lambda a: -leaf.shape[a])
+    for axis in largest_first:
+        if leaf.shape[axis] % (outer * inner) == 0:
+            spec[axis] = ("fsdp", "fsdp_inner") if inner > 1 else "fsdp"
+            break
+    else:
+        if inner > 1:
+            for name, ways in (("fsdp", outer), ("fsdp_inner", inner)):
+                free = [a for a in largest_first if spec[a] is None and leaf.shape[a] % ways == 0]
+                if free:
+                    spec[free[0]] = name
+    while spec and spec[-1] is None:  # so that equal shardings compare equal
+        spec.pop()
+    return NamedSharding(mesh, P(*spec))
 
 
 def tree_sharding(mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED) -> Any:
@@ -68,12 +90,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """For leaves (batch, …): the batch over all devices."""
-    return NamedSharding(mesh, P(AXES))
+    return NamedSharding(mesh, P(mesh.axis_names))
 
 
 def stacked_batch_sharding(mesh: Mesh) -> NamedSharding:
     """For leaves (steps, accumulate, batch, …): the batch over all devices."""
-    return NamedSharding(mesh, P(None, None, AXES))
+    return NamedSharding(mesh, P(None, None, mesh.axis_names))
 
 
 def gathered(mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED) -> Any:
