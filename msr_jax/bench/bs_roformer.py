@@ -73,7 +73,7 @@ def _jax_pass(
     import jax.numpy as jnp
     import numpy as np
 
-    from msr_jax.models.backbone import cast_params, make_backbone
+    from msr_jax.models.backbone import cast_params, compute_dtype, make_backbone
 
     sizes = _sizes(is_tiny)
     backbone = make_backbone(sizes, precision)
@@ -87,7 +87,7 @@ def _jax_pass(
     x = 0.1 * jax.random.normal(jax.random.key(1), (1, samples, 2))
     forward = jax.jit(lambda p, x: backbone.separate(p, x)[0]).lower(params, x).compile()
     about = {"parameters": sum(leaf.size for leaf in leaves)}
-    return lambda: jax.block_until_ready(forward(params, x)), about, _matmul_rate(precision)
+    return lambda: jax.block_until_ready(forward(params, x)), about, _matmul_rate(str(compute_dtype(precision)))
 
 
 def make_peer(sizes: Mapping[str, Any]) -> Any:
