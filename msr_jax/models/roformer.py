@@ -1,6 +1,7 @@
 """Transformers of the BS-RoFormer as functions of a dict of parameters; activations (batch, sequences, length, dim).
 
-The batch comes first, so that it stays shared out over devices where axes are merged. The residual stream, norms, rotary angles and softmax are float32; `dtype` is the precision of matrix products.
+The batch comes first, so that it stays shared out over devices where axes are merged. The residual stream, norms, rotary
+angles and softmax are float32; `dtype` is the precision of matrix products.
 """
 
 from collections.abc import Callable, Mapping

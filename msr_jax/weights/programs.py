@@ -48,7 +48,9 @@ def export_onnx(model: Model) -> bytes:
     try:
         from jax2onnx import to_onnx
     except ModuleNotFoundError as error:
-        raise UserError(f"export to ONNX needs {error.name}: pip install 'msr_jax[export]'") from error
+        raise UserError(
+            f"export to ONNX needs {error.name}: pip install 'msr_jax[export]', and pip install --no-deps jax2onnx==0.17.1"
+        ) from error
     separate, mixture = _separator(model)
     with transforms_by_products():
         program = to_onnx(separate, [mixture.shape])
