@@ -11,6 +11,7 @@ from msr_jax.config import bsrf_small
 def get_config() -> ConfigDict:
     config = bsrf_small()
     config.method = "consistency"
+    config.loss = "mse"  # weighted by the noise level
     config.optim.update({"name": "radam", "lr": 1e-4, "b1": 0.9, "b2": 0.999})
     config.consistency.target_rate = 0.99
     config.train.steps = 100

@@ -11,6 +11,6 @@ from msr_jax.config import bsrf_small
 def get_config() -> ConfigDict:
     config = bsrf_small()
     config.method = "det_x2"
-    config.optim.lr = 5e-4
+    config.optim.lr = 1e-3
     config.train.steps = 300
     return config

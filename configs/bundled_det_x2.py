@@ -11,6 +11,6 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "det_x2"
-    config.optim.lr = 5e-4
+    config.optim.lr = 1e-3
     config.train.steps = 6000
     return config

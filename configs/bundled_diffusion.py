@@ -11,6 +11,7 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "diffusion"
-    config.optim.lr = 5e-4
+    config.loss = "mse"  # weighted by the noise level
+    config.optim.lr = 1e-3
     config.train.steps = 6000
     return config

@@ -25,6 +25,13 @@ def test_the_cosine_ends_at_zero_on_the_last_step():
     np.testing.assert_allclose([float(schedule(step)) for step in (2, 6, 10, 12)], [1, 0.5, 0, 0], atol=1e-7)
 
 
+def test_a_decay_of_the_last_steps_leaves_those_before_constant():
+    schedule = make_schedule(optim(schedule="linear", warmup_steps=2, decay_steps=4), 10)
+    np.testing.assert_allclose([float(schedule(step)) for step in (1, 2, 6, 8, 10, 12)], [0.5, 1, 1, 0.5, 0, 0])
+    whole = make_schedule(optim(schedule="linear", warmup_steps=2, decay_steps=20), 10)
+    np.testing.assert_allclose([float(whole(step)) for step in (2, 6, 10)], [1, 0.5, 0])
+
+
 def test_clipping_bounds_the_global_norm():
     config = optim(clip_norm=1.0, b1=0.0, b2=0.0, eps=1e6)  # such an Adam divides by eps alone: the gradient shows
     tx = make_optimizer(config, make_schedule(config, 10))

@@ -1,4 +1,4 @@
-"""Distances between waveforms, one value per example: mean square error, and L1 with a multi-resolution STFT."""
+"""Distances between waveforms, one value per example: mean square error, its level in dB, and L1 with a multi-resolution STFT."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,11 +14,22 @@ Array = jax.Array
 STFT_WINDOWS = (4096, 2048, 1024, 512, 256)
 STFT_HOP = 147
 STFT_MIN_FFT = 2048
+QUIET = 1e-3  # power, 30 dB below a mixture of level 1
 
 
 def mse(estimate: Array, target: Array) -> Array:
     """Mean square error over all axes but the first: (batch, …) twice -> (batch,)."""
     return jnp.square(estimate - target).mean(tuple(range(1, estimate.ndim)))
+
+
+def mse_db(estimate: Array, target: Array) -> Array:
+    """Level of the error in dB, mean over channels: (batch, time, channels) twice -> (batch,).
+
+    Quiet stems and examples then count as much as loud ones, as in the metrics. Below `QUIET` an error counts for nothing, or
+    silent stems would count most of all: for mixtures scaled to a level near 1 (`input_level`).
+    """
+    power = jnp.square(estimate - target).mean(1)  # (batch, channels)
+    return 10 * jnp.log10(power + QUIET).mean(1)
 
 
 def safe_modulus(z: Array) -> Array:
@@ -67,7 +78,7 @@ def l1_multires_stft(estimate: Array, target: Array, hop: int = STFT_HOP) -> Arr
 
 
 Distance = Callable[[Array, Array], Array]
-DISTANCES: dict[str, Distance] = {"mse": mse, "l1_multires_stft": l1_multires_stft}
+DISTANCES: dict[str, Distance] = {"mse": mse, "mse_db": mse_db, "l1_multires_stft": l1_multires_stft}
 
 
 def make_distance(loss: str, hop: int) -> Distance:

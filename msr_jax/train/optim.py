@@ -47,13 +47,15 @@ def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 def make_schedule(optim: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     """Learning rate by optimiser step: "constant" (as released), "cosine" or "linear" to `final_lr`, after a warm-up.
 
-    The warm-up rises from 0 over `warmup_steps`; the decay ends at `total_steps`.
+    The warm-up rises from 0 over `warmup_steps`; the decay ends at `total_steps` and takes the last `decay_steps`, or with 0
+    all steps after the warm-up.
 
     Raises:
       UserError: unknown schedule.
     """
     peak, end, warmup = optim["lr"], optim["final_lr"], optim["warmup_steps"]
-    left = max(total_steps - warmup, 1)
+    after_warmup = max(total_steps - warmup, 1)
+    left = min(optim["decay_steps"], after_warmup) or after_warmup
     makers = {
         "constant": lambda: optax.constant_schedule(peak),
         "cosine": lambda: optax.cosine_decay_schedule(peak, left, end / peak if peak else 0.0),
@@ -62,7 +64,12 @@ def make_schedule(optim: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     if optim["schedule"] not in makers:
         raise UserError(f"optim.schedule must be one of {', '.join(makers)}, not '{optim['schedule']}'")
     after = makers[optim["schedule"]]()
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+    parts, ends = [after], []
+    if after_warmup > left:
+        parts, ends = [optax.constant_schedule(peak), after], [total_steps - left]
+    if warmup:
+        parts, ends = [optax.linear_schedule(0.0, peak, warmup), *parts], [warmup, *ends]
+    return optax.join_schedules(parts, ends) if ends else after
 
 
 def make_optimizer(optim: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -1,0 +1,34 @@
+"""The error in dB counts quiet stems as loud ones, and silent ones not at all."""
+
+import jax
+import numpy as np
+import pytest
+
+from msr_jax.methods.losses import QUIET, mse, mse_db
+
+
+@pytest.fixture
+def pair():
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((2, 3, 500, 2)).astype(np.float32)  # estimate and target (batch, time, channels)
+
+
+def test_the_error_in_db_is_the_level_of_each_channel_s_error(pair):
+    estimate, target = pair
+    power = np.square(estimate - target, dtype=np.float64).mean(1)
+    np.testing.assert_allclose(mse_db(estimate, target), 10 * np.log10(power + QUIET).mean(1), rtol=1e-5)
+
+
+def test_half_the_error_of_a_quiet_stem_gains_what_that_of_a_loud_one_does(pair):
+    error = pair[0, :1]  # (1, time, channels)
+    gain = lambda size: float(mse_db(size * error, 0 * error)[0] - mse_db(size / 2 * error, 0 * error)[0])
+    assert gain(1.0) == pytest.approx(20 * np.log10(2), abs=0.05)
+    assert gain(10.0) == pytest.approx(gain(1.0), abs=0.05)
+    assert gain(1e-3) < 0.01  # a silent stem's rest, below QUIET
+
+
+def test_its_gradient_is_finite_where_the_estimate_is_exact(pair):
+    target = pair[0]
+    gradient = jax.grad(lambda x: mse_db(x, target).sum())(target)
+    assert np.isfinite(gradient).all() and not np.any(gradient)
+    assert not mse(target, target).any()
