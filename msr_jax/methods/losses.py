@@ -14,7 +14,7 @@ Array = jax.Array
 STFT_WINDOWS = (4096, 2048, 1024, 512, 256)
 STFT_HOP = 147
 STFT_MIN_FFT = 2048
-QUIET = 1e-3  # power, 30 dB below a mixture of level 1
+QUIET = 0.1  # power, 10 dB below a mixture of level 1
 
 
 def mse(estimate: Array, target: Array) -> Array:
@@ -25,8 +25,9 @@ def mse(estimate: Array, target: Array) -> Array:
 def mse_db(estimate: Array, target: Array) -> Array:
     """Level of the error in dB, mean over channels: (batch, time, channels) twice -> (batch,).
 
-    Quiet stems and examples then count as much as loud ones, as in the metrics. Below `QUIET` an error counts for nothing, or
-    silent stems would count most of all: for mixtures scaled to a level near 1 (`input_level`).
+    Quiet stems and examples count more nearly as much as loud ones, as in the metrics. Errors far below `QUIET` count as in
+    the mean square: otherwise silent stems count most of all, and a network answers with silence wherever it is unsure. For
+    mixtures scaled to a level near 1 (`input_level`).
     """
     power = jnp.square(estimate - target).mean(1)  # (batch, channels)
     return 10 * jnp.log10(power + QUIET).mean(1)
