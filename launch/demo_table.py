@@ -1,17 +1,19 @@
-"""Table of a mixture, its deterministic model and the refinements on held-out tracks. Called by demo.sh and small_bsrf.sh.
+"""Table of a mixture, its deterministic model and the refinements on held-out tracks: MODEL CORPUS TABLE.
 
-Figures that are there already are printed again.
+Called by demo.sh and small_bsrf.sh. Figures that are there already are printed again.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import msr_jax
 from msr_jax.data.tracks import find_tracks
 from msr_jax.infer.evaluate import evaluate, mixture_as_estimate
+from msr_jax.infer.separate import Separator
+from msr_jax.methods.stages import network_of
+from msr_jax.runtime import write_whole
+from msr_jax.weights.model_folder import load_model
 
 ROWS = (
     ("Det.", "none", None),
@@ -23,20 +25,18 @@ ROWS = (
 
 
 def measure(model: Path, corpus: Path) -> dict[str, Any]:
-    separators = {name: msr_jax.load(model, refine, steps) for name, refine, steps in ROWS}
+    networks = load_model(model)
+    rows = [row for row in ROWS if network_of(networks.config, row[1]) in networks.weights]
+    separators = {name: Separator(networks, refine, steps) for name, refine, steps in rows}
     first = separators["Det."]
     stems, rate, channels = first.stems, first.sample_rate, first.config["channels"]
     separate = {"Mixture": mixture_as_estimate(stems), **{name: s.separate for name, s in separators.items()}}
     return {name: evaluate(f, find_tracks(corpus, stems), stems, rate, channels) for name, f in separate.items()}
 
 
-def main(out: Path) -> None:
-    model, table = out / "consistency", out / "table.json"
+def main(model: Path, corpus: Path, table: Path) -> None:
     if not table.exists():
-        results = measure(model, out / "corpus" / "test")
-        beside = out / ".table.json.tmp"
-        beside.write_text(json.dumps(results, indent=1) + "\n")
-        os.replace(beside, table)
+        write_whole(table, json.dumps(measure(model, corpus), indent=1) + "\n")
     results = json.loads(table.read_text())
     first = results["Mixture"]
     stems = list(first["counts"]["sdr"])
@@ -48,9 +48,8 @@ def main(out: Path) -> None:
         values = [scores[s] for s in [*stems, "average"]]
         cells = "".join(f"{round(v, 2) + 0.0:9.2f}" if v is not None else f"{'–':>9}" for v in values)
         print(f"{name:<15}{cells}{sdr:9.2f}{result['rtf']:8.2f}")
-    song = f"stems of {out}/song.flac: {out}/stems/song/   " if (out / "song.flac").exists() else ""
-    print(f"\n{song}model: {model}/model   all figures: {table}")
+    print(f"\nall figures: {table}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

@@ -71,11 +71,16 @@ def test_sigterm_saves_and_the_next_start_goes_on_from_there(small, tmp_path, ca
     jax.tree.map(np.testing.assert_array_equal, saved, straight.ema_params)
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (saved, straight.params)), strict=True))
 
-    # A finished run started again has nothing to do; one of another network keeps what is there.
-    again = train({**small, "ema_rate": 0.6}, tmp_path / "straight", noise())
+    # A finished run started again has nothing to do but to give its model a sampler's new settings; one of another network
+    # keeps what is there.
+    sampler = {**small["diffusion"]["sampler"], "sigma_max": 0.5}
+    again = train({**small, "diffusion": {**small["diffusion"], "sampler": sampler}}, tmp_path / "straight", noise())
     said = capsys.readouterr().out
     assert int(again.step) == 40 and "resumed from step 40" in said
-    assert "settings changed since then: ema_rate (0.5 before, 0.6 now)" in said
+    assert "settings changed since then: diffusion.sampler.sigma_max (0.01 before, 0.5 now)" in said
+    renewed = load_model(tmp_path / "straight")
+    assert renewed.config["diffusion"]["sampler"] == sampler
+    jax.tree.map(np.testing.assert_array_equal, renewed.weights["deterministic"], saved)
     kept = (tmp_path / "straight" / "config.json").read_text()
     for change, words in (
         ({"seed": 1}, "config.seed = 0, not 1"),

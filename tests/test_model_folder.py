@@ -36,7 +36,7 @@ def test_a_model_comes_back_as_it_was_saved(tiny_model, tmp_path):
             lambda t: t.update({"to_mapping_0/bias": np.zeros(3, np.float32)}),
             r"to_mapping_0/bias is \(3,\), not \(64,\)",
         ),
-        (lambda t: t.update({"to_mapping_0/bias": np.zeros(64, np.float16)}), "must be float32"),
+        (lambda t: t.update({"to_mapping_0/bias": np.zeros(64, np.float64)}), "must be float32 or float16"),
     ],
 )
 def test_a_tensor_that_is_missing_surplus_or_wrong_is_named(tiny_model, tmp_path, damage, words):
@@ -46,6 +46,16 @@ def test_a_tensor_that_is_missing_surplus_or_wrong_is_named(tiny_model, tmp_path
     save_file(tensors, folder / "diffusion.safetensors")
     with pytest.raises(UserError, match=words):
         load_model(folder)
+
+
+def test_half_the_bytes_come_back_in_float32_to_half_precision(tiny_model, tmp_path):
+    model = load_model(tiny_model)
+    save_model(tmp_path / "half", model.config, model.weights, np.float16)
+    whole, half = (load_file(f / "diffusion.safetensors") for f in (tiny_model, tmp_path / "half"))
+    assert {v.dtype for v in half.values()} == {np.dtype(np.float16)} and half.keys() == whole.keys()
+    again = load_model(tmp_path / "half").weights
+    assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {np.dtype(np.float32)}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25), again, model.weights)
 
 
 def test_other_folders_are_refused_and_left_alone(tiny_model, tmp_path):

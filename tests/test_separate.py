@@ -9,7 +9,7 @@ import pytest
 
 import msr_jax
 from msr_jax.errors import UserError
-from msr_jax.infer.separate import cut_chunks, overlap_add
+from msr_jax.infer.separate import cut_chunks, overlap_add, share_rest
 from tests.conftest import TINY_SEGMENT
 
 RATE = 22_050
@@ -152,6 +152,24 @@ def test_bad_arguments_are_refused(tiny_model, separator):
     ):
         with pytest.raises(UserError, match=words):
             separator.separate(audio, rate)
+
+
+def test_stems_add_up_to_the_mixture_on_request(tiny_model):
+    mixture = song(2 * TINY_SEGMENT, 2)
+    free, bound = (
+        msr_jax.load(tiny_model, "consistency", mixture_consistent=is_bound).separate(mixture, RATE)
+        for is_bound in (False, True)
+    )
+    assert np.abs(sum(free.values()) - mixture).max() > 0.01
+    np.testing.assert_allclose(sum(bound.values()), mixture, atol=1e-5)
+
+
+def test_what_is_missing_goes_to_the_loud_stems():
+    stems = np.zeros((1, 3, 100, 1), np.float32)
+    stems[:, 0], stems[:, 1] = 2.0, 1.0
+    shared = share_rest(stems, np.full((1, 100, 1), 8.0, np.float32))
+    np.testing.assert_allclose(shared[0, :, 0, 0], [2 + 5 * 0.8, 1 + 5 * 0.2, 0], rtol=1e-6)
+    assert np.isfinite(share_rest(0 * stems, np.zeros((1, 100, 1), np.float32))).all()
 
 
 def test_bfloat16_is_close_to_float32(separator, tiny_model, bfloat16_units):

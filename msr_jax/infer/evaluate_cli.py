@@ -38,13 +38,16 @@ def stamp_of(paths: Sequence[Path]) -> list[list]:
 
 
 def model_runs(
-    model: str | Path, refine: str | None, steps: int | None, seed: int, protocol: str, dtype: str, backend: str
+    model: str | Path, refine: str | None, steps: int | None, seed: int, protocol: str, backend: str, **options
 ) -> tuple[list[EstimateFunction], Plan, str]:
-    """A model on every local device, ready to separate by a protocol: (estimate functions, plan, refinement)."""
+    """A model on every local device, ready to separate by a protocol: (estimate functions, plan, refinement).
+
+    `options` are `Separator`'s.
+    """
     separators = []
     for device in jax.local_devices():
         with jax.default_device(device):
-            separators.append(load(model, refine, steps, seed, dtype=dtype))
+            separators.append(load(model, refine, steps, seed, **options))
     first = separators[0]
     channels, rate = first.config["channels"], first.sample_rate
     plan = Plan(first.stems, rate, channels, protocol, segment_of(channels, rate), backend)
@@ -80,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
     parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is faster")
+    parser.add_argument(
+        "--mixture-consistent",
+        action="store_true",
+        help="have the stems add up to the mixture, each as loud as its share",
+    )
     parser.add_argument(
         "--no-det", action="store_true", help="do not score the deterministic estimate beside a refined one"
     )
@@ -141,11 +149,12 @@ def main(argv: list[str]) -> int:
     det: list[EstimateFunction] = []
     sources: Callable[[Path], list[Path]] = lambda track: [track]
     if args.model:
-        common = (args.seed, args.protocol, args.dtype, args.bss_backend)
-        estimators, plan, refine = model_runs(args.model, args.refine, args.steps, *common)
+        common = (args.seed, args.protocol, args.bss_backend)
+        options = {"dtype": args.dtype, "mixture_consistent": args.mixture_consistent}
+        estimators, plan, refine = model_runs(args.model, args.refine, args.steps, *common, **options)
         if refine != "none" and not args.no_det:
-            det = model_runs(args.model, "none", None, *common)[0]
-        settings |= {"refine": refine, "steps": args.steps or "the model's own", "seed": args.seed, "dtype": args.dtype}
+            det = model_runs(args.model, "none", None, *common, **options)[0]
+        settings |= {"refine": refine, "steps": args.steps or "the model's own", "seed": args.seed, **options}
         sources = lambda track: [track, Path(args.model)]
         tracks = find_tracks(folder, plan.stems)
     elif args.estimates:

@@ -125,6 +125,7 @@ class Separator:
         batch_size: int | None = None,
         dtype: str = "float32",
         reference: Demix | None = None,
+        mixture_consistent: bool = False,
     ):
         """`batch_size`: examples per network call (stems × mixtures); it changes speed and memory, not the result. Below
         the number of stems, they are refined one by one.
@@ -132,6 +133,7 @@ class Separator:
         `dtype`: precision of the networks' products and activations; "bfloat16" is faster where the device
         has units for it, and right to about -40 dB.
         `reference`: cut and join as the public training code does instead, which holds the whole song in memory.
+        `mixture_consistent`: see `share_rest`; for songs that hold nothing but the model's stems.
         """
         config = model.config
         if refine is None:
@@ -161,7 +163,7 @@ class Separator:
         needed = {"deterministic", network_of(config, refine)}
         self.weights = {k: cast_params(jax.device_put(v), dtype) for k, v in model.weights.items() if k in needed}
         refiner = make_refiner(config, backbone, refine, num_steps, one_by_one=batch_size < len(self.stems))
-        self._run = jax.jit(_batch_function(refiner))
+        self._run = jax.jit(_batch_function(refiner, mixture_consistent))
 
     def _run_chunks(self, chunks: np.ndarray, first: int) -> np.ndarray:
         """(chunks, samples, channels) -> (chunks, stems, samples, channels), in batches of one fixed size."""
@@ -275,11 +277,23 @@ class Separator:
         return {s: np.concatenate([p[s] for p in parts]).reshape(audio.shape) for s in self.stems}
 
 
-def _batch_function(refiner: Callable) -> Callable:
+def share_rest(stems: jax.Array, mixture: jax.Array) -> jax.Array:
+    """Stems (batch, stems, time, channels) that add up to the mixture (batch, time, channels).
+
+    What is missing is shared out in proportion to the power of the stems, so that silent ones stay silent (Wisdom et al.,
+    "Differentiable consistency constraints for improved deep speech enhancement", 2019).
+    """
+    rest = mixture[:, None] - stems.sum(1, keepdims=True)
+    power = jnp.square(stems).mean((2, 3), keepdims=True)
+    return stems + rest * power / jnp.maximum(power.sum(1, keepdims=True), 1e-20)
+
+
+def _batch_function(refiner: Callable, mixture_consistent: bool) -> Callable:
     def run(weights, mixture, place, seed):  # place (batch, 2): chunk, group of channels
         # A key per example from its place in the song: the result does not depend on how examples are batched.
         key = lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p[0]), p[1])
-        return refiner(weights, mixture, jax.vmap(key)(jnp.asarray(place)))
+        stems = refiner(weights, mixture, jax.vmap(key)(jnp.asarray(place)))
+        return share_rest(stems, mixture) if mixture_consistent else stems
 
     return run
 

@@ -64,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of products")
     parser.add_argument("--overlap", type=float, default=OVERLAP, help="of neighbouring segments, 0 to 0.5")
+    parser.add_argument(
+        "--mixture-consistent",
+        action="store_true",
+        help="have the stems add up to the mixture, each as loud as its share",
+    )
     reference = parser.add_argument_group(
         "reference chunking",
         "as the public training code cuts and joins songs, for comparable results; needs the whole song in memory",
@@ -93,6 +98,7 @@ def main(argv: list[str]) -> int:
     if not args.demix and settings != Demix():
         raise UserError("--num-overlap, --chunk-batch, --bigshifts and --tta go with --demix")
     options = {"overlap": args.overlap, "dtype": args.dtype, "reference": settings if args.demix else None}
+    options["mixture_consistent"] = args.mixture_consistent
     separator = load(args.model, args.refine, args.steps, args.seed, **options)
     sources = {song.resolve() for song in infos}
     for song in infos:

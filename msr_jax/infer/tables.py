@@ -72,7 +72,7 @@ def run_rows(
     measured, missing, faults = [], [], []
     for system, refine, steps in ROWS:
         try:
-            estimators, plan, _ = model_runs(model, refine, steps, 0, args.protocol, args.dtype, args.bss_backend)
+            estimators, plan, _ = model_runs(model, refine, steps, 0, args.protocol, args.bss_backend, dtype=args.dtype)
         except UserError as error:
             missing.append((system, str(error)))
             continue

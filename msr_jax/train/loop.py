@@ -113,11 +113,14 @@ def _run(
             log.steps(last_step - len(metrics["loss"]) + 1, metrics, examples)
             skips.check()
 
+        def write_model() -> None:
+            weights = {**frozen, **gather(trained_networks(method, state))}
+            agree(lambda: save_model(workdir / "model", config, weights), main_only=True)
+
         def save(at_end: bool, is_stopping: bool, score: float | None) -> None:
             if at_end or not is_stopping:  # who asked for a stop waits for the checkpoint only
                 # The model first: a kill in between repeats some steps, and never leaves a finished run without its model.
-                weights = {**frozen, **gather(trained_networks(method, state))}
-                agree(lambda: save_model(workdir / "model", config, weights), main_only=True)
+                write_model()
             meta = {
                 "seed": config["seed"], "data_position": int(state.step), "skipped": skips.counts, "config": config,
             }  # fmt: skip
@@ -125,6 +128,8 @@ def _run(
             if is_stopping:
                 checkpoints.wait()
 
+        if state.step == t["steps"]:  # trained already, but a sampler's settings may be others by now
+            write_model()
         programs: dict[int, Any] = {}  # by the number of steps in the dispatch
         previous = None
         try:

@@ -75,12 +75,15 @@ def check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tupl
             )
 
 
-def save_model(folder: str | Path, config: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+def save_model(
+    folder: str | Path, config: Mapping[str, Any], weights: Mapping[str, Any], dtype: type = np.float32
+) -> None:
     """Write a model folder, whole or not at all; an older model folder of that name is replaced.
 
     Args:
       config: at least the keys of `FIELDS`, plain values.
       weights: parameters by network name, among `NETWORKS`; float32.
+      dtype: of the files: float32, or float16 for half the size.
 
     Raises:
       UserError: the place cannot be written, or holds something that is no model folder.
@@ -98,7 +101,7 @@ def save_model(folder: str | Path, config: Mapping[str, Any], weights: Mapping[s
     try:
         beside.mkdir(parents=True)
         for name in kept["networks"]:
-            arrays = {k: np.asarray(v, order="C") for k, v in flatten(weights[name]).items()}
+            arrays = {k: np.asarray(v, dtype, order="C") for k, v in flatten(weights[name]).items()}
             save_file(arrays, beside / f"{name}.safetensors")
         (beside / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
         for path in beside.glob("*.safetensors"):  # which come readable by their owner alone
@@ -128,10 +131,10 @@ def find_model(folder: str | Path) -> Path:
 
 
 def load_model(folder: str | Path) -> Model:
-    """Read a model folder (or a training run's working directory).
+    """Read a model folder (or a training run's working directory); parameters stored in float16 come back in float32.
 
     Raises:
-      UserError: no such folder, unreadable or foreign config, a tensor missing, surplus, misshapen or not float32.
+      UserError: no such folder, unreadable or foreign config, a tensor missing, surplus, misshapen or of another type.
     """
     folder = find_model(folder)
     try:
@@ -154,8 +157,8 @@ def load_model(folder: str | Path) -> Model:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}); fetch or save the model again") from error
         check_tensors(tensors, parameter_shapes(backbone, name), str(path))
-        halves = [k for k, v in tensors.items() if v.dtype != np.float32]
-        if halves:
-            raise UserError(f"{path} holds {tensors[halves[0]].dtype} in {halves[0]}; parameters must be float32")
-        weights[name] = unflatten(tensors)
+        odd = [k for k, v in tensors.items() if v.dtype not in (np.float32, np.float16)]
+        if odd:
+            raise UserError(f"{path} holds {tensors[odd[0]].dtype} in {odd[0]}; parameters must be float32 or float16")
+        weights[name] = unflatten({k: v.astype(np.float32, copy=False) for k, v in tensors.items()})
     return Model(config, weights)

@@ -1,0 +1,39 @@
+"""The study's table in Markdown: `python launch/study_table.py SCORES BASE NAME…`, folders of `msr evaluate` in SCORES.
+
+Averages of every system, and its paired difference to BASE over tracks with a 95 % bootstrap interval.
+"""
+
+import sys
+from pathlib import Path
+
+from msr_jax.infer.compare import compare, read_results
+
+
+def line(name: str, base: dict, results: dict) -> str:
+    values = results["aggregate"]
+    stems = [*results["settings"]["stems"], "average"]
+    cells = [f"{values['si_sdri_active'][stem]:.2f}" for stem in stems] + [f"{values['sdr']['average']:.2f}"]
+    for metric in ("si_sdri_active", "sdr"):
+        if results is base:
+            cells.append("")
+            continue
+        (found,) = [d for d in compare(base, results, [metric]) if d.stem == "average"]
+        interval = "" if found.low is None else f" ({found.low:+.2f} to {found.high:+.2f})"
+        cells.append(f"{found.mean:+.2f}{interval}")
+    return f"| {name} | " + " | ".join([*cells, f"{results['rtf']:.2f}"]) + " |"
+
+
+def main(folder: Path, names: list[str]) -> None:
+    every = {name: read_results(folder / name) for name in names}
+    base = every[names[0]]
+    stems = [*base["settings"]["stems"], "average"]
+    print(
+        f"{len(base['tracks'])} tracks. SI-SDRi of active stems and SDR in dB; differences to {names[0]}, 95 % intervals.\n"
+    )
+    print(f"| | {' | '.join(stems)} | SDR | Δ SI-SDRi | Δ SDR | RTF |\n" + "|---" * (len(stems) + 5) + "|")
+    for name, results in every.items():
+        print(line(name, base, results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
