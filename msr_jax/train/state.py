@@ -94,7 +94,10 @@ def make_train_steps(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema_params
         if ema is not None:
-            ema = optax.incremental_update(params, ema, 1 - ema_rate)
+            # Young averages look back on less than their age: the initial parameters would be a third of one of 0.999 for
+            # the first thousand steps.
+            rate = jnp.minimum(ema_rate, (1.0 + state.step) / (10.0 + state.step))
+            ema = optax.incremental_update(params, ema, 1 - rate)
         metrics = {"loss": loss, "grad_norm": grad_norm, "lr": schedule(state.step), "skipped": ~is_finite, **aux}
         after = TrainState(state.step + 1, params, opt_state, ema, target)
         # One selection fused into the update, not a branch: a branch would keep both states in memory.
