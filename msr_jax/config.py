@@ -281,7 +281,7 @@ def bsrf_small() -> ConfigDict:
     # In dB: with L1, as released, a model this small answers with silence for a stem that it is unsure of.
     c.input_level, c.loss = 1.0, "mse_db"
     # σ_data as large as the noise: half of what comes out is then the network's. Trained on noise about as large as the error of
-    # the estimate; sampled from less, which is best for a model this small (`msr sweep` on tracks that are not the test's).
+    # the estimate; sampled from less, which costs a model this small least (`msr sweep` on tracks that are not the test's).
     c.diffusion.update({"sigma_data": 0.1, "p_mean": -2.3, "p_std": 0.7, "estimate_probability": 1.0, "clip": 0.0})
     c.diffusion.sampler.update({"num_steps": 2, "s_churn": 0.0, "sigma_min": 0.01, "sigma_max": 0.03})
     c.consistency.update({"sigma_data": 0.1, "num_levels": 6, "sigma_min": 0.01, "sigma_max": 0.5})
