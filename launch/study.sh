@@ -6,8 +6,6 @@
 source "$(dirname "$0")/setup.sh"
 out=${1:-study_out}
 mkdir -p "$out/fonts"
-# A core works on its own examples: faster than both on all.
-export XLA_FLAGS="--xla_force_host_platform_device_count=2 ${XLA_FLAGS:-}"
 
 font() { # Debian package, file: the path of a SoundFont, of this system or fetched without installing it
   local path=/usr/share/sounds/sf2/$2
@@ -28,7 +26,8 @@ train() { # config, run, override…
   local config=$1 run=$2
   shift 2
   [ ! -e "$out/$run.done" ] || return 0
-  msr train --config "configs/bundled_$config.py" --workdir "$out/$run" \
+  # A core works on its own examples: faster than both on all.
+  XLA_FLAGS="--xla_force_host_platform_device_count=2 ${XLA_FLAGS:-}" msr train --config "configs/bundled_$config.py" --workdir "$out/$run" \
     --config.data.train="$out/records" --config.data.validation="$out/records" "$@"
   touch "$out/$run.done"
 }
@@ -55,7 +54,6 @@ for seed in 0 1; do
   train consistency "consistency_$seed" --config.init_from.diffusion="$out/diffusion_$seed" --config.seed="$seed"
 done
 
-unset XLA_FLAGS
 score det det none
 score det_consistent det none --mixture-consistent
 score det_x2 det_x2 det_x2

@@ -279,7 +279,7 @@ def bsrf_small() -> ConfigDict:
     # Effects that a CPU computes for longer than it trains are left out.
     c.data.augment.update({"pitch_shift": 0.0, "time_stretch": 0.0, "equaliser": 0.0})
     # In dB: with L1, as released, a model this small answers with silence for a stem that it is unsure of.
-    c.input_level, c.loss = 1.0, "mse_db"
+    c.input_level, c.loss = 1.0, "log_mse"
     # σ_data as large as the noise: half of what comes out is then the network's. Trained on noise about as large as the error of
     # the estimate; sampled from less, which costs a model this small least (`msr sweep` on tracks that are not the test's).
     c.diffusion.update({"sigma_data": 0.1, "p_mean": -2.3, "p_std": 0.7, "estimate_probability": 1.0, "clip": 0.0})

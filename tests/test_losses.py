@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from msr_jax.methods.losses import QUIET, mse, mse_db
+from msr_jax.methods.losses import QUIET, log_mse, mse
 
 
 @pytest.fixture
@@ -16,12 +16,12 @@ def pair():
 def test_the_error_in_db_is_the_level_of_each_channel_s_error(pair):
     estimate, target = pair
     power = np.square(estimate - target, dtype=np.float64).mean(1)
-    np.testing.assert_allclose(mse_db(estimate, target), 10 * np.log10(power + QUIET).mean(1), rtol=1e-5)
+    np.testing.assert_allclose(log_mse(estimate, target), 10 * np.log10(power + QUIET).mean(1), rtol=1e-5)
 
 
 def test_half_the_error_of_a_loud_stem_gains_6_db_and_that_of_a_silent_one_nothing(pair):
     error = pair[0, :1]  # (1, time, channels)
-    gain = lambda size: float(mse_db(size * error, 0 * error)[0] - mse_db(size / 2 * error, 0 * error)[0])
+    gain = lambda size: float(log_mse(size * error, 0 * error)[0] - log_mse(size / 2 * error, 0 * error)[0])
     assert gain(10.0) == pytest.approx(20 * np.log10(2), abs=0.05)
     assert gain(100.0) == pytest.approx(gain(10.0), abs=0.05)
     assert gain(1e-2) < 0.01  # below QUIET
@@ -29,6 +29,6 @@ def test_half_the_error_of_a_loud_stem_gains_6_db_and_that_of_a_silent_one_nothi
 
 def test_its_gradient_is_finite_where_the_estimate_is_exact(pair):
     target = pair[0]
-    gradient = jax.grad(lambda x: mse_db(x, target).sum())(target)
+    gradient = jax.grad(lambda x: log_mse(x, target).sum())(target)
     assert np.isfinite(gradient).all() and not np.any(gradient)
     assert not mse(target, target).any()

@@ -9,7 +9,7 @@ import pytest
 
 import msr_jax
 from msr_jax.errors import UserError
-from msr_jax.infer.separate import cut_chunks, overlap_add, share_rest
+from msr_jax.infer.separate import cut_chunks, mixture_consistency, overlap_add
 from tests.conftest import TINY_SEGMENT
 
 RATE = 22_050
@@ -167,9 +167,9 @@ def test_stems_add_up_to_the_mixture_on_request(tiny_model):
 def test_what_is_missing_goes_to_the_loud_stems():
     stems = np.zeros((1, 3, 100, 1), np.float32)
     stems[:, 0], stems[:, 1] = 2.0, 1.0
-    shared = share_rest(stems, np.full((1, 100, 1), 8.0, np.float32))
+    shared = mixture_consistency(stems, np.full((1, 100, 1), 8.0, np.float32))
     np.testing.assert_allclose(shared[0, :, 0, 0], [2 + 5 * 0.8, 1 + 5 * 0.2, 0], rtol=1e-6)
-    assert np.isfinite(share_rest(0 * stems, np.zeros((1, 100, 1), np.float32))).all()
+    assert np.isfinite(mixture_consistency(0 * stems, np.zeros((1, 100, 1), np.float32))).all()
 
 
 def test_bfloat16_is_close_to_float32(separator, tiny_model, bfloat16_units):

@@ -133,7 +133,7 @@ class Separator:
         `dtype`: precision of the networks' products and activations; "bfloat16" is faster where the device
         has units for it, and right to about -40 dB.
         `reference`: cut and join as the public training code does instead, which holds the whole song in memory.
-        `mixture_consistent`: see `share_rest`; for songs that hold nothing but the model's stems.
+        `mixture_consistent`: see `mixture_consistency`; for songs that hold nothing but the model's stems.
         """
         config = model.config
         if refine is None:
@@ -277,7 +277,7 @@ class Separator:
         return {s: np.concatenate([p[s] for p in parts]).reshape(audio.shape) for s in self.stems}
 
 
-def share_rest(stems: jax.Array, mixture: jax.Array) -> jax.Array:
+def mixture_consistency(stems: jax.Array, mixture: jax.Array) -> jax.Array:
     """Stems (batch, stems, time, channels) that add up to the mixture (batch, time, channels).
 
     What is missing is shared out in proportion to the power of the stems, so that silent ones stay silent (Wisdom et al.,
@@ -293,7 +293,7 @@ def _batch_function(refiner: Callable, mixture_consistent: bool) -> Callable:
         # A key per example from its place in the song: the result does not depend on how examples are batched.
         key = lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p[0]), p[1])
         stems = refiner(weights, mixture, jax.vmap(key)(jnp.asarray(place)))
-        return share_rest(stems, mixture) if mixture_consistent else stems
+        return mixture_consistency(stems, mixture) if mixture_consistent else stems
 
     return run
 
