@@ -3,6 +3,7 @@
 Both take a mixture (1, segment, channels) float32 at the model's rate to stems (1, stems, segment, channels).
 """
 
+import logging
 from collections.abc import Callable
 
 import jax
@@ -45,6 +46,8 @@ def export_onnx(model: Model) -> bytes:
     Raises:
       UserError: the package that converts is missing, or the program would pass the 2 GB that one ONNX file can hold.
     """
+    # On import it warns, with tracebacks, of examples of its own whose libraries are not there.
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     try:
         from jax2onnx import to_onnx
     except ModuleNotFoundError as error:
