@@ -23,6 +23,7 @@ import numpy as np
 import yaml
 
 from data_prep.arranger import WITH_VOCALS, Part, arrange
+from data_prep.scores import excerpt, find_scores, read_score
 from data_prep.timbre import RATE, default_soundfont, integrated_loudness, render_part, to_stereo
 from data_prep.writer import in_parallel, worker_pool
 from msr_jax.audio.io import write_audio
@@ -60,12 +61,27 @@ CLASSES = {"drums": "Drums", "bass": "Bass", "guitar": "Guitar", "piano": "Piano
 
 
 class Sounds(NamedTuple):
-    """What a track is made of: length in seconds, programs of each group, SoundFonts, share of parts our own models play."""
+    """What a track is made of: length in seconds, programs of each group, SoundFonts, share of parts our own models play;
+    pieces to take excerpts of, or none to have them arranged.
+    """
 
     seconds: float
     programs: Mapping[str, tuple[int, ...]]
     soundfonts: list[str]
     synthesised: float
+    scores: list[Path]
+
+
+def compose(rng: np.random.Generator, sounds: Sounds) -> list[Part]:
+    """The parts of a track: arranged, or an excerpt in which at least two groups play."""
+    if not sounds.scores:
+        return arrange(rng, sounds.seconds, sounds.programs)
+    for _ in range(100):
+        score = read_score(sounds.scores[rng.integers(len(sounds.scores))])
+        parts = excerpt(rng, score, sounds.seconds, sounds.programs)
+        if len({part.group for part in parts}) > 1:
+            return parts
+    raise UserError(f"no {sounds.seconds:g} s of the pieces of --scores have two instruments; give others")
 
 
 def play(rng: np.random.Generator, parts: Sequence[Part], sounds: Sounds) -> list[np.ndarray]:
@@ -117,7 +133,7 @@ def _describe(part: Part, stem: np.ndarray) -> dict[str, Any]:
 
 def write_slakh(folder: Path, rng: np.random.Generator, sounds: Sounds, name: str) -> None:
     """A track as Slakh2100 has it, into `folder`."""
-    parts = arrange(rng, sounds.seconds, sounds.programs)
+    parts = compose(rng, sounds)
     stems, gain = to_steps(play(rng, parts, sounds))
     numbers = [f"S{k:02d}" for k in range(len(parts))]
     for number, part, x in zip(numbers, parts, stems, strict=True):
@@ -206,6 +222,11 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="all splits draw from all instruments; name SoundFonts of their own for those to be tested on",
     )
+    parser.add_argument("--scores", type=Path, metavar="DIR", help="take excerpts of the MIDI files in DIR as pieces")
+    parser.add_argument(
+        "--leave-out", type=Path, metavar="DIR", help="but of none that shares a passage with a MIDI file in DIR"
+    )
+    parser.add_argument("--first", type=int, default=0, help="number of the first track (default 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args(argv)
     try:
@@ -217,14 +238,18 @@ def main(argv: list[str] | None = None) -> int:
         missing = [f for f in fonts if not Path(f).is_file()]
         if missing:
             raise UserError(f"the SoundFont {missing[0]} does not exist")
+        if args.scores and args.layout != "slakh2100":
+            raise UserError("--scores makes tracks in the layout slakh2100 only")
+        scores = find_scores(args.scores, args.leave_out) if args.scores else []
         counts = split_counts(args.layout, args.split, args.tracks)
-        jobs = [(split, index) for split, count in counts.items() for index in range(count)]
+        jobs = [(split, args.first + index) for split, count in counts.items() for index in range(count)]
         sounds = {
             split: Sounds(
                 args.seconds,
                 EVERY_PROGRAM if args.every_program else PROGRAMS[split],
                 fonts,
                 args.synthesised if split == "train" else 0.0,
+                scores,
             )
             for split in counts
         }
@@ -238,7 +263,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"data_prep.render: {error}", file=sys.stderr)
         return 2
     listed = ", ".join(f"{count} {split}" for split, count in counts.items())
-    print(f"rendered {args.tracks} tracks of {args.seconds:g} s in {args.out} ({listed}; seed {args.seed})")
+    source = f", excerpts of {len(scores)} pieces" if scores else ""
+    print(f"rendered {args.tracks} tracks of {args.seconds:g} s in {args.out} ({listed}; seed {args.seed}{source})")
     return 0
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The bundled model and the study of the method, from nothing to the tables: music from three SoundFonts, the stages of one
-# small network, the paper's control, two seeds of the refinement, scores on pieces and a SoundFont that were never trained
-# on. Many hours on two cores; started again it goes on where it stopped.
+# The bundled model and the study of the method, from nothing to the tables: arranged and written music through three
+# SoundFonts, the stages of one small network, the paper's control, two seeds of the refinement, scores on pieces and a
+# SoundFont that were never trained on. Many hours on two cores; started again it goes on where it stopped.
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 out=${1:-study_out}
@@ -15,12 +15,19 @@ font() { # Debian package, file: the path of a SoundFont, of this system or fetc
   fi
   echo "$path"
 }
-render() { # split, tracks, options…
-  local split=$1 tracks=$2
-  shift 2
-  [ ! -e "$out/corpus/$split.done" ] || return 0
+render() { # mark, split, tracks, options…
+  local mark=$1 split=$2 tracks=$3
+  shift 3
+  [ ! -e "$out/corpus/$mark.done" ] || return 0
   python -m data_prep.render "$out/corpus" --split "$split" --tracks "$tracks" --seconds 30 --seed 11 "$@"
-  touch "$out/corpus/$split.done"
+  touch "$out/corpus/$mark.done"
+}
+pieces() { # Debian packages: their pieces as MIDI files in $out/pieces
+  [ ! -e "$out/pieces.done" ] || return 0
+  mkdir -p "$out/packages"
+  (cd "$out/packages" && apt-get download "$@" >&2 && for file in *.deb; do dpkg -x "$file" .; done)
+  python launch/study_scores.py "$out/packages" "$out/pieces"
+  touch "$out/pieces.done"
 }
 train() { # config, run, override…
   local config=$1 run=$2
@@ -41,10 +48,12 @@ tim=$(python -c 'from data_prep.timbre import default_soundfont as path; print(p
 fluid=$(font fluid-soundfont-gm FluidR3_GM.sf2)
 opl=$(font opl3-soundfont OPL-3_FM_128M.sf2)
 unseen=$(font csound-soundfont sf_GMbank.sf2)
-render validation 16 --soundfont "$unseen"
-render test 40 --soundfont "$unseen"
-render train 600 --every-program --synthesised 0.25 --soundfont "$tim" --soundfont "$tim" \
-  --soundfont "$fluid" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$opl"
+fonts=(--soundfont "$tim" --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$opl")
+render validation validation 16 --soundfont "$unseen"
+render test test 40 --soundfont "$unseen"
+render train train 600 --every-program --synthesised 0.25 "${fonts[@]}"
+pieces openttd-openmsx freedoom mma
+render written train 600 --first 600 --scores "$out/pieces" --leave-out ../shared/data --every-program --synthesised 0.25 "${fonts[@]}"
 [ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65024
 
 train det det

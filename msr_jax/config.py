@@ -323,7 +323,7 @@ def bundled() -> ConfigDict:
     )
     augment = {"reversal": 0.0, "distortion": 0.0, "noise": 0.0, "mixup": (0.0, 0.0), "mixup_gain": (1.0, 1.0)}
     c.data.augment.update({**augment, "polarity": 0.5, "loudness": (1.0, 1.0)})
-    c.data.update({"mix_across_songs": 0.7, "equal_songs": False, "gain_db": (-6.0, 6.0), "preload": False})
+    c.data.update({"mix_across_songs": 0.4, "equal_songs": False, "gain_db": (-6.0, 6.0), "preload": False})
     c.optim.schedule = "constant"
     c.train.update({"steps_per_dispatch": 1, "checkpoint_every": 200})
     c.ema_rate = 0.999

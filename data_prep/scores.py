@@ -1,0 +1,110 @@
+"""Pieces from MIDI files, for `data_prep.render --scores`: excerpts of real arrangements, played by other instruments.
+
+An arranger's parts go their own ways; in written music instruments double each other, cross registers and stop together.
+A separator that never heard two instruments in unison takes them for one.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.arranger import Note, Part
+from msr_jax.data.tracks import group_of
+from msr_jax.errors import UserError
+
+LONGEST = 3600.0  # seconds: what is longer is no piece but a broken file
+SAME = 12  # notes in a row that make two pieces the same
+MIN_NOTES = 8  # of a part in an excerpt
+MAX_PARTS = 7
+
+
+def read_score(path: Path) -> list[Part]:
+    """The parts of a MIDI file, notes in seconds; programs outside the four groups are "other". UserError if it is none."""
+    import pretty_midi
+
+    try:
+        with warnings.catch_warnings():  # of tempo changes where they should not be; they count all the same
+            warnings.simplefilter("ignore")
+            score = pretty_midi.PrettyMIDI(str(path))
+    except Exception as error:  # mido raises what it happens to meet
+        raise UserError(f"{path} cannot be read as MIDI ({error or type(error).__name__}); remove it") from error
+    parts = []
+    for instrument in score.instruments:
+        notes = [Note(n.start, n.end - n.start, n.pitch, n.velocity) for n in instrument.notes if n.start < LONGEST]
+        group = group_of(instrument.program, instrument.is_drum) or "other"
+        if notes:
+            parts.append(Part(group, instrument.program, sorted(notes)))
+    return parts
+
+
+def _runs(parts: list[Part]) -> set[tuple[int, ...]]:
+    """Every `SAME` intervals in a row of each part but drums: the same in any key and at any tempo."""
+    found = set()
+    for part in parts:
+        if part.group != "drums":
+            steps = np.diff([n.pitch for n in part.notes]).tolist()
+            runs = (tuple(steps[k : k + SAME]) for k in range(len(steps) - SAME + 1))
+            found.update(run for run in runs if len(set(run)) > 3)  # not a repeated note or a trill
+    return found
+
+
+def find_scores(folder: Path, leave_out: Path | None = None) -> list[Path]:
+    """MIDI files below `folder` with at least two of the four groups.
+
+    Args:
+      leave_out: pieces that have `SAME` intervals in a row in common with a MIDI file below this folder are left out, so
+        that what is to be tested on is not trained on.
+
+    Raises:
+      UserError: nothing is left, or a file cannot be read.
+    """
+    held_back: set[tuple[int, ...]] = set()
+    for path in sorted(leave_out.rglob("*.mid")) if leave_out else ():
+        held_back |= _runs(read_score(path))
+    found = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".mid", ".midi") and p.name[0] != "."):
+        parts = read_score(path)
+        if len({part.group for part in parts} - {"other"}) > 1 and not _runs(parts) & held_back:
+            found.append(path)
+    if not found:
+        raise UserError(f"--scores {folder} has no MIDI file left with two of drums, bass, guitar and piano")
+    return found
+
+
+def excerpt(
+    rng: np.random.Generator, score: list[Part], seconds: float, programs: Mapping[str, tuple[int, ...]]
+) -> list[Part]:
+    """A stretch of a piece in another key, tempo and instrumentation.
+
+    Every part gets a program drawn from its group's. Parts of other instruments go to guitar or piano, or are left out; now
+    and then guitar or piano double a part of another group, in unison or an octave above.
+    """
+    tempo, key = rng.uniform(0.85, 1.2), int(rng.integers(-4, 5))
+    end = max(n.start for part in score for n in part.notes) / tempo
+    start = rng.uniform(0, max(0.0, end - seconds))
+    choose = lambda group: int(rng.choice(programs[group]))
+    parts = []
+    for part in score:
+        group = str(rng.choice(["guitar", "piano", "other"])) if part.group == "other" else part.group
+        if group == "other":
+            continue
+        shift = 0 if group == "drums" else key
+        at = [(n.start / tempo - start, n) for n in part.notes]
+        notes = [
+            Note(t, min(n.duration / tempo, seconds - t), n.pitch + shift, n.velocity)
+            for t, n in at
+            if 0 <= t < seconds - 0.05 and 0 <= n.pitch + shift < 128
+        ]
+        if len(notes) >= MIN_NOTES:
+            parts.append(Part(group, choose(group), notes))
+    tuned = [part for part in parts if part.group != "drums"]
+    if tuned and rng.random() < 0.3:
+        model = tuned[rng.integers(len(tuned))]
+        group = str(rng.choice([g for g in ("guitar", "piano") if g != model.group]))
+        octave = int(rng.choice([0, 0, 12]))
+        notes = [n._replace(pitch=n.pitch + octave) for n in model.notes if 0 <= n.pitch + octave < 128]
+        parts.append(Part(group, choose(group), notes))
+    kept = sorted(rng.permutation(len(parts))[:MAX_PARTS])
+    return [parts[k] for k in kept]

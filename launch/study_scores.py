@@ -1,0 +1,77 @@
+"""Pieces for the study: `python launch/study_scores.py PACKAGES OUT`, PACKAGES with these Debian packages unpacked.
+
+- openttd-openmsx: 31 pieces of game music, band arrangements (GPL-2);
+- freedoom: the MIDI files inside its game data, rock (BSD);
+- mma: accompaniments by Musical MIDI Accompaniment (GPL-2) to progressions drawn here, one per file of its grooves.
+
+Only what a model learns from them is shipped, no note of theirs.
+"""
+
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+SEED, BARS = 11, 40
+HELD_BACK = (
+    "ultimate_run",
+)  # the test piece of the sample corpus that comes without its score; `--leave-out` finds the others
+SCALES = (
+    ((0, ""), (2, "m"), (4, "m"), (5, ""), (7, "7"), (9, "m7"), (5, "M7")),
+    ((0, "m"), (3, ""), (5, "m"), (7, "m7"), (8, ""), (10, "7"), (8, "M7")),
+)
+NOTES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
+
+
+def unpack_wad(path: Path, out: Path) -> None:
+    """Every MIDI lump of a game archive, as a file."""
+    data = path.read_bytes()
+    count, directory = struct.unpack("<ii", data[4:12])
+    for k in range(count):
+        start, size, name = struct.unpack("<ii8s", data[directory + 16 * k : directory + 16 * (k + 1)])
+        if data[start : start + 4] == b"MThd":
+            (out / f"{path.stem}_{name.rstrip(bytes(1)).decode()}.mid").write_bytes(data[start : start + size])
+
+
+def accompany(root: Path, library: Path, rng: np.random.Generator, out: Path) -> None:
+    """One piece in two grooves of a file; none where MMA cannot make it."""
+    text = library.read_text(errors="replace")
+    grooves = [g for g in re.findall(r"(?mi)^\s*DefGroove\s+(\S+)", text) if not re.search("(?i)intro|end|fill", g)]
+    if not grooves:
+        return
+    key, degrees = rng.integers(12), SCALES[rng.integers(len(SCALES))]
+    patterns = [rng.integers(len(degrees), size=rng.choice([2, 4, 8])) for _ in range(2)]
+    lines = [f"Use {library.relative_to(root / 'lib').with_suffix('')}", f"Tempo {rng.integers(80, 170)}"]
+    for bar in range(BARS):
+        section = bar // 8 % 2
+        if bar % 8 == 0:
+            lines.append(f"Groove {grooves[rng.integers(len(grooves))]}")
+        step, kind = degrees[patterns[section][bar % len(patterns[section])]]
+        lines.append(f"{bar + 1} {NOTES[(key + step) % 12]}{kind}")
+    source = out / f"{library.parent.name}_{library.stem}.mma"
+    source.write_text("\n".join(lines) + "\n")
+    command = [sys.executable, root.parents[1] / "bin" / "mma", source, "-f", source.with_suffix(".mid")]
+    subprocess.run(command, env={**os.environ, "MMA_HOME": str(root)}, capture_output=True, timeout=60, check=False)
+    source.unlink()
+
+
+def main(packages: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for path in packages.rglob("*.mid"):
+        if path.stem not in HELD_BACK:
+            (out / path.name).write_bytes(path.read_bytes())
+    for path in packages.rglob("*.wad"):
+        unpack_wad(path, out)
+    (root,) = packages.rglob("share/mma")
+    (root / "plugins").mkdir(exist_ok=True)  # it warns without
+    for k, library in enumerate(sorted((root / "lib").rglob("*.mma"))):
+        accompany(root, library, np.random.default_rng([SEED, k]), out)
+    print(f"{len(list(out.glob('*.mid')))} pieces in {out}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
