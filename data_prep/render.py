@@ -62,7 +62,7 @@ CLASSES = {"drums": "Drums", "bass": "Bass", "guitar": "Guitar", "piano": "Piano
 
 class Sounds(NamedTuple):
     """What a track is made of: length in seconds, programs of each group, SoundFonts, share of parts our own models play;
-    pieces to take excerpts of, or none to have them arranged.
+    pieces to take excerpts of, or none to have them arranged; share of an excerpt's parts that are moved by an octave.
     """
 
     seconds: float
@@ -70,6 +70,7 @@ class Sounds(NamedTuple):
     soundfonts: list[str]
     synthesised: float
     scores: list[Path]
+    moved: float
 
 
 def compose(rng: np.random.Generator, sounds: Sounds) -> list[Part]:
@@ -78,7 +79,7 @@ def compose(rng: np.random.Generator, sounds: Sounds) -> list[Part]:
         return arrange(rng, sounds.seconds, sounds.programs)
     for _ in range(100):
         score = read_score(sounds.scores[rng.integers(len(sounds.scores))])
-        parts = excerpt(rng, score, sounds.seconds, sounds.programs)
+        parts = excerpt(rng, score, sounds.seconds, sounds.programs, sounds.moved)
         if len({part.group for part in parts}) > 1:
             return parts
     raise UserError(f"no {sounds.seconds:g} s of the pieces of --scores have two instruments; give others")
@@ -226,12 +227,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--leave-out", type=Path, metavar="DIR", help="but of none that shares a passage with a MIDI file in DIR"
     )
+    parser.add_argument(
+        "--moved", type=float, default=0.0, help="share of the excerpts' parts that are moved by an octave (default 0)"
+    )
     parser.add_argument("--first", type=int, default=0, help="number of the first track (default 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args(argv)
     try:
-        if not 0 <= args.synthesised <= 1:
-            raise UserError(f"--synthesised must lie between 0 and 1, not {args.synthesised:g}")
+        for name in ("synthesised", "moved"):
+            if not 0 <= getattr(args, name) <= 1:
+                raise UserError(f"--{name} must lie between 0 and 1, not {getattr(args, name):g}")
         if args.tracks < 1 or args.seconds <= 1:
             raise UserError("--tracks must be at least 1 and --seconds more than 1")
         fonts = args.soundfont or [default_soundfont()]
@@ -250,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
                 fonts,
                 args.synthesised if split == "train" else 0.0,
                 scores,
+                args.moved,
             )
             for split in counts
         }

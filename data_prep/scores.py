@@ -18,6 +18,8 @@ LONGEST = 3600.0  # seconds: what is longer is no piece but a broken file
 SAME = 12  # notes in a row that make two pieces the same
 MIN_NOTES = 8  # of a part in an excerpt
 MAX_PARTS = 7
+# Octaves that a part may be moved by, and between what median pitches it may then lie.
+REGISTERS = {"bass": ((12,), 24, 60), "guitar": ((-12,), 38, 90), "piano": ((-12, -12, -24), 30, 100)}
 
 
 def read_score(path: Path) -> list[Part]:
@@ -74,12 +76,20 @@ def find_scores(folder: Path, leave_out: Path | None = None) -> list[Path]:
 
 
 def excerpt(
-    rng: np.random.Generator, score: list[Part], seconds: float, programs: Mapping[str, tuple[int, ...]]
+    rng: np.random.Generator,
+    score: list[Part],
+    seconds: float,
+    programs: Mapping[str, tuple[int, ...]],
+    moved: float = 0.0,
 ) -> list[Part]:
     """A stretch of a piece in another key, tempo and instrumentation.
 
     Every part gets a program drawn from its group's. Parts of other instruments go to guitar or piano, or are left out; now
     and then guitar or piano double a part of another group, in unison or an octave above.
+
+    Args:
+      moved: share of parts that change their register (see `REGISTERS`): where all that is low is a bass, a separator
+        takes all that is low for one.
     """
     tempo, key = rng.uniform(0.85, 1.2), int(rng.integers(-4, 5))
     end = max(n.start for part in score for n in part.notes) / tempo
@@ -91,6 +101,10 @@ def excerpt(
         if group == "other":
             continue
         shift = 0 if group == "drums" else key
+        if moved and group in REGISTERS and rng.random() < moved:
+            octaves, low, high = REGISTERS[group]
+            octave = int(rng.choice(octaves))
+            shift += octave if low <= np.median([n.pitch for n in part.notes]) + octave <= high else 0
         at = [(n.start / tempo - start, n) for n in part.notes]
         notes = [
             Note(t, min(n.duration / tempo, seconds - t), n.pitch + shift, n.velocity)

@@ -50,6 +50,15 @@ def test_all_parts_but_drums_are_moved_to_the_same_key():
     assert {n.pitch for n in first["drums"].notes} == written["drums"]
 
 
+def test_parts_change_their_register_when_asked_to():
+    def middle(moved, seed):
+        parts = excerpt(np.random.default_rng(seed), piece(0), 60.0, EVERY_PROGRAM, moved)
+        return {part.group: np.median([n.pitch for n in part.notes]) for part in reversed(parts)}
+
+    apart = lambda moved: [m["bass"] - m["piano"] for m in (middle(moved, seed) for seed in range(20))]
+    assert max(map(abs, apart(0.0))) < 6 and max(apart(0.5)) > 10
+
+
 def test_instruments_sometimes_play_in_unison():
     def doubled(seed):
         parts = excerpt(np.random.default_rng(seed), piece(0), 5.0, EVERY_PROGRAM)
