@@ -11,5 +11,6 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "deterministic"
-    config.train.steps = 20_000
+    config.optim.update({"schedule": "linear", "decay_steps": 1000})
+    config.train.steps = 5800
     return config

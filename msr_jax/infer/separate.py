@@ -17,7 +17,7 @@ from msr_jax.errors import UserError
 from msr_jax.infer.demix import Demix, demix
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import cast_params, make_backbone
-from msr_jax.weights.model_folder import Model, load_model
+from msr_jax.weights.model_folder import BUNDLED, Model, load_model
 
 OVERLAP = 0.25  # of a segment
 MAX_CHANNELS = 1024  # as in libsndfile
@@ -299,11 +299,12 @@ def _batch_function(refiner: Callable, mixture_consistent: bool) -> Callable:
 
 
 def load(
-    folder: str | Path, refine: str | None = None, num_steps: int | None = None, seed: int = 0, **options
+    folder: str | Path = BUNDLED, refine: str | None = None, num_steps: int | None = None, seed: int = 0, **options
 ) -> Separator:
     """Load a model folder (or a training run's working directory) for separation.
 
     Args:
+      folder: by default the small model that comes with the package; its README.md says what it can do.
       refine: one of `REFINEMENTS`; None takes the best that the folder has, in the reverse order.
       num_steps: refinement steps T; None takes the model's own.
       seed: of the refinement's noise.

@@ -12,6 +12,7 @@ from msr_jax.errors import UserError
 from msr_jax.infer.demix import Demix
 from msr_jax.infer.separate import OVERLAP, Separator, load
 from msr_jax.methods.stages import REFINEMENTS
+from msr_jax.weights.model_folder import BUNDLED
 
 BLOCK_SECONDS = 10
 
@@ -55,7 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", "--out", required=True, metavar="DIR", type=Path, help="gets a folder of stems for each song"
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="model folder, or --workdir of a training run")
+    parser.add_argument(
+        "--model",
+        default=BUNDLED,
+        metavar="DIR",
+        help="model folder, or --workdir of a training run (default: the small one that comes with this package)",
+    )
     parser.add_argument(
         "--refine", metavar="|".join(REFINEMENTS), help="what follows the deterministic model; default: the best it has"
     )

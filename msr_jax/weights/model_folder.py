@@ -17,6 +17,7 @@ from msr_jax.models.backbone import make_backbone
 from msr_jax.models.interface import Backbone
 
 FORMAT = 1
+BUNDLED = Path(__file__).parents[1] / "bundled"  # the model that ships with the package
 NETWORKS = ("deterministic", "det_x2", "diffusion", "consistency", "target")
 # The fields of a config that a model needs to run; those of its training stay with the training.
 FIELDS = ("stems", "sample_rate", "channels", "segment", "input_level", "model", "diffusion", "consistency")

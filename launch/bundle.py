@@ -1,0 +1,56 @@
+"""Puts a trained model into the package: `python launch/bundle.py MODEL --scores "NAME=DIR" … --trained TEXT`.
+
+Writes msr_jax/bundled: the deterministic and, if there is one, the consistency network in float16, and a model card with the averages of
+the evaluations (`msr evaluate --out DIR`) that are named.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from msr_jax.errors import UserError
+from msr_jax.weights.model_folder import BUNDLED, flatten, load_model, save_model
+
+LIMIT = 20_000_000  # bytes: what a package may weigh
+CARD = Path(__file__).with_name("bundled_card.md")
+
+
+def score_line(name: str, results: dict) -> str:
+    """A row of the card's table."""
+    improvement, sdr = results["aggregate"]["si_sdri_active"], results["aggregate"]["sdr"]["average"]
+    cells = [f"{improvement[stem]:.2f}" for stem in [*results["settings"]["stems"], "average"]]
+    return f"| {name} | " + " | ".join([*cells, f"{sdr:.2f}", f"{results['rtf']:.2f}"]) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="working directory of the consistency stage")
+    parser.add_argument("--scores", action="append", default=[], metavar="NAME=DIR", help="an evaluation for the card")
+    parser.add_argument("--trained", default="", metavar="TEXT", help="what was trained, and for how long")
+    args = parser.parse_args()
+    model = load_model(args.model)
+    kept = {name: model.weights[name] for name in ("deterministic", "consistency") if name in model.weights}
+    count = {name: sum(leaf.size for leaf in flatten(params).values()) for name, params in kept.items()}
+    if 2 * sum(count.values()) > LIMIT:
+        raise UserError(
+            f"{sum(count.values())} parameters in float16 are more than {LIMIT} bytes; train a smaller model"
+        )
+    stems = model.config["stems"]
+    named = (text.partition("=") for text in args.scores)
+    rows = [score_line(name, json.loads((Path(folder) / "results.json").read_text())) for name, _, folder in named]
+    head = [f"| SI-SDRi, dB | {' | '.join(stems)} | average | SDR | RTF |", "|---" * (len(stems) + 4) + "|"]
+    card = CARD.read_text().format(
+        networks=" and ".join(f"a {name} network ({size / 1e6:.1f} M parameters)" for name, size in count.items()),
+        scores="\n".join([*head, *rows]),
+        trained=args.trained,
+    )
+    save_model(BUNDLED, model.config, kept, np.float16)
+    (BUNDLED / "README.md").write_text(card)
+    size = sum(path.stat().st_size for path in BUNDLED.iterdir())
+    print(f"wrote {BUNDLED} ({size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    main()

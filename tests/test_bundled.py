@@ -1,0 +1,43 @@
+"""The model that comes with the package: small, described, taken where none is named, and able to separate."""
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.numpy import load_file
+
+import msr_jax
+from msr_jax.cli import main
+from msr_jax.data.tracks import find_tracks, load_track
+from msr_jax.metrics.si_sdr import si_sdr
+from msr_jax.weights.model_folder import BUNDLED
+
+
+def test_it_is_small_and_has_a_card():
+    files = list(BUNDLED.iterdir())
+    assert sum(path.stat().st_size for path in files) < 20e6
+    assert {v.dtype for f in files if f.suffix == ".safetensors" for v in load_file(f).values()} == {
+        np.dtype("float16")
+    }
+    card = (BUNDLED / "README.md").read_text()
+    assert all(f"**{word}" in card for word in ("Use", "Data", "Training", "Scores", "Limits", "Licence"))
+
+
+def test_it_separates_a_piece_that_it_was_not_trained_on(tmp_path):
+    pytest.importorskip("tinysoundfont", reason="pip install --no-deps tinysoundfont")
+    render = pytest.importorskip("data_prep.render")
+    arguments = ["--split", "test", "--tracks", "1", "--seconds", "8", "--seed", "3", "--workers", "1"]
+    assert render.main([str(tmp_path / "corpus"), *arguments]) == 0
+    stems = ["bass", "drums", "guitar", "piano"]
+    (track,) = find_tracks(tmp_path / "corpus" / "test", stems)
+    truth = load_track(track, stems, 44_100)  # (stems, samples)
+    mixture = truth.sum(0)
+    soundfile.write(tmp_path / "song.wav", mixture, 44_100, subtype="FLOAT")
+    assert main(["separate", str(tmp_path / "song.wav"), "-o", str(tmp_path / "stems")]) == 0
+    assert msr_jax.load().stems == stems
+    estimates = [soundfile.read(tmp_path / "stems" / "song" / f"{stem}.wav")[0] for stem in stems]
+    gains = [
+        si_sdr(estimate, reference) - si_sdr(mixture, reference)
+        for estimate, reference in zip(estimates, truth, strict=True)
+        if np.abs(reference).max() > 1e-3
+    ]
+    assert len(gains) > 1 and np.mean(gains) > 3
