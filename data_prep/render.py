@@ -62,7 +62,7 @@ CLASSES = {"drums": "Drums", "bass": "Bass", "guitar": "Guitar", "piano": "Piano
 
 class Sounds(NamedTuple):
     """What a track is made of: length in seconds, programs of each group, SoundFonts, share of parts our own models play;
-    pieces to take excerpts of, or none to have them arranged; share of an excerpt's parts that are moved by an octave.
+    pieces to take excerpts of, or none to have them arranged; share of an excerpt's parts that change register.
     """
 
     seconds: float
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
         "--leave-out", type=Path, metavar="DIR", help="but of none that shares a passage with a MIDI file in DIR"
     )
     parser.add_argument(
-        "--moved", type=float, default=0.0, help="share of the excerpts' parts that are moved by an octave (default 0)"
+        "--moved", type=float, default=0.0, help="share of the excerpts' parts that change register (default 0)"
     )
     parser.add_argument("--first", type=int, default=0, help="number of the first track (default 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -237,12 +237,16 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("synthesised", "moved"):
             if not 0 <= getattr(args, name) <= 1:
                 raise UserError(f"--{name} must lie between 0 and 1, not {getattr(args, name):g}")
-        if args.tracks < 1 or args.seconds <= 1:
-            raise UserError("--tracks must be at least 1 and --seconds more than 1")
+        if args.tracks < 1 or args.seconds <= 1 or args.first < 0:
+            raise UserError("--tracks must be at least 1, --seconds more than 1 and --first at least 0")
         fonts = args.soundfont or [default_soundfont()]
         missing = [f for f in fonts if not Path(f).is_file()]
         if missing:
             raise UserError(f"the SoundFont {missing[0]} does not exist")
+        if not args.scores and (args.leave_out or args.moved):
+            raise UserError(
+                "--leave-out and --moved choose among pieces of --scores; name a folder of MIDI files with it"
+            )
         if args.scores and args.layout != "slakh2100":
             raise UserError("--scores makes tracks in the layout slakh2100 only")
         scores = find_scores(args.scores, args.leave_out) if args.scores else []

@@ -14,8 +14,7 @@ from data_prep.arranger import Note, Part
 from msr_jax.data.tracks import group_of
 from msr_jax.errors import UserError
 
-LONGEST = 3600.0  # seconds: what is longer is no piece but a broken file
-SAME = 12  # notes in a row that make two pieces the same
+SAME = 12  # intervals in a row that make two pieces the same
 MIN_NOTES = 8  # of a part in an excerpt
 MAX_PARTS = 7
 # Octaves that a part may be moved by, and between what median pitches it may then lie.
@@ -34,7 +33,7 @@ def read_score(path: Path) -> list[Part]:
         raise UserError(f"{path} cannot be read as MIDI ({error or type(error).__name__}); remove it") from error
     parts = []
     for instrument in score.instruments:
-        notes = [Note(n.start, n.end - n.start, n.pitch, n.velocity) for n in instrument.notes if n.start < LONGEST]
+        notes = [Note(n.start, n.end - n.start, n.pitch, n.velocity) for n in instrument.notes]
         group = group_of(instrument.program, instrument.is_drum) or "other"
         if notes:
             parts.append(Part(group, instrument.program, sorted(notes)))
@@ -52,21 +51,26 @@ def _runs(parts: list[Part]) -> set[tuple[int, ...]]:
     return found
 
 
+def _midi_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".mid", ".midi") and p.name[0] != ".")
+
+
 def find_scores(folder: Path, leave_out: Path | None = None) -> list[Path]:
-    """MIDI files below `folder` with at least two of the four groups.
+    """MIDI files below `folder` with at least two of the four groups, in the order of their names.
 
     Args:
       leave_out: pieces that have `SAME` intervals in a row in common with a MIDI file below this folder are left out, so
         that what is to be tested on is not trained on.
 
     Raises:
-      UserError: nothing is left, or a file cannot be read.
+      UserError: nothing is left, there is nothing to leave out, or a file cannot be read.
     """
-    held_back: set[tuple[int, ...]] = set()
-    for path in sorted(leave_out.rglob("*.mid")) if leave_out else ():
-        held_back |= _runs(read_score(path))
+    test_pieces = _midi_files(leave_out) if leave_out else []
+    if leave_out and not test_pieces:  # a wrong path would let the test's pieces in unnoticed
+        raise UserError(f"--leave-out {leave_out} has no MIDI file; name the folder of the corpus to be tested on")
+    held_back = {run for path in test_pieces for run in _runs(read_score(path))}
     found = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".mid", ".midi") and p.name[0] != "."):
+    for path in _midi_files(folder):
         parts = read_score(path)
         if len({part.group for part in parts} - {"other"}) > 1 and not _runs(parts) & held_back:
             found.append(path)
@@ -84,10 +88,13 @@ def excerpt(
 ) -> list[Part]:
     """A stretch of a piece in another key, tempo and instrumentation.
 
-    Every part gets a program drawn from its group's. Parts of other instruments go to guitar or piano, or are left out; now
+    Every part gets a program drawn from its group's. Tempo is scaled by 0.85 to 1.2, pitch by up to 4 semitones. Parts of other instruments go to guitar or piano, or are left out; now
     and then guitar or piano double a part of another group, in unison or an octave above.
 
     Args:
+      score: the piece's parts, as `read_score` gives them.
+      seconds: length of the excerpt, in which starts and durations lie.
+      programs: for each group, the programs (kits for drums) to choose from.
       moved: share of parts that change their register (see `REGISTERS`): where all that is low is a bass, a separator
         takes all that is low for one.
     """

@@ -53,7 +53,7 @@ render validation validation 16 --soundfont "$unseen"
 render test test 40 --soundfont "$unseen"
 render train train 600 --every-program --synthesised 0.25 "${fonts[@]}"
 pieces openttd-openmsx freedoom mma
-written=(--scores "$out/pieces" --leave-out ../shared/data --every-program --synthesised 0.25 "${fonts[@]}")
+written=(--scores "$out/pieces" --every-program --synthesised 0.25 "${fonts[@]}")
 render written train 600 --first 600 "${written[@]}"
 render moved train 300 --first 1200 --moved 0.5 "${written[@]}"
 [ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65024

@@ -75,6 +75,8 @@ def test_a_piece_that_is_held_back_is_left_out_in_any_key_and_tempo(folder, tmp_
     write_midi(tmp_path / "held" / "other.mid", piece(0))
     with pytest.raises(UserError, match="no MIDI file left"):
         find_scores(folder, tmp_path / "held")
+    with pytest.raises(UserError, match="missing has no MIDI file"):
+        find_scores(folder, tmp_path / "missing")
 
 
 def test_tracks_are_rendered_from_scores(folder, tmp_path, capsys):
@@ -83,6 +85,8 @@ def test_tracks_are_rendered_from_scores(folder, tmp_path, capsys):
     assert main([str(tmp_path / "out"), *arguments, "--scores", str(folder)]) == 0
     track = tmp_path / "out" / "train" / "Track00007"
     assert len(list((track / "stems").iterdir())) >= 2 and "2 pieces" in capsys.readouterr().out
+    assert main([str(tmp_path / "more"), *arguments, "--moved", "0.5"]) == 2
+    assert "name a folder of MIDI files" in capsys.readouterr().err
     (folder / "broken.mid").write_bytes(b"no music")
     assert main([str(tmp_path / "more"), *arguments, "--scores", str(folder)]) == 2
     assert "broken.mid cannot be read as MIDI" in capsys.readouterr().err and not (tmp_path / "more").exists()
