@@ -11,6 +11,6 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "det_x2"
-    config.optim.lr = 1e-3
-    config.train.steps = 6000
+    config.optim.update({"lr": 1e-3, "schedule": "linear", "decay_steps": 600})
+    config.train.steps = 1800
     return config

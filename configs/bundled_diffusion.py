@@ -11,7 +11,7 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "diffusion"
-    config.loss = "mse"  # weighted by the noise level
-    config.optim.lr = 1e-3
-    config.train.steps = 6000
+    config.model.zero_init_output = True
+    config.optim.update({"lr": 1e-3, "schedule": "linear", "decay_steps": 600})
+    config.train.steps = 1800
     return config

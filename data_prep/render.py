@@ -62,7 +62,8 @@ CLASSES = {"drums": "Drums", "bass": "Bass", "guitar": "Guitar", "piano": "Piano
 
 class Sounds(NamedTuple):
     """What a track is made of: length in seconds, programs of each group, SoundFonts, share of parts our own models play;
-    pieces to take excerpts of, or none to have them arranged; share of an excerpt's parts that change register.
+    pieces to take excerpts of, or none to have them arranged; shares of an excerpt's parts that change register, and
+    that are doubled.
     """
 
     seconds: float
@@ -71,6 +72,7 @@ class Sounds(NamedTuple):
     synthesised: float
     scores: list[Path]
     moved: float
+    doubled: float | None
 
 
 def compose(rng: np.random.Generator, sounds: Sounds) -> list[Part]:
@@ -79,7 +81,7 @@ def compose(rng: np.random.Generator, sounds: Sounds) -> list[Part]:
         return arrange(rng, sounds.seconds, sounds.programs)
     for _ in range(100):
         score = read_score(sounds.scores[rng.integers(len(sounds.scores))])
-        parts = excerpt(rng, score, sounds.seconds, sounds.programs, sounds.moved)
+        parts = excerpt(rng, score, sounds.seconds, sounds.programs, sounds.moved, sounds.doubled)
         if len({part.group for part in parts}) > 1:
             return parts
     raise UserError(f"no {sounds.seconds:g} s of the pieces of --scores have two instruments; give others")
@@ -230,12 +232,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--moved", type=float, default=0.0, help="share of the excerpts' parts that change register (default 0)"
     )
+    parser.add_argument(
+        "--doubled", type=float, help="share of them that another instrument plays too (default: now and then one does)"
+    )
     parser.add_argument("--first", type=int, default=0, help="number of the first track (default 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args(argv)
     try:
-        for name in ("synthesised", "moved"):
-            if not 0 <= getattr(args, name) <= 1:
+        for name in ("synthesised", "moved", "doubled"):
+            if not 0 <= (getattr(args, name) or 0) <= 1:
                 raise UserError(f"--{name} must lie between 0 and 1, not {getattr(args, name):g}")
         if args.tracks < 1 or args.seconds <= 1 or args.first < 0:
             raise UserError("--tracks must be at least 1, --seconds more than 1 and --first at least 0")
@@ -243,10 +248,8 @@ def main(argv: list[str] | None = None) -> int:
         missing = [f for f in fonts if not Path(f).is_file()]
         if missing:
             raise UserError(f"the SoundFont {missing[0]} does not exist")
-        if not args.scores and (args.leave_out or args.moved):
-            raise UserError(
-                "--leave-out and --moved choose among pieces of --scores; name a folder of MIDI files with it"
-            )
+        if not args.scores and (args.leave_out or args.moved or args.doubled is not None):
+            raise UserError("--leave-out, --moved and --doubled go with --scores; name a folder of MIDI files with it")
         if args.scores and args.layout != "slakh2100":
             raise UserError("--scores makes tracks in the layout slakh2100 only")
         scores = find_scores(args.scores, args.leave_out) if args.scores else []
@@ -260,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
                 args.synthesised if split == "train" else 0.0,
                 scores,
                 args.moved,
+                args.doubled,
             )
             for split in counts
         }

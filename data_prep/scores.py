@@ -18,7 +18,7 @@ SAME = 12  # intervals in a row that make two pieces the same
 MIN_NOTES = 8  # of a part in an excerpt
 MAX_PARTS = 7
 # Octaves that a part may be moved by, and between what median pitches it may then lie.
-REGISTERS = {"bass": ((12,), 24, 60), "guitar": ((-12,), 38, 90), "piano": ((-12, -12, -24), 30, 100)}
+REGISTERS = {"bass": ((12, 12, 24), 24, 66), "guitar": ((-12,), 38, 90), "piano": ((-12, -12, -24), 30, 100)}
 
 
 def read_score(path: Path) -> list[Part]:
@@ -85,11 +85,12 @@ def excerpt(
     seconds: float,
     programs: Mapping[str, tuple[int, ...]],
     moved: float = 0.0,
+    doubled: float | None = None,
 ) -> list[Part]:
     """A stretch of a piece in another key, tempo and instrumentation.
 
-    Every part gets a program drawn from its group's. Tempo is scaled by 0.85 to 1.2, pitch by up to 4 semitones. Parts of other instruments go to guitar or piano, or are left out; now
-    and then guitar or piano double a part of another group, in unison or an octave above.
+    Every part gets a program drawn from its group's. Tempo is scaled by 0.85 to 1.2, pitch by up to 4 semitones. Parts of
+    other instruments go to guitar or piano, or are left out.
 
     Args:
       score: the piece's parts, as `read_score` gives them.
@@ -97,6 +98,8 @@ def excerpt(
       programs: for each group, the programs (kits for drums) to choose from.
       moved: share of parts that change their register (see `REGISTERS`): where all that is low is a bass, a separator
         takes all that is low for one.
+      doubled: share of parts that an instrument of another group plays too, mostly in unison. None: in three excerpts of
+        ten, guitar or piano double one part, in unison or an octave above.
     """
     tempo, key = rng.uniform(0.85, 1.2), int(rng.integers(-4, 5))
     end = max(n.start for part in score for n in part.notes) / tempo
@@ -121,11 +124,19 @@ def excerpt(
         if len(notes) >= MIN_NOTES:
             parts.append(Part(group, choose(group), notes))
     tuned = [part for part in parts if part.group != "drums"]
-    if tuned and rng.random() < 0.3:
-        model = tuned[rng.integers(len(tuned))]
-        group = str(rng.choice([g for g in ("guitar", "piano") if g != model.group]))
-        octave = int(rng.choice([0, 0, 12]))
-        notes = [n._replace(pitch=n.pitch + octave) for n in model.notes if 0 <= n.pitch + octave < 128]
+    if doubled is not None:
+        pairs, doublers, octaves = (
+            [p for p in tuned if rng.random() < doubled],
+            ("bass", "guitar", "piano"),
+            (0, 0, 0, -12, 12),
+        )
+    else:
+        pairs = [tuned[rng.integers(len(tuned))]] if tuned and rng.random() < 0.3 else []
+        doublers, octaves = ("guitar", "piano"), (0, 0, 12)
+    for part in pairs:
+        group = str(rng.choice([g for g in doublers if g != part.group]))
+        octave = int(rng.choice(octaves))
+        notes = [n._replace(pitch=n.pitch + octave) for n in part.notes if 0 <= n.pitch + octave < 128]
         parts.append(Part(group, choose(group), notes))
     kept = sorted(rng.permutation(len(parts))[:MAX_PARTS])
     return [parts[k] for k in kept]

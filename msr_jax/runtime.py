@@ -3,19 +3,22 @@
 import ctypes
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from msr_jax.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises UserError if it cannot be written, as on a full disk."""
+    """Write a text file and the folders above it, whole or not at all; UserError where that fails, as on a full disk."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_text(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 

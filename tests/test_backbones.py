@@ -154,3 +154,16 @@ def test_a_refiner_starts_from_what_it_shares_with_the_separator():
     attention = started["layers"]["freq_0"]["attention"]
     assert same(attention["to_out"], separator["layers"]["freq_0"]["attention"]["to_out"])
     assert same(attention["to_scale_shift"], fresh["layers"]["freq_0"]["attention"]["to_scale_shift"])
+
+
+def test_masks_that_start_at_zero_do_so_after_a_warm_start_too():
+    backbone = make_backbone({**tiny_bsrf()["model"], "zero_init_output": True})
+    separator = make_backbone(tiny_bsrf()["model"]).init(jax.random.key(0), False)
+    refiner = copy_shared(backbone.init(jax.random.key(1), True), separator)
+    x = jax.random.normal(jax.random.key(2), (1, 2400, 2))
+    _, features = backbone.separate(separator, x)
+    refine = lambda params: backbone.refine(
+        params, x, jnp.eye(4)[:1], jnp.zeros(1), backbone.condition(params, features)
+    )
+    assert not np.any(refine(refiner))
+    assert np.any(refine(copy_shared(refiner | {"mask_estimators": separator["mask_estimators"]}, separator)))

@@ -27,6 +27,13 @@ def test_half_the_error_of_a_loud_stem_gains_6_db_and_that_of_a_silent_one_nothi
     assert gain(1e-2) < 0.01  # below QUIET
 
 
+def test_a_mixture_s_level_moves_the_error_in_db_by_a_constant(pair):
+    estimate, target = pair[..., :1]
+    error = np.array([1e-3, 0.1, 1.0])
+    at = lambda level: np.array([log_mse(level * e * estimate, level * e * target, level)[0] for e in error])
+    np.testing.assert_allclose(at(100.0) - at(1.0), 40.0, atol=1e-3)
+
+
 def test_its_gradient_is_finite_where_the_estimate_is_exact(pair):
     target = pair[0]
     gradient = jax.grad(lambda x: log_mse(x, target).sum())(target)

@@ -68,6 +68,18 @@ def test_instruments_sometimes_play_in_unison():
     assert 0 < sum(doubled(seed) for seed in range(30)) < 30
 
 
+def test_every_part_is_doubled_by_another_family_when_asked_to():
+    for seed in range(10):
+        parts = excerpt(np.random.default_rng(seed), piece(0)[:4], 5.0, EVERY_PROGRAM, doubled=1.0)
+        lines = lambda parts: {tuple(n.pitch % 12 for n in part.notes) for part in parts}
+        tuned = [part for part in parts if part.group != "drums"]
+        assert len(lines(tuned)) == 3 and len(parts) == 7
+        for line in lines(tuned):
+            players = {part.group for part in tuned if tuple(n.pitch % 12 for n in part.notes) == line}
+            assert len(players) == 2
+    assert len(excerpt(np.random.default_rng(0), piece(0)[:4], 5.0, EVERY_PROGRAM, doubled=0.0)) == 4
+
+
 def test_a_piece_that_is_held_back_is_left_out_in_any_key_and_tempo(folder, tmp_path):
     assert len(find_scores(folder)) == 2
     write_midi(tmp_path / "held" / "all_src.mid", piece(1, key=3, tempo=1.3))

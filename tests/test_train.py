@@ -173,6 +173,7 @@ def test_a_run_refuses_what_does_not_fit(tiny_config, records, tmp_path):
         ({"method": "diffusion"}, "set --config.init_from.deterministic"),
         ({"method": "guess"}, "config.method"),
         ({"loss_hop": 0}, "config.loss_hop must be at least 1"),
+        ({"diffusion": {**plain["diffusion"], "loss_weight": "one"}}, "loss_weight must be edm or none"),
         ({"mesh": {"data": 3, "fsdp": 1}}, "does not fit 1 devices"),
         ({"segment": 100}, "multiple of"),
         ({"train": {**plain["train"], "log_every": 3}}, "multiple of train.steps_per_dispatch"),

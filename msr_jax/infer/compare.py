@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from msr_jax.errors import UserError
-from msr_jax.infer.evaluate import write_text
 from msr_jax.infer.protocols import METRICS, of_track
 from msr_jax.infer.report import NAMES
+from msr_jax.runtime import write_whole
 
 SHOWN = ("si_sdri_active", "si_sdri_msdm", "sdr")
 RESAMPLES = 10_000
@@ -144,5 +144,5 @@ def main(argv: list[str]) -> int:
         else "real: its interval keeps away from 0 even when all comparisons are allowed for; likely: on its own"
     )
     if args.json:
-        write_text(args.json, json.dumps(told, indent=1, allow_nan=False) + "\n")
+        write_whole(args.json, json.dumps(told, indent=1, allow_nan=False) + "\n")
     return 0

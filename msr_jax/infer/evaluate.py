@@ -1,7 +1,6 @@
 """Evaluation of a model, or of any estimates, over many tracks; a track that is done stays done."""
 
 import json
-import os
 import queue
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from msr_jax.infer.protocols import (
 )
 from msr_jax.infer.songs import load_references
 from msr_jax.metrics.aggregate import SegmentScores, aggregate_segments
+from msr_jax.runtime import write_whole
 
 EXCERPT_SECONDS = 8
 # (track folder, references (stems, channels, samples)) -> estimates of that shape, notes
@@ -158,7 +158,7 @@ def evaluate_tracks(
         except UserError as error:
             return folder.name, None, str(error), False
         if place:
-            write_text(place, json.dumps({"stamp": told, "scores": scores}, allow_nan=False))
+            write_whole(place, json.dumps({"stamp": told, "scores": scores}, allow_nan=False))
         return folder.name, scores, "", False
 
     scored, problems, found = {}, [], 0
@@ -232,18 +232,3 @@ def evaluate(
     if problems:
         raise UserError(f"{problems[0]['track']}: {problems[0]['reason']}")
     return summary(scored, problems, plan)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error

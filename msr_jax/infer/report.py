@@ -13,9 +13,9 @@ import soundfile
 
 from msr_jax.audio.io import read_audio, resample
 from msr_jax.infer import plots
-from msr_jax.infer.evaluate import write_text
 from msr_jax.infer.protocols import METRICS, of_track
 from msr_jax.infer.published import DATA, PUBLISHED, Row
+from msr_jax.runtime import write_whole
 
 NAMES = {
     "si_sdri_active": "SI-SDRi, active stems (dB)",
@@ -94,9 +94,9 @@ def write_results(out: Path, results: Mapping[str, Any]) -> None:
     Raises:
       UserError: one cannot be written.
     """
-    write_text(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    write_text(out / "results.md", markdown(results))
-    write_text(out / "report.html", report(results, out / "excerpts"))
+    write_whole(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_whole(out / "results.md", markdown(results))
+    write_whole(out / "report.html", report(results, out / "excerpts"))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], ours: int = 0) -> str:

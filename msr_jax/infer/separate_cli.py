@@ -106,13 +106,17 @@ def main(argv: list[str]) -> int:
     options = {"overlap": args.overlap, "dtype": args.dtype, "reference": settings if args.demix else None}
     options["mixture_consistent"] = args.mixture_consistent
     separator = load(args.model, args.refine, args.steps, args.seed, **options)
+    if args.steps and separator.refine not in ("diffusion", "consistency"):
+        raise UserError(
+            f"--steps goes with a refinement by diffusion or consistency, and here it is {separator.refine}"
+        )
     sources = {song.resolve() for song in infos}
     for song in infos:
         for stem in separator.stems:
             path = args.out / song.stem / f"{stem}.{args.format}"
             if path.resolve() in sources:
                 raise UserError(f"the stem {path} would replace a song that is to be separated; name another folder")
-    steps = f", T = {args.steps}" if args.steps and separator.refine != "none" else ""
+    steps = f", T = {args.steps}" if args.steps else ""
     console = Console()
     columns = (
         TextColumn("{task.description}"),

@@ -20,7 +20,6 @@ from rich.progress import track as progress_over
 
 from msr_jax.data.tracks import find_tracks, split_of
 from msr_jax.errors import UserError
-from msr_jax.infer.evaluate import write_text
 from msr_jax.infer.protocols import cut
 from msr_jax.infer.report import number
 from msr_jax.infer.songs import load_references
@@ -30,6 +29,7 @@ from msr_jax.methods.schedules import consistency_sigmas, sampler_sigmas
 from msr_jax.methods.stages import level_gain, network_of
 from msr_jax.metrics.si_sdr import WindowScores, score_windows
 from msr_jax.models.backbone import make_backbone
+from msr_jax.runtime import write_whole
 from msr_jax.weights.model_folder import load_model
 
 Array = jax.Array
@@ -206,7 +206,7 @@ def main(argv: list[str]) -> int:
         "protocol": "msdm",
         "rows": rows,
     }
-    write_text(args.out / "sweep.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
-    write_text(args.out / "sweep.md", f"{args.refine} on {len(tracks)} tracks of {folder}\n\n{text}")
+    write_whole(args.out / "sweep.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
+    write_whole(args.out / "sweep.md", f"{args.refine} on {len(tracks)} tracks of {folder}\n\n{text}")
     print(text)
     return 0

@@ -16,12 +16,13 @@ import numpy as np
 from msr_jax.bench.main import machine
 from msr_jax.data.tracks import find_tracks, split_of
 from msr_jax.errors import UserError
-from msr_jax.infer.evaluate import evaluate_tracks, summary, write_text
+from msr_jax.infer.evaluate import evaluate_tracks, summary
 from msr_jax.infer.evaluate_cli import model_runs, stamp_of
 from msr_jax.infer.protocols import PROTOCOLS
 from msr_jax.infer.published import DATA, PUBLISHED
 from msr_jax.infer.report import headline, number, quoted
 from msr_jax.infer.separate import load
+from msr_jax.runtime import write_whole
 
 # Name in the paper, refinement, steps.
 ROWS = (
@@ -177,7 +178,7 @@ def main(argv: list[str]) -> int:
         "published": {DATA[c]: [r._asdict() for r in rows] for c, rows in PUBLISHED.items()},
         "problems": faults,
     }
-    write_text(args.out / "tables.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
-    write_text(args.out / "tables.md", text)
+    write_whole(args.out / "tables.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
+    write_whole(args.out / "tables.md", text)
     print(text)
     return 1 if faults else 0

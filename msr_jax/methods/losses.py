@@ -1,7 +1,8 @@
 """Distances between waveforms, one value per example: mean square error, its logarithm, and L1 with a multi-resolution STFT."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ Array = jax.Array
 STFT_WINDOWS = (4096, 2048, 1024, 512, 256)
 STFT_HOP = 147
 STFT_MIN_FFT = 2048
-QUIET = 0.1  # power, 10 dB below a mixture of level 1
+QUIET = 0.1  # power, 10 dB below that of the mixture
 
 
 def mse(estimate: Array, target: Array) -> Array:
@@ -22,17 +23,17 @@ def mse(estimate: Array, target: Array) -> Array:
     return jnp.square(estimate - target).mean(tuple(range(1, estimate.ndim)))
 
 
-def log_mse(estimate: Array, target: Array) -> Array:
-    """10 log10 (mean square error + `QUIET`) in dB, mean over channels: (batch, time, channels) twice -> (batch,).
+def log_mse(estimate: Array, target: Array, level: float = 1.0) -> Array:
+    """10 log10 (mean square error + `QUIET` · level²) in dB, mean over channels: (batch, time, channels) twice -> (batch,).
 
     The log-MSE of Heitkaemper et al. ("Demystifying TasNet", 2020) with a threshold; in no recipe of the paper.
 
-    Quiet stems and examples count more nearly as much as loud ones, as in the metrics. Errors far below `QUIET` count as in
-    the mean square: otherwise silent stems count most of all, and a network answers with silence wherever it is unsure. For
-    mixtures scaled to a level near 1 (`input_level`).
+    Quiet stems and examples count more nearly as much as loud ones, as in the metrics. Errors far below the threshold count
+    as in the mean square: otherwise silent stems count most of all, and a network answers with silence wherever it is
+    unsure. For mixtures scaled to an RMS of `level`.
     """
     power = jnp.square(estimate - target).mean(1)  # (batch, channels)
-    return 10 * jnp.log10(power + QUIET).mean(1)
+    return 10 * jnp.log10(power + QUIET * level**2).mean(1)
 
 
 def safe_modulus(z: Array) -> Array:
@@ -84,6 +85,10 @@ Distance = Callable[[Array, Array], Array]
 DISTANCES: dict[str, Distance] = {"mse": mse, "log_mse": log_mse, "l1_multires_stft": l1_multires_stft}
 
 
-def make_distance(loss: str, hop: int) -> Distance:
-    """The distance of a config's `loss`; `loss_hop` is in samples, and only of the STFT in `l1_multires_stft`."""
-    return partial(l1_multires_stft, hop=hop) if loss == "l1_multires_stft" else DISTANCES[loss]
+def make_distance(config: Mapping[str, Any]) -> Distance:
+    """The distance that the config's `loss` names, for its `loss_hop` (samples) and `input_level` (0 counts as 1)."""
+    if config["loss"] == "l1_multires_stft":
+        return partial(l1_multires_stft, hop=config["loss_hop"])
+    if config["loss"] == "log_mse":
+        return partial(log_mse, level=config["input_level"] or 1.0)
+    return DISTANCES[config["loss"]]

@@ -82,6 +82,8 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
     for name, known in (("method", makers), ("loss", DISTANCES), ("stem_choice", ("example", "batch"))):
         if config[name] not in known:
             raise UserError(f"config.{name} must be one of {', '.join(known)}, not '{config[name]}'")
+    if config["diffusion"]["loss_weight"] not in ("edm", "none"):
+        raise UserError(f"config.diffusion.loss_weight must be edm or none, not '{config['diffusion']['loss_weight']}'")
     if config["loss_hop"] < 1:
         raise UserError(f"config.loss_hop must be at least 1 sample, not {config['loss_hop']}")
     stage_loss = makers[config["method"]](config, backbone)
@@ -99,7 +101,7 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
 
 
 def _deterministic(config: Mapping[str, Any], backbone: Backbone):
-    distance = make_distance(config["loss"], config["loss_hop"])
+    distance = make_distance(config)
 
     def loss_fn(params, frozen, mixture, stems, label, key):
         wide = jnp.broadcast_to(label, stems.shape[:2])
@@ -114,7 +116,7 @@ def _deterministic(config: Mapping[str, Any], backbone: Backbone):
 
 def _second_deterministic(config: Mapping[str, Any], backbone: Backbone):
     """Control of the paper: a second network on top of the frozen first, like a refinement but without noise."""
-    distance = make_distance(config["loss"], config["loss_hop"])
+    distance = make_distance(config)
 
     def loss_fn(params, frozen, mixture, stems, label, key):
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
@@ -125,7 +127,7 @@ def _second_deterministic(config: Mapping[str, Any], backbone: Backbone):
 
 
 def _diffusion(config: Mapping[str, Any], backbone: Backbone):
-    c, distance = config["diffusion"], make_distance(config["loss"], config["loss_hop"])
+    c, distance = config["diffusion"], make_distance(config)
 
     def loss_fn(params, frozen, mixture, stems, label, key):
         key_sigma, key_noise, key_mix = jax.random.split(key, 3)
@@ -151,7 +153,7 @@ def _start(key: Array, clean: Array, estimate: Array, probability: float) -> Arr
 
 
 def _consistency(config: Mapping[str, Any], backbone: Backbone):
-    c, d, distance = config["consistency"], config["diffusion"], make_distance(config["loss"], config["loss_hop"])
+    c, d, distance = config["consistency"], config["diffusion"], make_distance(config)
     grid = karras_sigmas(c["num_levels"], c["sigma_min"], c["sigma_max"], c["rho"])
 
     def loss_fn(params, frozen, mixture, stems, label, key):
@@ -176,8 +178,9 @@ def _consistency(config: Mapping[str, Any], backbone: Backbone):
         )  # fmt: skip
         noise = jax.random.normal(key_denoise, target.shape)
         denoised, _ = denoising_loss(
-            student(dropout_keys[2]), target, start, sigma, noise, sigma_data=c["sigma_data"], distance=distance
-        )
+            student(dropout_keys[2]), target, start, sigma, noise,
+            sigma_data=c["sigma_data"], weighted=d["loss_weight"] == "edm", distance=distance,
+        )  # fmt: skip
         loss = c["consistency_weight"] * distilled + c["dsm_weight"] * denoised
         return loss, {"loss_distillation": distilled, "loss_denoising": denoised}
 

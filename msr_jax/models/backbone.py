@@ -57,13 +57,18 @@ def cast_params(params: Any, dtype: str) -> Any:
 
 
 def copy_shared(params: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` with every array that `source` has under the same path and in the same shape taken from there."""
+    """`params` with every array that `source` has under the same path and in the same shape taken from there.
+
+    But those that are zero in `params` stay so (`zero_init_output`).
+    """
 
     def choose(own: Any, other: Any) -> Any:
         if isinstance(own, Mapping):
             other = other if isinstance(other, Mapping) else {}
             return {name: choose(value, other.get(name)) for name, value in own.items()}
-        return other if other is not None and jnp.shape(other) == jnp.shape(own) else own
+        if other is None or jnp.shape(other) != jnp.shape(own):
+            return own
+        return jnp.where(jnp.any(own != 0), other, own)
 
     return choose(params, source)
 

@@ -57,7 +57,7 @@ class BSRoformer(nn.Module):
     """Fields under their published names, with the defaults that a published config relies on where it names none.
 
     `timed` adds the noise level and the stem, `conditioned` the adapters. `remat` computes what lies inside of
-    transformers and mask heads again in the backward pass.
+    transformers and mask heads again in the backward pass. `zero_init_output` starts the masks at zero (off as published).
     """
 
     dim: int = 384
@@ -82,6 +82,7 @@ class BSRoformer(nn.Module):
     ff_dropout: float = 0.0
     stft_adapter_hidden: int = 128
     remat: bool = False
+    zero_init_output: bool = False
     timed: bool = False
     conditioned: bool = False
     dtype: Any = jnp.float32
@@ -145,6 +146,7 @@ class BSRoformer(nn.Module):
                     (self.num_stems, count),
                     hidden if k else self.dim,
                     2 * size if k == depth - 1 else hidden,
+                    is_zero=self.zero_init_output and k == depth - 1,
                 ).items()
             }
             for g, (size, count) in enumerate(self._groups)
