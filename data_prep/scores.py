@@ -124,16 +124,13 @@ def excerpt(
         if len(notes) >= MIN_NOTES:
             parts.append(Part(group, choose(group), notes))
     tuned = [part for part in parts if part.group != "drums"]
-    if doubled is not None:
-        pairs, doublers, octaves = (
-            [p for p in tuned if rng.random() < doubled],
-            ("bass", "guitar", "piano"),
-            (0, 0, 0, -12, 12),
-        )
-    else:
-        pairs = [tuned[rng.integers(len(tuned))]] if tuned and rng.random() < 0.3 else []
+    if doubled is None:
+        lines = [tuned[rng.integers(len(tuned))]] if tuned and rng.random() < 0.3 else []
         doublers, octaves = ("guitar", "piano"), (0, 0, 12)
-    for part in pairs:
+    else:
+        lines = [part for part in tuned if rng.random() < doubled]
+        doublers, octaves = ("bass", "guitar", "piano"), (0, 0, 0, -12, 12)
+    for part in lines:
         group = str(rng.choice([g for g in doublers if g != part.group]))
         octave = int(rng.choice(octaves))
         notes = [n._replace(pitch=n.pitch + octave) for n in part.notes if 0 <= n.pitch + octave < 128]

@@ -159,11 +159,12 @@ def test_a_refiner_starts_from_what_it_shares_with_the_separator():
 def test_masks_that_start_at_zero_do_so_after_a_warm_start_too():
     backbone = make_backbone({**tiny_bsrf()["model"], "zero_init_output": True})
     separator = make_backbone(tiny_bsrf()["model"]).init(jax.random.key(0), False)
-    refiner = copy_shared(backbone.init(jax.random.key(1), True), separator)
+    start = lambda keep_zeros: copy_shared(backbone.init(jax.random.key(1), True), separator, keep_zeros)
     x = jax.random.normal(jax.random.key(2), (1, 2400, 2))
     _, features = backbone.separate(separator, x)
     refine = lambda params: backbone.refine(
         params, x, jnp.eye(4)[:1], jnp.zeros(1), backbone.condition(params, features)
     )
-    assert not np.any(refine(refiner))
-    assert np.any(refine(copy_shared(refiner | {"mask_estimators": separator["mask_estimators"]}, separator)))
+    assert not np.any(refine(start(True))) and np.any(refine(start(False)))
+    attention = [p["layers"]["time_0"]["attention"]["to_qkv"] for p in (start(True), separator)]
+    np.testing.assert_array_equal(*attention)

@@ -56,10 +56,10 @@ def cast_params(params: Any, dtype: str) -> Any:
     return jax.tree.map(lambda leaf: leaf.astype(stored) if leaf.ndim > 1 else leaf, params)
 
 
-def copy_shared(params: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+def copy_shared(params: Mapping[str, Any], source: Mapping[str, Any], keep_zeros: bool = False) -> dict[str, Any]:
     """`params` with every array that `source` has under the same path and in the same shape taken from there.
 
-    But those that are zero in `params` stay so (`zero_init_output`).
+    `keep_zeros`: but for arrays that are all zero in `params`, as `zero_init_output` starts the last ones.
     """
 
     def choose(own: Any, other: Any) -> Any:
@@ -68,7 +68,7 @@ def copy_shared(params: Mapping[str, Any], source: Mapping[str, Any]) -> dict[st
             return {name: choose(value, other.get(name)) for name, value in own.items()}
         if other is None or jnp.shape(other) != jnp.shape(own):
             return own
-        return jnp.where(jnp.any(own != 0), other, own)
+        return jnp.where(jnp.any(own != 0), other, own) if keep_zeros else other
 
     return choose(params, source)
 

@@ -67,7 +67,7 @@ def make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[st
         key = jax.random.fold_in(jax.random.key(config["seed"]), INIT_KEY)
         params = backbone.init(key, *inputs_of(config["method"]))
         if source and config["init_from"]["warm_start"]:
-            params = copy_shared(params, source)
+            params = copy_shared(params, source, config["model"].get("zero_init_output", False))
         return init_state(params, tx, config["ema_rate"], False)
 
     source = frozen.get("diffusion" if is_student else "deterministic", {})
