@@ -4,6 +4,8 @@ One SoundFont is all that pip brings, and a separator trained on one set of samp
 coloured anew (equaliser, saturation, chorus, room), and a share of parts is synthesised with random parameters.
 """
 
+from functools import cache
+
 import numpy as np
 from scipy import signal
 
@@ -24,7 +26,9 @@ def default_soundfont() -> str:
         raise UserError("rendering needs a SoundFont: pip install pretty_midi, or name one with --soundfont") from error
 
 
+@cache
 def _font(path: str):
+    """A SoundFont, loaded once by each process: a large one takes longer to load than a part to play."""
     try:
         import tinysoundfont
     except ModuleNotFoundError as error:
@@ -38,7 +42,7 @@ def _font(path: str):
 
 def sample_part(part: Part, seconds: float, soundfont: str, cents: float) -> np.ndarray:
     """Render a part with a SoundFont: (samples,) float32, mono."""
-    synth, font = _font(soundfont)  # a new one: what another part left ringing, and where, would be heard in this one
+    synth, font = _font(soundfont)
     is_drum = part.group == "drums"
     try:
         synth.program_select(0, font, 128 if is_drum else 0, part.program, is_drum)
@@ -57,6 +61,8 @@ def sample_part(part: Part, seconds: float, soundfont: str, cents: float) -> np.
             synth.noteon(0, pitch, velocity)
         elif is_on == 0:
             synth.noteoff(0, pitch)
+    synth.sounds_off()
+    synth.generate(RATE)  # what still rings ends here and not in the next part
     return np.concatenate(pieces)
 
 

@@ -57,6 +57,7 @@ written=(--scores "$out/pieces" --every-program --synthesised 0.25 "${fonts[@]}"
 render written train 600 --first 600 "${written[@]}"
 render moved train 300 --first 1200 --moved 0.5 "${written[@]}"
 render doubled train 500 --first 1500 --moved 0.5 --doubled 0.5 "${written[@]}"
+render bands train 350 --first 2000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/bands"
 [ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65024
 
 train det det

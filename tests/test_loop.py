@@ -17,7 +17,7 @@ from msr_jax.train.batches import dispatches
 from msr_jax.train.checkpoint import Checkpoints
 from msr_jax.train.loop import _SkipCount, train
 from msr_jax.train.sharding import make_mesh
-from msr_jax.train.stage import make_stage
+from msr_jax.train.stage import load_frozen, make_stage
 from msr_jax.train.workdir import Workdir
 from msr_jax.weights.model_folder import load_model
 from tests import toy
@@ -112,6 +112,20 @@ def test_a_warm_start_takes_over_what_the_networks_share(small):
     warm = make_stage(small, backbone, frozen, mesh).start().params
     assert jax.tree.map(np.shape, warm) == jax.tree.map(lambda a: a.shape, cold)
     jax.tree.map(np.testing.assert_array_equal, {k: warm[k] for k in frozen["deterministic"]}, frozen["deterministic"])
+
+
+def test_the_deterministic_stage_goes_on_from_a_model_if_one_is_named(small, tmp_path):
+    train(small, tmp_path / "first", noise())
+    first = load_model(tmp_path / "first").weights["deterministic"]
+    small["seed"] += 1
+    small["init_from"]["deterministic"] = str(tmp_path / "first")
+    mesh = make_mesh({"data": -1, "fsdp": 1})
+    start = make_stage(small, make_backbone(small["model"]), load_frozen(small), mesh).start().params
+    jax.tree.map(np.testing.assert_array_equal, start, first)
+    train(small, tmp_path / "second", noise())
+    second = load_model(tmp_path / "second").weights
+    assert list(second) == ["deterministic"]
+    assert not np.array_equal(jax.tree.leaves(first)[0], jax.tree.leaves(second)[0])
 
 
 def test_a_stage_must_fit_what_it_starts_from(tiny_config, tiny_model, tmp_path):

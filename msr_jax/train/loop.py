@@ -208,7 +208,7 @@ def _restore_or_start(
 ) -> tuple[TrainState, "_SkipCount"]:
     limit = config["train"]["max_skipped"]
     if checkpoints.latest_step() is None:
-        folder = config["init_from"][BUILDS_ON[config["method"]][0]] if config["method"] in BUILDS_ON else ""
+        folder = config["init_from"][BUILDS_ON.get(config["method"], ("deterministic",))[0]]
         _say(f"starting at step 0 {f'on {folder}' if folder else 'from scratch'}")
         return stage.start(), _SkipCount(limit)
     meta = checkpoints.meta()

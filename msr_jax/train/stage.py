@@ -17,7 +17,8 @@ from msr_jax.train.sharding import gathered, put, replicated, tree_sharding, wit
 from msr_jax.train.state import TrainState, init_state, make_train_steps
 from msr_jax.weights.model_folder import inputs_of, load_model
 
-# method: (field of `init_from`, networks that its folder must hold)
+# method: (field of `init_from`, networks that its folder must hold). The deterministic stage needs none; given one, it goes on
+# from its parameters.
 BUILDS_ON = {
     "diffusion": ("deterministic", ("deterministic",)),
     "det_x2": ("deterministic", ("deterministic",)),
@@ -66,7 +67,9 @@ def make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[st
             return init_state(jax.tree.map(jax.numpy.copy, source), tx, config["ema_rate"], True)
         key = jax.random.fold_in(jax.random.key(config["seed"]), INIT_KEY)
         params = backbone.init(key, *inputs_of(config["method"]))
-        if source and config["init_from"]["warm_start"]:
+        if source and config["method"] == "deterministic":
+            params = copy_shared(params, source)
+        elif source and config["init_from"]["warm_start"]:
             params = copy_shared(params, source, config["model"].get("zero_init_output", False))
         return init_state(params, tx, config["ema_rate"], False)
 
@@ -106,10 +109,10 @@ def as_inputs(networks: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_frozen(config: Mapping[str, Any]) -> dict[str, Any]:
     """Networks that the stage builds on, by name, from `init_from`; UserError where they are missing or differ."""
-    if config["method"] not in BUILDS_ON:
-        return {}
-    source, needed = BUILDS_ON[config["method"]]
+    source, needed = BUILDS_ON.get(config["method"], ("deterministic", ("deterministic",)))
     folder = config["init_from"][source]
+    if not folder and config["method"] not in BUILDS_ON:
+        return {}
     if not folder:
         raise UserError(f"{config['method']} starts from a {source} model: set --config.init_from.{source}=DIR")
     model = load_model(folder)
