@@ -97,7 +97,7 @@ class Player:
     """Collects the notes of one part, with the looseness of one musician."""
 
     def __init__(self, rng: np.random.Generator, song: Song):
-        self.rng, self.song, self.notes = rng, song, []
+        self.rng, self.song, self.notes = rng, song, list[Note]()
         self.loose, self.drag = rng.uniform(0.001, 0.013), rng.normal(0, 0.006)
         self.level, self.dynamics = rng.uniform(66, 105), rng.uniform(3, 14)
 

@@ -133,7 +133,7 @@ def signature(track: Path) -> list[Any]:
 
 def report(notes: Mapping[str, Sequence[Mapping[str, Any]]], manifest: Mapping[str, Any]) -> list[str]:
     """Lines on what went in: tracks, hours, clipping, activity and loudness; then what was left out or odd, and why."""
-    lines, remarks, seen = [], [], {}
+    lines, remarks, seen = [], [], dict[str, str]()
     for split, tracks in notes.items():
         used = [t for t in tracks if "samples" in t]
         seconds = np.array([t["samples"] / manifest["sample_rate"] for t in used])

@@ -42,7 +42,7 @@ def read_score(path: Path) -> list[Part]:
 
 def _runs(parts: list[Part]) -> set[tuple[int, ...]]:
     """Every `SAME` intervals in a row of each part but drums: the same in any key and at any tempo."""
-    found = set()
+    found: set[tuple[int, ...]] = set()
     for part in parts:
         if part.group != "drums":
             steps = np.diff([n.pitch for n in part.notes]).tolist()
@@ -126,10 +126,10 @@ def excerpt(
     tuned = [part for part in parts if part.group != "drums"]
     if doubled is None:
         lines = [tuned[rng.integers(len(tuned))]] if tuned and rng.random() < 0.3 else []
-        doublers, octaves = ("guitar", "piano"), (0, 0, 12)
+        doublers, octaves = ["guitar", "piano"], (0, 0, 12)
     else:
         lines = [part for part in tuned if rng.random() < doubled]
-        doublers, octaves = ("bass", "guitar", "piano"), (0, 0, 0, -12, 12)
+        doublers, octaves = ["bass", "guitar", "piano"], (0, 0, 0, -12, 12)
     for part in lines:
         group = str(rng.choice([g for g in doublers if g != part.group]))
         octave = int(rng.choice(octaves))

@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 SAMPLE_RATE = 22_050
 CROP = 262_144
 # Numbers of tracks by which an edition is known; split2 moves tracks between the splits of the original.
-EDITIONS = {(1500, 375, 225): "original or split2", (1289, 270, 151): "redux"}
+EDITIONS: dict[tuple[int, ...], str] = {(1500, 375, 225): "original or split2", (1289, 270, 151): "redux"}
 
 
 def find(src: Path, args: argparse.Namespace) -> dict[str, list[Path]]:

@@ -4,6 +4,7 @@ One SoundFont is all that pip brings, and a separator trained on one set of samp
 coloured anew (equaliser, saturation, chorus, room), and a share of parts is synthesised with random parameters.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -167,7 +168,7 @@ class DrumModel:
 def synthesise_part(rng: np.random.Generator, part: Part, seconds: float) -> np.ndarray:
     """Render a part with one of the models above, its parameters drawn once: (samples,) float32."""
     if part.group == "drums":
-        model = DrumModel(rng)
+        model: Callable[[int, int], np.ndarray] = DrumModel(rng)
     elif part.group == "guitar" or (part.group == "bass" and rng.random() < 0.5):
         model = StringModel(rng)
     elif part.group == "vocals":

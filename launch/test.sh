@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Sets up .venv if needed, checks style and runs the tests; arguments go to pytest.
+# Sets up .venv if needed, checks style and types, and runs the tests; arguments go to pytest.
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
+mypy
 # Compilation, which is most of the time, uses one core; files are shared among processes.
 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -116,7 +116,7 @@ def _stages(features: list, sown: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_network(fixture: _Fixture) -> Iterator[Check]:
     arrays = fixture.arrays
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fixture.sizes.items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fixture.sizes.items()}
     net = unet1d.UNet1d(**fields)
     run = jax.jit(partial(net.apply, mutable=["intermediates"]))
     weights, label = fixture.networks(), arrays["in/features"]
@@ -160,10 +160,10 @@ def _check_network(fixture: _Fixture) -> Iterator[Check]:
         role, tag = name.split("/")[1:]
         network, kind, clamp = ROLES[role]
         batch = arrays["in/mixture"].shape[0]
-        sigma = (
+        levels = (
             arrays["in/mixed_sigmas"] if tag == "mixed_sigmas" else np.full(batch, float(tag.split("_")[1]), np.float32)
         )
-        sigma = jnp.asarray(sigma)
+        sigma = jnp.asarray(levels)
         x = _swap(next(arrays[k] for k in (f"in/x_noisy/{tag}", f"in/x/{tag}", "in/x") if k in arrays))
         edm = kind == "edm"
         scalings = edm_scalings(sigma, sigma_data) if edm else consistency_scalings(sigma, sigma_data, sigma_min)
@@ -196,7 +196,7 @@ def _block(name: str, state: Mapping[str, np.ndarray], inputs: list[np.ndarray],
         )
         channels = out.shape[1] if kind == "unpatch" else out.shape[1] // size
         edge = inputs[0].shape[1] if kind != "unpatch" else out.shape[1]
-        block = layers.Under(partial(layers.ResidualBlock, channels, min(size, edge), name="block"))
+        block: Any = layers.Under(partial(layers.ResidualBlock, channels, min(size, edge), name="block"))
         if kind == "unpatch":
             return lambda variables, x, z: block.apply(variables, unet1d.unpatch(x, size), z)
         return lambda variables, x, z: unet1d.patch(block.apply(variables, x, z), size)
@@ -228,7 +228,7 @@ def _check_blocks(fixture: _Fixture) -> Iterator[Check]:
             embedding = unet1d.TimeEmbedding(len(state["to_time.0.0.weights"])).apply(
                 {"params": params["to_time_0_0"]}, inputs[0]
             )
-            dense = layers.Linear(out.shape[1]).apply({"params": params["to_time_0_1"]}, embedding)
+            dense: Any = layers.Linear(out.shape[1]).apply({"params": params["to_time_0_1"]}, embedding)
             yield from fixture.compare("time/out", jax.nn.gelu(dense, approximate=False))
             continue
         module = _block(name, state, inputs, out, fixture.meta["blocks"].get(name, ""))

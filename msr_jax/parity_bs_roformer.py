@@ -45,12 +45,12 @@ def is_bs_roformer(stem: str) -> bool:
     return stem.startswith(KINDS)
 
 
-def _last(x: np.ndarray) -> jax.Array:
+def _last(x: np.ndarray | jax.Array) -> jax.Array:
     """(…, channels, time) -> (…, time, channels), and back."""
     return jnp.asarray(x).swapaxes(-1, -2)
 
 
-def _flat(x: np.ndarray) -> jax.Array:
+def _flat(x: np.ndarray | jax.Array) -> jax.Array:
     """(batch, stems, channels, time) -> (batch·stems, time, channels)."""
     return _last(x).reshape(-1, x.shape[-1], x.shape[-2])
 
@@ -93,9 +93,9 @@ def _check_separator(path: Path, arrays: Arrays, meta: Mapping[str, Any]) -> Ite
         return
     (stems, features), sown = _separate(net, params, arrays["in/mixture"])
     expected = arrays["out/sources"]
-    stems = np.asarray(_last(stems)).reshape(expected.shape)
+    found = np.asarray(_last(stems)).reshape(expected.shape)
     scale = 1e6 if np.abs(expected).max() < 1e-3 else 1.0  # a fixture about quiet input, to be compared at full level
-    yield Check("out/sources", relative_error(scale * stems, scale * expected), TOLERANCE)
+    yield Check("out/sources", relative_error(scale * found, scale * expected), TOLERANCE)
     frames = meta.get("frames_stored_in_mid", "all")
     yield from _compare_mid(arrays, _activations(features, sown), frames, skip=scale != 1)
 
@@ -360,11 +360,11 @@ def _check_checkpoints(path: Path, arrays: Arrays, meta: Mapping[str, Any]) -> I
         y = refine_by_diffusion(
             diffusion, _flat(estimate), sigmas, noise_from_sequence(jnp.stack(sequence)), s_churn=1.0
         )
-        y = np.asarray(_last(clip_waveform(y, 1.0))).reshape(estimate.shape)
-        yield Check("out/diff_sample_3steps", relative_error(y, arrays["out/diff_sample_3steps"]), TOLERANCE)
+        clipped = np.asarray(_last(clip_waveform(y, 1.0))).reshape(estimate.shape)
+        yield Check("out/diff_sample_3steps", relative_error(clipped, arrays["out/diff_sample_3steps"]), TOLERANCE)
     if "out/cd_1step" in arrays:
-        y = _sample_consistency(student, arrays, "out/det_tracks", "in/noise", 1, 0.003934)
-        yield Check("out/cd_1step", relative_error(y, arrays["out/cd_1step"]), TOLERANCE)
+        once = _sample_consistency(student, arrays, "out/det_tracks", "in/noise", 1, 0.003934)
+        yield Check("out/cd_1step", relative_error(once, arrays["out/cd_1step"]), TOLERANCE)
 
 
 def check_bs_roformer(path: Path, arrays: Arrays, meta: Mapping[str, Any]) -> Iterator[Check]:

@@ -28,4 +28,4 @@ def relative_norm(actual: Any, reference: np.ndarray) -> float:
     actual = np.asarray(actual, np.float64)
     if actual.shape != reference.shape or not np.isfinite(actual).all():
         return float("inf")
-    return float(np.linalg.norm(actual - reference) / max(np.linalg.norm(reference.astype(np.float64)), 1e-12))
+    return float(np.linalg.norm(actual - reference) / max(float(np.linalg.norm(reference.astype(np.float64))), 1e-12))

@@ -51,7 +51,7 @@ def audio_info(path: str | Path) -> AudioInfo:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     try:
         with soundfile.SoundFile(path) as file:
-            info = AudioInfo(file.frames, file.channels, file.samplerate, file.subtype)
+            info = AudioInfo(frames := file.frames, file.channels, file.samplerate, file.subtype)
             is_ogg, notes = file.format == "OGG", file.extra_info
     except (RuntimeError, TypeError) as error:  # TypeError: a name that ends in .raw
         raise UserError(f"{path} cannot be read as audio ({_reason(error)})") from error
@@ -62,7 +62,7 @@ def audio_info(path: str | Path) -> AudioInfo:
             raise UserError(f"{path} is cut off: its header promises {promised} bytes, the file has {found}")
     if is_ogg and _ogg_is_cut(path):
         raise UserError(f"{path} is cut off: its last page is missing or incomplete")
-    is_streamed = info.frames > 2**60 or (_is_mpeg(info) and not _mp3_start(path)[1])
+    is_streamed = frames > 2**60 or (_is_mpeg(info) and not _mp3_start(path)[1])
     return info._replace(frames=None) if is_streamed else info
 
 

@@ -39,7 +39,7 @@ def overlap_add(frames: Array, hop: int) -> Array:
     blocks = frames.reshape(*leading, count, per_frame, hop)
     pad = lambda j: [(0, 0)] * len(leading) + [(j, per_frame - 1 - j), (0, 0)]
     summed = sum(jnp.pad(blocks[..., j, :], pad(j)) for j in range(per_frame))
-    return summed.reshape(*leading, -1)
+    return jnp.reshape(summed, (*leading, -1))
 
 
 def stft(x: Array, n_fft: int, hop: int, window_length: int, normalized: bool = False) -> Array:

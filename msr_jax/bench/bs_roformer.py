@@ -95,7 +95,7 @@ def make_peer(sizes: Mapping[str, Any]) -> Any:
     import torch
     from bs_roformer.bs_roformer import BSRoformer, MaskEstimator
 
-    same = (
+    same: tuple[str, ...] = (
         "dim",
         "depth",
         "stereo",

@@ -135,7 +135,8 @@ def _augment_row(augment: dict[str, Any], crop: int, batch: int, rate: int, repe
     from msr_jax.data.augment_step import make_augment
 
     x = jax.random.normal(jax.random.key(0), (batch, 4, crop, 2)) * 0.1
-    compiled = jax.jit(make_augment(augment, MUSDB_STEMS, rate))
+    function: Any = make_augment(augment, MUSDB_STEMS, rate)
+    compiled = jax.jit(function)
     seconds = _median(lambda k: jax.block_until_ready(compiled(x, jax.random.key(k))), repeats)
     return _row("bsrf_compiled_augmentations", seconds / batch, device=jax.devices()[0].device_kind)
 

@@ -63,7 +63,7 @@ def take_turns(module: str, engines: Mapping[str, Sequence[str]], repeats: int) 
       UserError: an engine stopped.
     """
     command = [sys.executable, "-m", module]
-    workers: dict[str, subprocess.Popen] = {}
+    workers: dict[str, Any] = {}  # each a Popen with pipes
 
     def answer(name: str) -> str:
         line = workers[name].stdout.readline()
@@ -77,7 +77,7 @@ def take_turns(module: str, engines: Mapping[str, Sequence[str]], repeats: int) 
     try:
         about = {}
         for name, arguments in engines.items():  # one after the other: compilation would slow the others' warming up
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             workers[name] = subprocess.Popen([*command, *arguments], **pipes)
             about[name] = json.loads(answer(name))
         for _ in range(repeats):

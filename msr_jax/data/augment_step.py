@@ -90,7 +90,7 @@ def _mel(freq):
     return 2595 * np.log10(1 + np.asarray(freq) / 700)
 
 
-def _draw_bands(key: Array, gains: np.ndarray, shape: tuple[int, int]) -> Array:
+def _draw_bands(key: Array, gains: np.ndarray, shape: tuple[int, ...]) -> Array:
     """Centre (uniform in mel), gain and Q of seven filters: (b, s, 7, 3)."""
     key_centre, key_gain, key_q = jax.random.split(key, 3)
     low, high = (jnp.asarray(edge, jnp.float32) for edge in _mel(EQ_CENTRES).T)

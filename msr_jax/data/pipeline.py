@@ -48,7 +48,8 @@ class MakeBatch(grain.transforms.Map):
     def __init__(self, source: RecordSource, data: Mapping[str, Any], local: slice):
         self.source, self.crop, self.local = source, data["crop"], local
         self.mix, self.equal_songs = data["mix_across_songs"], data.get("equal_songs", False)
-        self.gain_db = tuple(data["gain_db"])
+        low, high = data["gain_db"]
+        self.gain_db = (low, high)
         augment = data.get("augment", {})
         self.effects = {name: augment[name] for name in EFFECTS if augment.get(name)}
         self.leak = augment.get("option_leak", True)
@@ -89,7 +90,7 @@ class MakeBatch(grain.transforms.Map):
         held = self.source.manifest
         draws = draws[self.local]
         stems = np.zeros((len(draws), len(held["stems"]), self.crop, held["channels"]), np.float32)
-        labels = [self._example(*draw, out) for draw, out in zip(draws, stems, strict=True)]
+        labels = [self._example(index, seed, out) for (index, seed), out in zip(draws, stems, strict=True)]
         return {"stems": stems, "label": np.stack(labels)}
 
 
@@ -159,4 +160,4 @@ def validation_windows(
     if not windows:
         raise UserError(f"{data['validation']} has no validation window with {least} active stems")
     chosen = np.linspace(0, len(windows) - 1, min(limit or len(windows), len(windows))).round().astype(int)
-    return np.stack([source.read(*windows[k], crop) for k in chosen]).astype(np.float32) / np.float32(PCM_SCALE)
+    return np.stack([source.read(*windows[int(k)], crop) for k in chosen]).astype(np.float32) / np.float32(PCM_SCALE)

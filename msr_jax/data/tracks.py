@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -175,7 +175,7 @@ def read_track(
         )
     if apart:
         notes.append(f"stems differ in length by {apart:.4f} s and were cut to the shortest")
-    mixed = {}
+    mixed: dict[str, Any] = {}
     for stem, sources in audio.items():
         at_rate = [resample(samples, rate, sample_rate) for samples, rate in sources]
         length = min(map(len, at_rate))

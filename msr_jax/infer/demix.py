@@ -5,7 +5,7 @@ the result depends a little on the batch size, and a sample that no chunk gives 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,13 +77,13 @@ def _demix_once(run: ChunkFunction, mix: np.ndarray, chunk: int, settings: Demix
     window[:fade] = np.linspace(0, 1, fade, dtype=np.float32)
     window[chunk - fade :] = np.linspace(1, 0, fade, dtype=np.float32)
     starts = list(range(0, len(mix), step))
-    total = weight = None
+    total: Any = None  # until an estimate tells the number of stems
+    weight = np.zeros((len(mix), 1), np.float32)
     for at in range(0, len(starts), settings.batch_size):
         chosen = starts[at : at + settings.batch_size]
         estimates = run(np.stack([_part(mix, start, chunk) for start in chosen]), at)
         if total is None:
             total = np.zeros((estimates.shape[1], *mix.shape), np.float32)
-            weight = np.zeros((len(mix), 1), np.float32)
         own = window.copy()
         if chosen[-1] == 0:
             own[:fade] = 1

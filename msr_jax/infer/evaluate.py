@@ -86,6 +86,7 @@ def score_track(folder: Path, estimate: EstimateFunction, plan: Plan, excerpt: P
     if excerpt:
         write_excerpt(excerpt, estimates, references, plan)
     if plan.protocol == "paper":
+        assert plan.segment is not None
         scores, segments = score_segments(
             estimates, references, plan.stems, plan.sample_rate, plan.segment, plan.backend
         )

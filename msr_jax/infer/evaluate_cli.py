@@ -149,11 +149,11 @@ def main(argv: list[str]) -> int:
     det: list[EstimateFunction] = []
     sources: Callable[[Path], list[Path]] = lambda track: [track]
     if args.model:
-        common = (args.seed, args.protocol, args.bss_backend)
+        run = (args.seed, args.protocol, args.bss_backend)
         options = {"dtype": args.dtype, "mixture_consistent": args.mixture_consistent}
-        estimators, plan, refine = model_runs(args.model, args.refine, args.steps, *common, **options)
+        estimators, plan, refine = model_runs(args.model, args.refine, args.steps, *run, **options)
         if refine != "none" and not args.no_det:
-            det = model_runs(args.model, "none", None, *common, **options)[0]
+            det = model_runs(args.model, "none", None, *run, **options)[0]
         settings |= {"refine": refine, "steps": args.steps or "the model's own", "seed": args.seed, **options}
         sources = lambda track: [track, Path(args.model)]
         tracks = find_tracks(folder, plan.stems)
@@ -193,7 +193,7 @@ def main(argv: list[str]) -> int:
     }
     accelerated = jax.default_backend() != "cpu"
     workers = args.workers or len(estimators) + accelerated
-    common = {
+    common: dict[str, Any] = {
         "plan": plan,
         "workers": workers,
         "stamp": lambda track: [settings, stamp_of(sources(track))],

@@ -50,12 +50,13 @@ def cut(audio: np.ndarray, protocol: str, segment: int | None) -> np.ndarray:
     """
     if protocol == "song":
         return audio
+    assert segment is not None
     stems, channels, samples = audio.shape
     count = samples // segment
     if protocol == "paper" and channels > 1:
         count = -(-samples // segment)
         audio = np.pad(audio, ((0, 0), (0, 0), (0, count * segment - samples)))
-    segments = audio[..., : count * segment].reshape(stems, channels, count, segment)
+    segments: np.ndarray = audio[..., : count * segment].reshape(stems, channels, count, segment)
     if protocol == "paper" and channels == 1:
         segments = segments[:, :, kept_chunks(audio[:, 0], segment)]
     return segments.reshape(stems, channels, -1)
@@ -118,7 +119,7 @@ def score_song(
     if len(which):
         bss = bss_eval(estimates[which], references[which], sample_rate, backend, joint_silence=backend == "museval")
         for metric, values in bss._asdict().items():
-            scores[metric] |= {stems[j]: _kept(values[row]) for row, j in enumerate(which)}
+            scores[metric] |= {stems[j]: _kept(values[row]) for row, j in enumerate(which.tolist())}
     return scores | _track_lists(estimates, references, stems, sample_rate)
 
 
@@ -126,7 +127,7 @@ def _track_lists(
     estimates: np.ndarray, references: np.ndarray, stems: Sequence[str], sample_rate: int
 ) -> dict[str, dict[str, list[float]]]:
     signal_to_noise, points = snr(estimates, references), log_wmse(estimates, references, sample_rate)
-    sounding = references.any((1, 2))
+    sounding: Any = references.any((1, 2))
     return {
         "snr": {s: [float(signal_to_noise[j])] if sounding[j] else [] for j, s in enumerate(stems)},
         "log_wmse": {s: [float(points[j])] for j, s in enumerate(stems)},

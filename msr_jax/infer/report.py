@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def _boxes(results: Mapping[str, Any], stems: Sequence[str], metric: str) -> str
     return f"<figure>{plots.box_plot(groups, 'dB', NAMES[metric])}<figcaption>{_key(runs)}</figcaption></figure>"
 
 
-def _key(names: Sequence[str]) -> str:
+def _key(names: Iterable[str]) -> str:
     return (
         '<span class="key">'
         + "".join(f'<i class="series{n % 6}"></i>{escape(s)}' for n, s in enumerate(names))
@@ -170,8 +170,8 @@ def _gains(results: Mapping[str, Any], stems: Sequence[str], metric: str) -> str
     for name, before in results["deterministic"]["tracks"].items():
         after = results["tracks"].get(name)
         for s in stems:
-            pair = [of_track(metric, t[metric][s]) for t in (before, after) if t]
-            if len(pair) == 2 and None not in pair:
+            pair = [v for t in (before, after) if t and (v := of_track(metric, t[metric][s])) is not None]
+            if len(pair) == 2:
                 gain = pair[1] - pair[0]
                 points[s].append((pair[0], gain, f"{name}, {s}: {pair[0]:.2f} dB, {gain:+.2f} dB by refinement"))
     drawn = plots.scatter(points, f"deterministic {NAMES[metric]}", "gain (dB)", f"gain in {NAMES[metric]}")

@@ -39,7 +39,8 @@ def cut_chunks(blocks: Iterable[np.ndarray], segment: int, hop: int) -> Iterator
       shorter than a segment gives one chunk, zeros after its `length` samples.
     """
     # `held` are the samples from `base` on; `start` is where the next chunk begins.
-    held, base, start = None, 0, 0
+    held: np.ndarray | None = None
+    base = start = 0
     for block in blocks:
         held = block if held is None else np.concatenate([held, block])
         while base + len(held) >= start + segment:
@@ -49,7 +50,7 @@ def cut_chunks(blocks: Iterable[np.ndarray], segment: int, hop: int) -> Iterator
     end = base + (0 if held is None else len(held))
     if held is not None and start == 0:
         yield 0, len(held), np.pad(held, ((0, segment - len(held)), (0, 0)))
-    elif end > base + segment:
+    elif held is not None and end > base + segment:
         yield end - segment, segment, held[-segment:]
 
 
@@ -67,7 +68,8 @@ def overlap_add(
       Blocks (stems, samples, channels) that together are as long as the stream was.
     """
     fade = cross_fade(segment, overlap)[:, None]
-    total = weight = None
+    total: Any = None  # until an estimate tells the number of channels
+    weight = np.zeros((0, 1), np.float32)
     base = count = 0
 
     def flush(upto: int) -> np.ndarray:
@@ -83,7 +85,6 @@ def overlap_add(
         for (start, length, _), estimate in zip(batch, estimates, strict=True):
             if total is None:
                 total = np.zeros((stems, 0, estimate.shape[-1]), np.float32)
-                weight = np.zeros((0, 1), np.float32)
             if start > base:
                 yield flush(start)
             grow = start + length - base - total.shape[1]
@@ -212,7 +213,7 @@ class Separator:
         at_model_rate = _resampled(counted(), sample_rate, self.sample_rate, channels)
         at_model_rate = (b for b in at_model_rate if len(b))
         if self.reference:
-            separated = self._demixed(at_model_rate)
+            separated = self._demixed(at_model_rate, self.reference)
         else:
             chunks = cut_chunks(at_model_rate, self.segment, self.segment - self.overlap)
             separated = overlap_add(chunks, self._run_chunks, len(self.stems), self.segment, self.overlap, group)
@@ -232,10 +233,10 @@ class Separator:
             if progress:
                 progress(wanted)
 
-    def _demixed(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def _demixed(self, blocks: Iterable[np.ndarray], reference: Demix) -> Iterator[np.ndarray]:
         """All of the song (stems, samples, channels) at once, as `demix` has it; every chunk is padded to one batch."""
         if song := list(blocks):
-            yield demix(self._run_chunks, np.concatenate(song), self.segment, self.reference)
+            yield demix(self._run_chunks, np.concatenate(song), self.segment, reference)
 
     def _named(self, block: np.ndarray, channels: int) -> dict[str, np.ndarray]:
         by_stem = block.reshape(len(block), len(self.stems), channels)

@@ -64,12 +64,13 @@ def load_estimates(
       UserError: a stem is missing, unreadable, NaN, has an unfit number of channels, or differs by more than 0.15 s.
     """
     _, channels, samples = references.shape
-    missing = [stem for stem in stems if audio_file(folder, stem) is None]
+    paths = {stem: path for stem in stems if (path := audio_file(folder, stem))}
+    missing = [stem for stem in stems if stem not in paths]
     if missing:
         raise UserError(f"{folder} lacks the estimates of {', '.join(missing)}")
     found, notes = np.zeros(references.shape, np.float32), []
     for j, stem in enumerate(stems):
-        path = audio_file(folder, stem)
+        path = paths[stem]
         audio, rate = read_audio(path)
         if audio.shape[1] != channels:
             notes.append(f"{path.name} has {audio.shape[1]} channels, its reference {channels}: converted")

@@ -135,7 +135,7 @@ def sweep(
                 scores.append(score_windows(joined, references, config["sample_rate"]))
     if not found[0]:
         raise UserError(f"no track is as long as a segment of {segment} samples")
-    rows = [{"setting": None}, *({"setting": s._asdict()} for s in settings)]
+    rows: list[dict[str, Any]] = [{"setting": None}, *({"setting": s._asdict()} for s in settings)]
     return [row | averages(scores) for row, scores in zip(rows, found, strict=True)]
 
 

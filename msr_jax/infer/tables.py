@@ -89,7 +89,7 @@ def run_rows(
         faults += [f"{system}, {p['track']}: {p['reason']}" for p in problems]
         results = summary(scored, problems, plan) | {"settings": {"channels": channels}}
         timed = time_segment(model, refine, steps, args.dtype, args.repeats)
-        measured.append(Measured(system, *headline(results), *timed, len(scored)))
+        measured.append(Measured._make([system, *headline(results), *timed, len(scored)]))
         print(f"{DATA[channels]}: {system} is done ({len(scored)} tracks)")
     if not measured:
         raise UserError(f"{model} can run no row: {missing[0][1]}")
@@ -102,9 +102,9 @@ def quality_table(channels: int, measured: list[Measured], missing: list[tuple[s
     for row in PUBLISHED[channels]:
         values = " | ".join(number(v) for v in (row.si_sdri, row.sdr, row.sir, row.sar))
         lines.append(f"| {row.system} | {values} | {quoted(row)} |")
-    for row in measured:
-        values = " | ".join(number(v) for v in (row.si_sdri, row.sdr, row.sir, row.sar))
-        lines.append(f"| **{row.system}** | {values} | measured here, {row.tracks} tracks |")
+    for own in measured:
+        values = " | ".join(number(v) for v in (own.si_sdri, own.sdr, own.sir, own.sar))
+        lines.append(f"| **{own.system}** | {values} | measured here, {own.tracks} tracks |")
     lines += [f"| **{system}** | – | – | – | – | not run: {reason} |" for system, reason in missing]
     return "\n".join(lines) + "\n"
 
@@ -118,9 +118,9 @@ def time_table(measured: dict[int, list[Measured]]) -> str:
             if row.seconds is not None or row.parameters is not None:
                 cells = f"{number(row.seconds, 3)} | {number(row.rtf, 3)} | {millions(row.parameters)}"
                 lines.append(f"| {name} | {row.system} | {cells} | {quoted(row)} |")
-        for row in measured.get(channels, []):
-            cells = f"{row.seconds:.3f} | {row.rtf:.3f} | {millions(row.parameters)}"
-            lines.append(f"| {name} | **{row.system}** | {cells} | measured here |")
+        for own in measured.get(channels, []):
+            cells = f"{own.seconds:.3f} | {own.rtf:.3f} | {millions(own.parameters)}"
+            lines.append(f"| {name} | **{own.system}** | {cells} | measured here |")
     return "\n".join(lines) + "\n"
 
 

@@ -64,7 +64,7 @@ def multires_stft(
     """Mean modulus of the STFT of difference (batch, time, channels), summed over windows: (batch,)."""
 
     def channel(x: Array) -> Array:
-        moduli = (safe_modulus(centred_stft(x, w, max(w, min_fft), hop)) for w in windows)
+        moduli: Any = (safe_modulus(centred_stft(x, w, max(w, min_fft), hop)) for w in windows)
         return sum(m.mean((1, 2)) for m in moduli)
 
     # Spectra are a hundred times larger than what they are made of. One channel at a time, and once more for the

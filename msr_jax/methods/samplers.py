@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from msr_jax.methods.denoiser import Denoiser, clip_waveform
 
 Array = jax.Array
-Noise = Callable[[Array], Array]
+Noise = Callable[[Array | int], Array]
 
 
 def noise_from_keys(keys: Array, shape: tuple[int, ...]) -> Noise:
@@ -30,7 +31,7 @@ def noise_from_sequence(sequence: Array) -> Noise:
 def refine_by_diffusion(
     denoise: Denoiser,
     estimate: Array,
-    sigmas: Array,
+    sigmas: Array | np.ndarray,
     noise: Noise,
     *,
     num_resamples: int = 1,
@@ -82,7 +83,7 @@ def refine_by_diffusion(
 def refine_by_consistency(
     consistency: Denoiser,
     estimate: Array,
-    sigmas: Array,
+    sigmas: Array | np.ndarray,
     noise: Noise,
     *,
     sigma_min: float,

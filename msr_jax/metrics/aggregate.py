@@ -42,14 +42,14 @@ class SegmentScores(NamedTuple):
         return cls(
             WindowScores(start=numbers(told["windows"]["start"]).astype(int), **windows),
             BssScores(**{k: numbers(v) for k, v in told["bss"].items()}) if told["bss"] else None,
-            [tuple(numbers(v) for v in pair) for pair in told["silent_frames"]],
+            [(numbers(sir), numbers(sar)) for sir, sar in told["silent_frames"]],
         )
 
 
 def _lists(values: np.ndarray) -> Any:
     if values.dtype.kind != "f":
         return values.tolist()
-    return np.where(np.isfinite(values), values, None).tolist()
+    return np.where(np.isfinite(values), values, None).tolist()  # type: ignore[call-overload]  # None makes them objects
 
 
 def score_segment(

@@ -164,7 +164,8 @@ def _add_products(sums: tuple[Array, Array], group: Array, block: int, sizes: tu
 @partial(jax.jit, static_argnums=1)
 def _correlation(sums: tuple[Array, Array], sizes: tuple[int, int]) -> Array:
     """Σ_n x_i[n] y_j[n + lag] for lags from 0 to TAPS - 1, from the summed cross spectra."""
-    return sum(jnp.fft.irfft(s, n)[..., :TAPS] for s, n in zip(sums, sizes, strict=True))
+    lags: Any = (jnp.fft.irfft(s, n)[..., :TAPS] for s, n in zip(sums, sizes, strict=True))
+    return sum(lags)
 
 
 @jax.jit

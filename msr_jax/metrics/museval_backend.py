@@ -6,6 +6,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +18,10 @@ def museval_metrics() -> ModuleType:
     Its fallback for singular systems names `np.linalg.linalg`, which NumPy 2.4 no longer has; the module gets a NumPy
     that has it, and nobody else does.
     """
-    package = importlib.util.find_spec("museval")
+    package: Any = importlib.util.find_spec("museval")
     path = Path(package.submodule_search_locations[0]) / "metrics.py"
-    spec = importlib.util.spec_from_file_location("msr_jax._museval_metrics", path)
-    module = importlib.util.module_from_spec(spec)
+    spec: Any = importlib.util.spec_from_file_location("msr_jax._museval_metrics", path)
+    module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     linalg = SimpleNamespace(**vars(np.linalg))
     linalg.linalg = np.linalg

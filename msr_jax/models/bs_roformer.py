@@ -17,7 +17,7 @@ from jax import lax
 
 from msr_jax.audio.stft import istft, stft
 from msr_jax.errors import UserError
-from msr_jax.models.initial import draw_marked, normal, uniform_fan
+from msr_jax.models.initial import Initialiser, draw_marked, normal, uniform_fan
 from msr_jax.models.interface import Backbone, read_fields
 from msr_jax.models.layers import differentiated_as, product
 from msr_jax.models.platform import platform
@@ -44,7 +44,7 @@ def _conv(name: str, taps: int, inputs: int, outputs: int, is_zero: bool = False
 
 
 def _weighted(name: str, weight: tuple[int, ...], bias: tuple[int, ...], fan: int, is_zero: bool) -> dict[str, Any]:
-    init = nn.initializers.zeros if is_zero else uniform_fan(fan)
+    init: Initialiser = nn.initializers.zeros if is_zero else uniform_fan(fan)
     return {name: init(None, weight), f"{name}_bias": init(None, bias)}
 
 
@@ -240,8 +240,9 @@ class BSRoformer(nn.Module):
         """The stack on h (batch, frames, bands, dim): what comes out, and the output of every transformer if `keep`."""
         sizes = Sizes(self.heads, self.dim_head, self.dtype, self.attn_dropout, self.ff_dropout, self.remat)
 
-        def films(p: Params) -> tuple[Film, Film]:
+        def films(p: Params) -> tuple[Film, ...]:
             def film(block: Params) -> Film:
+                assert condition is not None  # in a timed network
                 wide = product(condition, block["to_scale_shift"], jnp.float32) + block["to_scale_shift_bias"]
                 return tuple(jnp.split(wide[:, None, None], 2, axis=-1))
 
@@ -257,7 +258,7 @@ class BSRoformer(nn.Module):
         def add(h: Array, injection: Array | None) -> Array:
             return h if injection is None else add_per_mixture(h, injection)
 
-        def layer(carry: tuple[Array, Array | None], item: tuple) -> tuple[tuple, dict]:
+        def layer(carry: tuple[Array, Any], item: tuple) -> tuple[tuple, dict]:
             (h, total), (p, inject, key) = carry, item
             keys = dict.fromkeys(AXES) if key is None else dict(zip(AXES, jax.random.split(key, 3), strict=True))
             if self.linear_transformer_depth:
@@ -324,7 +325,7 @@ class BSRoformer(nn.Module):
         def products(x: Array, weight: Array) -> Array:
             wide = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             shifted = lambda i, j: wide[:, i : i + frames, j : j + bins]
-            taps = (product(shifted(i, j), weight[i, j], x.dtype) for i in range(3) for j in range(3))
+            taps: Any = (product(shifted(i, j), weight[i, j], x.dtype) for i in range(3) for j in range(3))
             return sum(taps).astype(x.dtype)
 
         def conv(x: Array, name: str) -> Array:
@@ -379,7 +380,7 @@ class BSRoformer(nn.Module):
         h = add_per_mixture(self._split_bands(spectrum), conditioning["band_split"])
         inject = {axis: conditioning[axis] for axis in ("time", "freq")}
         watched = self.is_mutable_collection("intermediates")
-        condition = self.embed(tau, label) if self.timed else None
+        condition = self.embed(tau, label) if self.timed and tau is not None else None
         h, kept = self._run_layers(h, inject, condition, key, keep=watched)
         normed, rows = h, len(label)
         heads = jax.tree.map(lambda p: p[label.argmax(-1)], self.mask_estimators)

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import struct
 
 Array = jax.Array
-Initialiser = Callable[[Any, tuple[int, ...]], "ToDraw"]  # (key, which it ignores; shape)
+Initialiser = Callable[[Any, tuple[int, ...]], Any]  # (key, which it ignores; shape) -> ToDraw
 
 
 @struct.dataclass
@@ -30,8 +30,8 @@ class ToDraw(nn.meta.AxisMetadata[Array]):
     def unbox(self) -> Array:
         return self.value
 
-    def replace_boxed(self, val: Array) -> "ToDraw":
-        return self.replace(value=val)
+    def replace_boxed(self, val: Any) -> Any:
+        return ToDraw(val, self.bound)
 
     def add_axis(self, index: int, params: dict) -> "ToDraw":
         return self

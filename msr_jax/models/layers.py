@@ -6,6 +6,7 @@ Parameter names (`weight`, `bias`, `g`) are those of the published PyTorch progr
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,15 +89,16 @@ def _convolve_by_products(x: Array, weight: Array, stride: int, padding: int) ->
     length = (samples + 2 * padding - taps) // stride + 1
     if stride == 1:  # one product to the contributions of all taps, added where they belong
         x = jnp.pad(x, ((0, 0), (padding, padding), (0, 0)))
-        blocks = product(x, jnp.moveaxis(weight, 0, 1).reshape(channels, taps * features), x.dtype)
+        blocks: Any = product(x, jnp.moveaxis(weight, 0, 1).reshape(channels, taps * features), x.dtype)
         return sum(blocks[:, k : k + length, k * features : (k + 1) * features] for k in range(taps))
     steps = -(-taps // stride)  # `stride` samples side by side are one wide frame; `steps` frames make one output
     frames = length - 1 + steps
     x = jnp.pad(x, ((0, 0), (padding, frames * stride - samples - padding), (0, 0)))
     x = x.reshape(batch, frames, stride * channels)
     rows = np.minimum(stride, taps - stride * np.arange(steps)) * channels
-    weight = jnp.split(weight.reshape(taps * channels, features), np.cumsum(rows)[:-1])
-    return sum(product(x[:, j : j + length, : rows[j]], weight[j], x.dtype) for j in range(steps))
+    parts = jnp.split(weight.reshape(taps * channels, features), np.cumsum(rows)[:-1])
+    terms: Any = (product(x[:, j : j + length, : rows[j]], parts[j], x.dtype) for j in range(steps))
+    return sum(terms)
 
 
 def convolve_frames(x: Array, weight: Array, frame: int, dtype) -> Array:
@@ -257,7 +259,7 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, scale_shift: tuple[Array, Array] | None = None) -> Array:
         h = GroupNorm(self.groups, self.frame, name="groupnorm")(x, scale_shift)
-        conv = {"padding": 1, "zero_init": self.zero_init, "dtype": self.dtype, "frame": self.frame}
+        conv: dict[str, Any] = {"padding": 1, "zero_init": self.zero_init, "dtype": self.dtype, "frame": self.frame}
         return Conv(self.features, 3, name="project", **conv)(nn.silu(h))
 
 
@@ -276,11 +278,11 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, z: Array) -> Array:
         h = ConvBlock(self.features, self.groups, dtype=self.dtype, frame=self.frame, name="block1")(x)
-        film = partial(Linear, 2 * self.features, dtype=self.dtype, name="to_scale_shift_1")
-        film = Under(film, name="to_scale_shift")(nn.silu(z)).astype(jnp.float32)
-        scale_shift = tuple(jnp.split(film[:, None], 2, axis=-1))
-        last = {"zero_init": self.zero_init, "dtype": self.dtype, "frame": self.frame}
-        h = ConvBlock(self.features, self.groups, name="block2", **last)(h, scale_shift)
+        linear = partial(Linear, 2 * self.features, dtype=self.dtype, name="to_scale_shift_1")
+        film = Under(linear, name="to_scale_shift")(nn.silu(z)).astype(jnp.float32)
+        scale, shift = jnp.split(film[:, None], 2, axis=-1)
+        last: dict[str, Any] = {"zero_init": self.zero_init, "dtype": self.dtype, "frame": self.frame}
+        h = ConvBlock(self.features, self.groups, name="block2", **last)(h, (scale, shift))
         if x.shape[-1] != self.features * self.frame:
             x = Conv(self.features, 1, name="to_out", **last)(x)
         return h + x
@@ -334,7 +336,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1]
-        conv = {"kernel_size": 1, "use_bias": False, "dtype": self.dtype}
+        conv: dict[str, Any] = {"kernel_size": 1, "use_bias": False, "dtype": self.dtype}
         h = LayerNorm(name="feed_forward_0")(x)
         h = Conv(self.multiplier * channels, name="feed_forward_1", **conv)(h)
         h = LayerNorm(name="feed_forward_3")(nn.gelu(h.astype(jnp.float32), approximate=False))

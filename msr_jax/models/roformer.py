@@ -17,7 +17,7 @@ from msr_jax.models.layers import product
 from msr_jax.models.platform import platform
 
 Array = jax.Array
-Film = tuple[Array, Array] | None  # scale and shift, each (batch, 1, 1, dim)
+Film = tuple[Array, ...] | None  # scale and shift, each (batch, 1, 1, dim)
 CHUNK_TOKENS = 4096  # on a CPU, tokens that go through a transformer at a time: what its caches hold
 CHUNK_LOGITS = 2**23  # on an accelerator without a fused kernel, logits of one head and example at a time
 SHORT = 128  # sequences up to this length are attended to many at a time
@@ -58,7 +58,7 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
-def rotate(x: Array, angles: Array) -> Array:
+def rotate(x: Array, angles: Array | np.ndarray) -> Array:
     """Rotary embedding of x (…, length, heads, E) whose pairs are (x[j], x[j + E/2]); angles (length, E/2) float32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cosine, sine = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
@@ -111,7 +111,7 @@ def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
     if length <= SHORT:
         return form(q, k, v, (0, 1)).swapaxes(1, 2)
     flat = [a.reshape(sequences * heads, length, features) for a in (q, k, v)]
-    mixed = lax.map(jax.checkpoint(lambda a: form(*a, ())), tuple(flat))
+    mixed = lax.map(jax.checkpoint(lambda a: form(a[0], a[1], a[2], ())), tuple(flat))
     return mixed.reshape(sequences, heads, length, features).swapaxes(1, 2)
 
 
@@ -167,7 +167,7 @@ def feed_forward(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, key
 
 
 def transformer(
-    blocks: list[tuple[Mapping, Mapping]], h: Array, films: list[tuple[Film, Film]], sizes: Sizes, key: Array | None
+    blocks: list[tuple[Mapping, Mapping]], h: Array, films: list[tuple[Film, ...]], sizes: Sizes, key: Array | None
 ) -> Array:
     """Blocks of attention and feed-forward, each with its residual, over the length of h (batch, sequences, length, dim).
 

@@ -47,7 +47,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, tau: Array) -> Array:
-        frequencies = self.param("weights", normal, (self.half,))
+        frequencies: Any = self.param("weights", normal, (self.half,))
         tau = tau[:, None]
         angles = 2 * np.pi * tau * frequencies
         return jnp.concatenate([tau, jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -223,7 +223,7 @@ class UNet1d(nn.Module):
 def make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
     """The U-Net as a backbone; UserError for sizes that are unknown or contradict each other."""
     fields = read_fields(sizes, UNet1d.__dataclass_fields__)
-    levels = {name: len(fields[name]) for name in ("factors", "num_blocks", "attentions") if name in fields}
+    levels: dict[str, int] = {n: len(fields[n]) for n in ("factors", "num_blocks", "attentions") if n in fields}
     if "multipliers" in fields:
         levels["multipliers (less one)"] = len(fields["multipliers"]) - 1
     if len(set(levels.values())) > 1:
@@ -237,7 +237,7 @@ def make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
         label = jnp.zeros((1, net.context_features))
         return draw_marked(key, net.init(key, x, label, jnp.zeros((1,)) if timed else None)["params"])
 
-    def separate(params: Any, mixture: Array, label: Array, key: Array | None = None) -> tuple[Array, list[Array]]:
+    def separate(params: Any, mixture: Array, label: Array, key: Array | None = None) -> tuple[Array, Any]:
         return net.apply({"params": params}, mixture, label)
 
     def refine(

@@ -1,6 +1,6 @@
 """From the data set to global batches on the devices, one dispatch after the other."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import grain
@@ -40,7 +40,7 @@ def check_batch(batch: int, mesh: Mesh) -> None:
 
 def dispatches(
     dataset: grain.MapDataset, start: int, config: Mapping[str, Any], mesh: Mesh
-) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+) -> Generator[tuple[int, dict[str, jax.Array]], None, None]:
     """(last step, batches on the devices with leaves (steps, accumulate, batch, …)) from step `start` on."""
     per, total, workers = (
         config["train"]["steps_per_dispatch"],

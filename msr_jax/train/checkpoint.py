@@ -133,7 +133,7 @@ class Checkpoints:
                 f"({_first_line(error)}); remove it or use another --workdir"
             ) from error
         counter = jax.jit(lambda: jnp.asarray(step, jnp.int32), out_shardings=abstract.step.sharding)()
-        return abstract.replace(step=counter, **{name: restored[name] for name in items})
+        return abstract.replace(step=counter, **{name: restored[name] for name in items})  # type: ignore[attr-defined]
 
 
 def _first_line(error: Exception) -> str:

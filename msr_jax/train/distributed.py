@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, overload
 
 import jax
 import numpy as np
@@ -42,11 +42,10 @@ def find_cluster(
     Raises:
       UserError: flags or variables that are incomplete or contradict each other.
     """
-    flags = (coordinator, processes, process)
-    if any(flag is not None for flag in flags):
-        if None in flags:
+    if any(flag is not None for flag in (coordinator, processes, process)):
+        if coordinator is None or processes is None or process is None:
             raise UserError("--coordinator, --processes and --process are given together or not at all")
-        return _checked(Cluster(*flags, "deactivate"), "--coordinator, --processes and --process")
+        return _checked(coordinator, processes, process, "--coordinator, --processes and --process")
     if "JAX_COORDINATOR_ADDRESS" in env:
         count = _first(env, "JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
         rank = _first(env, "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
@@ -54,7 +53,7 @@ def find_cluster(
             raise UserError(
                 "JAX_COORDINATOR_ADDRESS is set, but not JAX_NUM_PROCESSES and JAX_PROCESS_ID; set all three or none"
             )
-        return _checked(Cluster(env["JAX_COORDINATOR_ADDRESS"], count, rank, "deactivate"), "JAX_COORDINATOR_ADDRESS")
+        return _checked(env["JAX_COORDINATOR_ADDRESS"], count, rank, "JAX_COORDINATOR_ADDRESS")
     if (_first(env, "SLURM_STEP_NUM_TASKS") or 1) > 1:
         return Cluster(method="slurm")
     if (_first(env, "OMPI_COMM_WORLD_SIZE") or 1) > 1:
@@ -77,13 +76,13 @@ def _first(env: Mapping[str, str], *names: str) -> int | None:
     return None
 
 
-def _checked(cluster: Cluster, source: str) -> Cluster:
-    host, _, port = cluster.coordinator.rpartition(":")
+def _checked(coordinator: str, processes: int, process: int, source: str) -> Cluster:
+    host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"the coordinator is written HOST:PORT, not '{cluster.coordinator}' ({source})")
-    if not 0 <= cluster.process < cluster.processes:
-        raise UserError(f"process {cluster.process} of {cluster.processes}: they are counted from 0 ({source})")
-    return cluster
+        raise UserError(f"the coordinator is written HOST:PORT, not '{coordinator}' ({source})")
+    if not 0 <= process < processes:
+        raise UserError(f"process {process} of {processes}: they are counted from 0 ({source})")
+    return Cluster(coordinator, processes, process, "deactivate")
 
 
 def initialize(cluster: Cluster | None) -> None:
@@ -106,6 +105,10 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+@overload
+def agree(action: Callable[[], T]) -> T: ...
+@overload
+def agree(action: Callable[[], T], main_only: bool) -> T | None: ...
 def agree(action: Callable[[], T], main_only: bool = False) -> T | None:
     """Run `action` in every process (or in the first only); if it fails in one with a UserError, all raise that error.
 

@@ -43,7 +43,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
 
 
 def _computations(text: str) -> Iterator[tuple[str, tuple[list[str], bool]]]:
-    name, is_entry, lines = None, False, []
+    name, is_entry, lines = None, False, list[str]()
     for line in text.splitlines():
         head = re.match(r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?.*\{\s*$", line) if not line.startswith(" ") else None
         if head:

@@ -48,7 +48,7 @@ class RunLog:
         self.clock, self.clock_step = time.monotonic(), start_step
         self.spent: dict[str, float] = {}
         self.rates: dict[str, float] = {}
-        if not self.is_kept:
+        if workdir is None:
             return
         if wandb_project:
             self.wandb = _start_wandb(wandb_project, workdir, config)

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,7 @@ def _run(
                         previous = None
                     score = None
                     if is_validation:
+                        assert validate is not None and windows is not None
                         with log.timed("validation"):
                             found = validate({**networks, **trained_networks(method, state)})
                             log.scores(step, found.scores)
@@ -196,7 +197,7 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _sounds(config: Mapping[str, Any], truth: np.ndarray, estimate: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def _sounds(config: Mapping[str, Any], truth: np.ndarray, estimate: np.ndarray) -> dict[str, np.ndarray]:
     """By name, the mixture of a window (stems, samples), and each stem as it is and as separated."""
     pairs = {f"{name}/{kind}": audio[k] for k, name in enumerate(config["stems"])
              for kind, audio in (("reference", truth), ("estimate", estimate))}  # fmt: skip

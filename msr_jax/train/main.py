@@ -18,7 +18,7 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved and stopped on request; th
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
-    found = []
+    found: list[str] = []
     for key, value in config.items():
         found += _leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
     return found

@@ -40,7 +40,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     if int(np.prod(shape)) != count or min(shape) < 1:
         raise UserError(f"mesh {dict(zip(AXES, shape, strict=True))} does not fit {count} devices; one size may be -1")
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    axes = AXES
+    axes: tuple[str, ...] = AXES
     if shape[1] > WIDEST and shape[1] % WIDEST == 0:
         shape, axes = [shape[0], WIDEST, shape[1] // WIDEST], (*AXES, "fsdp_inner")
     # Auto, spelled: the compiler decides inside a program. (`jax.make_mesh` would default to Explicit.)

@@ -40,7 +40,7 @@ class Stage(NamedTuple):
 
     start: Callable[[], TrainState]
     abstract: TrainState
-    steps: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    steps: jax.stages.Wrapped
 
 
 def make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[str, Any], mesh: Mesh) -> Stage:

@@ -56,7 +56,8 @@ def make_validation(
     estimate = jax.jit(estimate, out_shardings=replicated(mesh))
 
     def validate(weights: Mapping[str, Any]) -> Validation:
-        scores, first = [], None
+        scores: list[Any] = []
+        first: Any = None
         for start in range(0, len(windows), together):
             chosen = windows[start : start + together]
             index = np.arange(start, start + together)

@@ -30,24 +30,24 @@ class Workdir:
             path.mkdir(parents=True, exist_ok=True)
             if not os.access(path, os.W_OK):
                 raise UserError(f"cannot write to --workdir {path}: permission denied")
-            self.lock = open(path / ".lock", "a+")
-            self._hold()
+            self.lock = lock = open(path / ".lock", "a+")
+            self._hold(lock)
             for left in path.glob(".model.*"):  # of a run that was killed while it wrote
                 shutil.rmtree(left)
         except OSError as error:
             raise UserError(f"cannot write to --workdir {path}: {error.strerror}") from error
 
-    def _hold(self) -> None:
+    def _hold(self, lock: IO[str]) -> None:
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self.lock.seek(0)
-            holder = self.lock.read().strip() or "another process"
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
             self.release()
             raise UserError(f"--workdir {self.path} is held by a run ({holder}); wait for it or use another") from error
-        self.lock.truncate(0)
-        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self.lock.flush()
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
 
     def release(self) -> None:
         if self.lock is not None:

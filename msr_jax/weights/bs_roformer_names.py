@@ -37,11 +37,11 @@ FILM = {
 
 
 class Place(NamedTuple):
-    """A published tensor is params[path][index] with its axes reversed (or not: an embedding)."""
+    """A published tensor is params[path][at] with its axes reversed (or not: an embedding)."""
 
     name: str
     path: tuple[str, ...]
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     is_reversed: bool = True
 
 
@@ -66,7 +66,7 @@ def places(net: BSRoformer) -> Iterator[Place]:
                 attention = LINEAR_ATTENTION if axis == "linear" else ATTENTION
                 for n, (block, names) in enumerate((("attention", attention), ("feed_forward", FEED_FORWARD))):
                     for ours, theirs in {**names, **film}.items():
-                        path = ("layers", f"{axis}_{j}", block, ours)
+                        path: tuple[str, ...] = ("layers", f"{axis}_{j}", block, ours)
                         yield Place(f"layers.{i}.{a}.layers.{j}.{n}.{theirs}", path, (i,))
     yield Place("final_norm.gamma", ("final_norm",), ())
     for s in range(net.num_stems):
@@ -94,7 +94,7 @@ def published_shapes(net: BSRoformer, shapes: Mapping[str, tuple[int, ...]]) -> 
     """Shapes of the published state dict, from those of our parameters by path ("a/b/c")."""
     found = {}
     for place in places(net):
-        shape = shapes["/".join(place.path)][len(place.index) :]
+        shape = shapes["/".join(place.path)][len(place.at) :]
         found[place.name] = tuple(reversed(shape)) if place.is_reversed else shape
     return found
 
@@ -105,7 +105,7 @@ def stack_tensors(net: BSRoformer, tensors: Mapping[str, Any], shapes: Mapping[s
     for place in places(net):
         tensor = tensors[place.name]
         tensor = tensor() if callable(tensor) else tensor
-        params["/".join(place.path)][place.index] = tensor.T if place.is_reversed else tensor
+        params["/".join(place.path)][place.at] = tensor.T if place.is_reversed else tensor
     return params
 
 
@@ -113,13 +113,13 @@ def unstack_tensors(net: BSRoformer, params: Mapping[str, np.ndarray]) -> dict[s
     """The inverse of `stack_tensors`."""
     tensors = {}
     for place in places(net):
-        tensor = params["/".join(place.path)][place.index]
+        tensor = params["/".join(place.path)][place.at]
         tensors[place.name] = np.ascontiguousarray(tensor.T if place.is_reversed else tensor)
     return tensors
 
 
 def published_network(sizes: Mapping[str, Any], network: str) -> BSRoformer:
     """The module that a network of a model folder is, from the `model` section of its config."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items() if k != "name"}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items() if k != "name"}
     timed, conditioned = inputs_of(network)
     return BSRoformer(**fields, timed=timed, conditioned=conditioned)

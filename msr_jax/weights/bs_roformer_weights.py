@@ -183,12 +183,12 @@ def _default_sizes(inferred: Mapping[str, Any], beside: Mapping[str, Any]) -> di
         known = BSRoformer.__dataclass_fields__
         model |= {k: known[k].default for k in ("stft_hop_length", "stft_win_length", "stft_normalized", "zero_dc")}
         model |= {k: known[k].default for k in ("skip_connection", "attn_dropout", "ff_dropout")}
-    return model | inferred
+    return {**model, **inferred}
 
 
 def _read_recipe(config: Any, told: Mapping[str, Any], arch: str) -> None:
     """Stems, rate and segment of the model, from a config of the public training code where there is one."""
-    section = lambda name: told.get(name) if isinstance(told.get(name), Mapping) else {}
+    section = lambda name: found if isinstance(found := told.get(name), Mapping) else {}
     audio, training, inference = section("audio"), section("training"), section("inference")
     stems = [training["target_instrument"]] if training.get("target_instrument") else training.get("instruments")
     count = config.model["num_stems"]

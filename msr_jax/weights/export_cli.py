@@ -55,7 +55,7 @@ def state_dict(model: Model, arch: str) -> dict[str, Any]:
     if arch.endswith("_consistency") and "consistency" in weights:
         weights.setdefault("target", weights["consistency"])  # needed for training alone; the student starts it anew
     model = model._replace(weights=weights)
-    state = {}
+    state: dict[str, Any] = {}
     for network, prefix in PREFIXES[arch].items():
         if network not in weights:
             raise UserError(f"a {arch} checkpoint holds a {network} network, and the model folder has none")

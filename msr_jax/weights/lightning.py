@@ -37,6 +37,8 @@ class Placeholder:
     """Stands for an object of a class that is not ours to make: keeps its arguments and state, does nothing."""
 
     name = "?"
+    args: tuple[Any, ...]
+    items: dict[Any, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any):
         self = object.__new__(cls)
@@ -78,7 +80,7 @@ class LazyTensor:
         self, storage: tuple[np.dtype, str, int], offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
     ):
         self.storage, self.offset, self.shape, self.stride = storage, offset, shape, stride
-        self.archive: zipfile.ZipFile | None = None
+        self.archive: Any = None  # the open file, once the whole of it is known
 
     def read(self) -> np.ndarray:
         """The array, in the dtype of the file. Raises UserError when the view reaches outside its storage."""

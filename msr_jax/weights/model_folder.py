@@ -102,7 +102,7 @@ def save_model(
     try:
         beside.mkdir(parents=True)
         for name in kept["networks"]:
-            arrays = {k: np.asarray(v, dtype, order="C") for k, v in flatten(weights[name]).items()}
+            arrays: dict[str, Any] = {k: np.asarray(v, dtype, order="C") for k, v in flatten(weights[name]).items()}
             save_file(arrays, beside / f"{name}.safetensors")
         (beside / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
         for path in beside.glob("*.safetensors"):  # which come readable by their owner alone
