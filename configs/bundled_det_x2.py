@@ -11,6 +11,7 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "det_x2"
-    config.optim.update({"lr": 1e-3, "schedule": "linear", "decay_steps": 600})
-    config.train.steps = 1800
+    config.stem_choice, config.data.batch = "all", 2
+    config.optim.update({"lr": 1e-3, "schedule": "linear"})
+    config.train.steps = 1600
     return config

@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     config = bundled()
     config.method = "diffusion"
     config.model.zero_init_output = True
-    config.optim.update({"lr": 1e-3, "schedule": "linear", "decay_steps": 600})
-    config.train.steps = 1800
+    config.stem_choice, config.data.batch = "all", 2
+    config.optim.update({"lr": 1e-3, "schedule": "linear"})
+    config.train.steps = 1600
     return config

@@ -144,6 +144,26 @@ def test_every_objective_has_finite_gradients_for_all_that_trains(method):
     assert not np.any(grads["layers"]["time_0"]["attention"]["freqs"])  # a table, not a parameter
 
 
+@pytest.mark.parametrize("name", ["bs_roformer", "unet1d"])
+@pytest.mark.parametrize("method", ["deterministic", "det_x2"])
+def test_the_loss_of_all_stems_is_the_mean_over_each_of_them(name, method, tiny_config):
+    config = {**(tiny_bsrf() if name == "bs_roformer" else tiny_config), "method": method, "loss": "mse"}
+    config["model"] = {**config["model"], "zero_init_output": False}
+    backbone = make_backbone(config["model"])
+    params = {
+        m: backbone.init(jax.random.key(k), False, m == "det_x2") for k, m in enumerate(("deterministic", "det_x2"))
+    }
+    stems = 0.1 * jax.random.normal(jax.random.key(7), (2, 4, 2048, config["channels"]))
+
+    def loss(choice, label):
+        objective = make_objective({**config, "stem_choice": choice}, backbone)
+        return float(jax.jit(objective)(params[method], params, {"stems": stems, "label": label}, jax.random.key(8))[0])
+
+    each = [loss("example", jnp.tile(row, (2, 1))) for row in jnp.eye(4)]
+    np.testing.assert_allclose(loss("all", jnp.eye(4)[:2]), np.mean(each), rtol=1e-5)
+    assert (name == "bs_roformer" and method == "deterministic") or np.ptp(each) > 1e-6
+
+
 def test_a_refiner_starts_from_what_it_shares_with_the_separator():
     backbone = make_backbone(tiny_bsrf()["model"])
     separator, fresh = backbone.init(jax.random.key(0), False), backbone.init(jax.random.key(1), True)

@@ -41,22 +41,36 @@ def level_gain(mixture: Array, input_level: float) -> Array:
     return input_level / jnp.maximum(rms, QUIET)
 
 
+# Below, label (batch or 1, k, stems) is one-hot and names k stems of each mixture; examples (batch · k, …) are those of the
+# first mixture, then those of the second.
+
+
+def _wide(label: Array, batch: int) -> Array:
+    return jnp.broadcast_to(label, (batch, *label.shape[1:]))
+
+
 def _pick(stems: Array, label: Array) -> Array:
-    """The stem of stems (batch, stems, time, channels) that label (batch or 1, stems) names, exactly."""
-    return jnp.einsum("bs,bstc->btc", jnp.broadcast_to(label, stems.shape[:2]), stems, precision="highest")
+    """The stems (batch · k, time, channels) of stems (batch, stems, time, channels) that the label names, exactly."""
+    picked = jnp.einsum("bks,bstc->bktc", _wide(label, len(stems)), stems, precision="highest")
+    return picked.reshape(-1, *stems.shape[2:])
 
 
-def _estimate(backbone: Backbone, params: Params, mixture: Array, label: Array) -> tuple[Array, Any]:
-    """The deterministic network's estimate of the stem that label (batch or 1, stems) names, and its features."""
-    wide = jnp.broadcast_to(label, (len(mixture), label.shape[1]))
-    estimate, features = backbone.separate(params, mixture, wide)
-    return (_pick(estimate, label) if backbone.stems_together else estimate), features
+def _estimate(backbone: Backbone, params: Params, mixture: Array, label: Array, key: Any = None) -> tuple[Array, Any]:
+    """The deterministic network's estimates (batch · k, time, channels) of those stems, and its features.
+
+    A network that gives all stems at once runs once for a mixture.
+    """
+    rows = _wide(label, len(mixture)).reshape(-1, label.shape[2])
+    if not backbone.stems_together:
+        return backbone.separate(params, jnp.repeat(mixture, label.shape[1], 0), rows, key)
+    estimate, features = backbone.separate(params, mixture, None, key)
+    return _pick(estimate, label), features
 
 
 def _conditioned(backbone: Backbone, params: Params, label: Array, features: Any) -> Callable[[Array | None], Network]:
     """Key of dropout, or None -> network; all of them share what does not depend on noise level and stem."""
-    conditioning = backbone.condition(params, features)
-    return lambda key: lambda x, tau: backbone.refine(params, x, label, tau, conditioning, key)
+    conditioning, rows = backbone.condition(params, features), label.reshape(-1, label.shape[2])
+    return lambda key: lambda x, tau: backbone.refine(params, x, rows, tau, conditioning, key)
 
 
 def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
@@ -65,8 +79,8 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
     Returns:
       loss_fn(params, frozen, batch, key) -> (scalar loss, dict of scalar metrics), pure; to be differentiated in params.
       batch: {"stems": (batch, stems, time, channels), "label": (batch, stems) one-hot}; the mixture is the sum of stems.
-      Each example's target is the stem of its label, or one drawn for the whole batch (`stem_choice`), or, for a
-      deterministic network that gives all stems at once, all of them.
+      The target of a mixture is the stem of its label, or one drawn for the whole batch, or every stem in turn
+      (`stem_choice`); for a deterministic network that gives all stems at once, all of them.
       frozen: {} for "deterministic"; {"deterministic"} for "diffusion" and "det_x2"; {"deterministic", "teacher", "target"}
       for "consistency", where "target" is the running average of params.
 
@@ -79,7 +93,7 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
         "diffusion": _diffusion,
         "consistency": _consistency,
     }
-    for name, known in (("method", makers), ("loss", DISTANCES), ("stem_choice", ("example", "batch"))):
+    for name, known in (("method", makers), ("loss", DISTANCES), ("stem_choice", ("example", "batch", "all"))):
         if config[name] not in known:
             raise UserError(f"config.{name} must be one of {', '.join(known)}, not '{config[name]}'")
     if config["diffusion"]["loss_weight"] not in ("edm", "none"):
@@ -89,10 +103,12 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
     stage_loss = makers[config["method"]](config, backbone)
 
     def loss_fn(params, frozen, batch, key):
-        stems, label = batch["stems"], batch["label"]
+        stems, label = batch["stems"], batch["label"][:, None]
         if config["stem_choice"] == "batch":
             key, key_stem = jax.random.split(key)
-            label = jax.nn.one_hot(jax.random.randint(key_stem, (1,), 0, stems.shape[1]), stems.shape[1])
+            label = jax.nn.one_hot(jax.random.randint(key_stem, (1, 1), 0, stems.shape[1]), stems.shape[1])
+        elif config["stem_choice"] == "all":
+            label = jnp.eye(stems.shape[1])[None]
         mixture = stems.sum(1)
         gain = per_example(level_gain(mixture, config["input_level"]), stems)
         return stage_loss(params, frozen, mixture * gain[:, 0], stems * gain, label, key)
@@ -104,10 +120,9 @@ def _deterministic(config: Mapping[str, Any], backbone: Backbone):
     distance = make_distance(config)
 
     def loss_fn(params, frozen, mixture, stems, label, key):
-        wide = jnp.broadcast_to(label, stems.shape[:2])
-        estimate, _ = backbone.separate(params, mixture, wide, key)
         if not backbone.stems_together:
-            return distance(estimate, _pick(stems, label)).mean(), {}
+            return distance(_estimate(backbone, params, mixture, label, key)[0], _pick(stems, label)).mean(), {}
+        estimate, _ = backbone.separate(params, mixture, None, key)
         as_channels = lambda x: jnp.moveaxis(x, 1, 2).reshape(len(x), x.shape[2], -1)
         return distance(as_channels(estimate), as_channels(stems)).mean(), {}
 
@@ -158,7 +173,8 @@ def _consistency(config: Mapping[str, Any], backbone: Backbone):
 
     def loss_fn(params, frozen, mixture, stems, label, key):
         key_level, key_noise, key_mix, key_normal, key_uniform, key_denoise = jax.random.split(key, 6)
-        target, batch = _pick(stems, label), len(stems)
+        target = _pick(stems, label)
+        batch = len(target)
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
         student, averaged, teacher = (
             _conditioned(backbone, p, label, features) for p in (params, frozen["target"], frozen["teacher"])
