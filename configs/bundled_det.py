@@ -11,6 +11,6 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "deterministic"
-    config.optim.update({"schedule": "linear", "decay_steps": 1000})
-    config.train.steps = 5800
+    config.optim.update({"schedule": "linear", "decay_steps": 5400})
+    config.train.steps = 11200
     return config
