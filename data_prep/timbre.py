@@ -5,7 +5,7 @@ coloured anew (equaliser, saturation, chorus, room), and a share of parts is syn
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from scipy import signal
@@ -27,9 +27,9 @@ def default_soundfont() -> str:
         raise UserError("rendering needs a SoundFont: pip install pretty_midi, or name one with --soundfont") from error
 
 
-@cache
+@lru_cache(maxsize=4)
 def _font(path: str):
-    """A SoundFont, loaded once by each process: a large one takes longer to load than a part to play."""
+    """A SoundFont, which takes longer to load than a part to play: each process keeps a few, of up to 300 MB each."""
     try:
         import tinysoundfont
     except ModuleNotFoundError as error:

@@ -154,9 +154,7 @@ def write_records(
 
     def save(folder: Path, split: str, item: tuple[int, tuple[str, np.ndarray]]) -> None:
         index, (name, stems) = item
-        count = stems.shape[1]
-        checksum = hashlib.sha256(stems).hexdigest()  # type: ignore[arg-type]  # a buffer in the stubs from Python 3.12 on
-        note = {"name": name, "samples": count, "checksum": checksum}
+        note = {"name": name, "samples": stems.shape[1], "checksum": hashlib.sha256(stems.data).hexdigest()}
         save_track(folder, split, index, note, (stems, stems.sum(0, dtype=np.float32) / 32768), manifest)
 
     listed = {split: list(enumerate(items)) for split, items in tracks.items()}

@@ -55,13 +55,15 @@ def _pick(stems: Array, label: Array) -> Array:
     return picked.reshape(-1, *stems.shape[2:])
 
 
-def _estimate(backbone: Backbone, params: Params, mixture: Array, label: Array, key: Any = None) -> tuple[Array, Any]:
+def _estimate(
+    backbone: Backbone, params: Params, mixture: Array, label: Array, key: Array | None = None
+) -> tuple[Array, Any]:
     """The deterministic network's estimates (batch · k, time, channels) of those stems, and its features.
 
     A network that gives all stems at once runs once for a mixture.
     """
-    rows = _wide(label, len(mixture)).reshape(-1, label.shape[2])
     if not backbone.stems_together:
+        rows = _wide(label, len(mixture)).reshape(-1, label.shape[2])
         return backbone.separate(params, jnp.repeat(mixture, label.shape[1], 0), rows, key)
     estimate, features = backbone.separate(params, mixture, None, key)
     return _pick(estimate, label), features

@@ -49,7 +49,9 @@ class SegmentScores(NamedTuple):
 def _lists(values: np.ndarray) -> Any:
     if values.dtype.kind != "f":
         return values.tolist()
-    return np.where(np.isfinite(values), values, None).tolist()  # type: ignore[call-overload]  # None makes them objects
+    found = values.astype(object)
+    found[~np.isfinite(values)] = None
+    return found.tolist()
 
 
 def score_segment(

@@ -1,5 +1,6 @@
 """Checkpoints by Orbax: parameters, averages, optimiser and a JSON of the rest, separate items of one step."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ class Checkpoints:
                 f"({_first_line(error)}); remove it or use another --workdir"
             ) from error
         counter = jax.jit(lambda: jnp.asarray(step, jnp.int32), out_shardings=abstract.step.sharding)()
-        return abstract.replace(step=counter, **{name: restored[name] for name in items})  # type: ignore[attr-defined]
+        return dataclasses.replace(abstract, step=counter, **{name: restored[name] for name in items})
 
 
 def _first_line(error: Exception) -> str:

@@ -97,8 +97,11 @@ def _augmented(objective: Objective, config: Mapping[str, Any]) -> Objective:
 
 
 def place_frozen(config: Mapping[str, Any], frozen: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Frozen networks on the mesh, split like parameters, their matrices in the compute precision (see `cast_params`)."""
-    cast = cast_params(frozen, config["compute_dtype"])
+    """Networks that the steps take in, split like parameters, their matrices in the compute precision (see `cast_params`).
+
+    None for the deterministic stage: what it goes on from is no part of them.
+    """
+    cast = cast_params(frozen if config["method"] in BUILDS_ON else {}, config["compute_dtype"])
     return put(cast, tree_sharding(mesh, cast, config["mesh"]["fsdp_min_size"]))
 
 
