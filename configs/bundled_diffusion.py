@@ -11,8 +11,9 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "diffusion"
-    config.model.zero_init_output = True
-    config.stem_choice, config.data.batch = "all", 2
-    config.optim.update({"lr": 1e-3, "schedule": "linear"})
-    config.train.steps = 1600
+    config.model.pass_mixture = 0.9
+    config.loss_floor = 1e-3
+    config.stem_choice = "all"
+    config.optim.update({"lr": 3e-4, "schedule": "linear"})
+    config.train.steps = 850
     return config

@@ -1,4 +1,7 @@
-"""Training curves as a picture: `python launch/study_curves.py OUT.svg RUN…`, means of the loss over 100 steps of each run."""
+"""Training curves as a picture: `python launch/study_curves.py OUT.svg RUN…`, means over 100 steps of each run.
+
+Of the gain over the estimate where every run logs it (refinements), else of the loss.
+"""
 
 import json
 import sys
@@ -15,18 +18,26 @@ STYLE = (
 )
 
 
-def curve(run: Path) -> list[tuple[float, float, str]]:
-    """(step, mean loss, name) of a run's metrics.jsonl; of a step that was taken again, the last."""
+def metrics(run: Path) -> list[dict[str, float]]:
+    """Lines of a run's metrics.jsonl that have a loss, one for a step: of one that was taken again, the last."""
     lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    loss = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    steps = np.array(sorted(loss))
+    return list({line["step"]: line for line in lines if "loss" in line}.values())
+
+
+def curve(name: str, lines: list[dict[str, float]], field: str) -> list[tuple[float, float, str]]:
+    """(step, mean, label) over steps."""
+    values = {line["step"]: line[field] for line in lines}
+    steps = np.array(sorted(values))
     groups = np.split(steps, range(MEAN_OVER, len(steps), MEAN_OVER))
-    means = ((float(g.mean()), float(np.mean([loss[s] for s in g]))) for g in groups)
-    return [(step, mean, f"{run.name} {step:.0f}: {mean:.2f}") for step, mean in means]
+    means = ((float(g.mean()), float(np.mean([values[s] for s in g]))) for g in groups)
+    return [(step, mean, f"{name} {step:.0f}: {mean:.2f}") for step, mean in means]
 
 
 def main(out: Path, runs: list[Path]) -> None:
-    drawing = scatter({run.name: curve(run) for run in runs}, "step", "loss", ", ".join(run.name for run in runs))
+    read = {run.name: metrics(run) for run in runs}
+    field = "gain_db" if all("gain_db" in lines[0] for lines in read.values()) else "loss"
+    named = {"gain_db": "gain over the estimate (dB)", "loss": "loss"}[field]
+    drawing = scatter({name: curve(name, lines, field) for name, lines in read.items()}, "step", named, ", ".join(read))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="640" height="290" {drawing[len("<svg ") :]}'
     out.write_text(head.replace(">", f"><style>{STYLE}</style>", 1) + "\n")
 

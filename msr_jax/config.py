@@ -25,6 +25,7 @@ def unet_base() -> ConfigDict:
     c.input_level = 0.0
     c.loss = "mse"
     c.loss_hop = 147  # samples
+    c.loss_floor = c.loss_floor_silent = 0.1  # of log_mse: power, in that of the mixture
     c.stem_choice = "example"
     c.model = ConfigDict(
         {
@@ -247,6 +248,7 @@ def bsrf_base() -> ConfigDict:
             "ff_dropout": 0.1,
             "stft_adapter_hidden": 128,
             "zero_init_output": False,
+            "pass_mixture": 0.0,
             "remat": True,
         }
     )
@@ -325,12 +327,13 @@ def bundled() -> ConfigDict:
     # Noise near 1 and 40 dB below the mixture: what the refiner gets from the separator's spectrum is then about as large as
     # what it gets from the noised estimate. At level 1 and noise of 0.01 it would be a hundredth.
     c.input_level = 100.0
-    # The denoiser starts as the identity but for a tenth (`zero_init_output` in the stage's config): from the estimate, not
-    # from a worse one. With an error in dB every noise level counts the same, without a weight.
-    c.diffusion.update({"sigma_data": 3.0, "p_mean": 0.0, "p_std": 0.5, "loss_weight": "none"})
-    c.diffusion.sampler.update({"num_steps": 1, "sigma_min": 0.2, "sigma_max": 0.5})
-    c.consistency.update({"sigma_data": 3.0, "sigma_min": 0.05, "sigma_max": 2.0})
-    c.consistency.sampler.sigma_max = 0.5
+    # At σ = 2 σ_data the denoiser keeps a fifth of its input and the masks give the rest. With the separator's masks, on the
+    # noised estimate and as much of the mixture (`pass_mixture` in the stage's config), what comes out at first is the estimate.
+    # With an error in dB every noise level counts the same, without a weight.
+    c.diffusion.update({"sigma_data": 0.5, "p_mean": 0.0, "p_std": 0.2, "loss_weight": "none"})
+    c.diffusion.sampler.update({"num_steps": 1, "sigma_min": 0.5, "sigma_max": 1.0})
+    c.consistency.update({"sigma_data": 0.5, "sigma_min": 0.05, "sigma_max": 2.0})
+    c.consistency.sampler.sigma_max = 1.0
     augment = {"reversal": 0.0, "distortion": 0.0, "noise": 0.0, "mixup": (0.0, 0.0), "mixup_gain": (1.0, 1.0)}
     c.data.augment.update({**augment, "polarity": 0.5, "loudness": (1.0, 1.0)})
     c.data.update({"mix_across_songs": 0.4, "equal_songs": False, "gain_db": (-6.0, 6.0), "preload": False})

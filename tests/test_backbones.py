@@ -176,6 +176,19 @@ def test_a_refiner_starts_from_what_it_shares_with_the_separator():
     assert same(attention["to_scale_shift"], fresh["layers"]["freq_0"]["attention"]["to_scale_shift"])
 
 
+def test_a_refiner_can_meet_the_mixture_from_the_first_step_on():
+    sizes = {**tiny_bsrf()["model"], "stft_adapter_hidden": 10}
+    backbone, published = make_backbone({**sizes, "pass_mixture": 0.9}), make_backbone(sizes)
+    _, features = backbone.separate(
+        backbone.init(jax.random.key(0), False), 100 * jax.random.normal(jax.random.key(2), (1, 2400, 2))
+    )
+    spectrum = np.asarray(features["stft"])
+    start = lambda b: np.asarray(b.condition(b.init(jax.random.key(1), True), features)["stft"])
+    assert not np.any(start(published))
+    far = np.abs(spectrum) > 100  # GELU leaves these as they are
+    np.testing.assert_allclose(start(backbone)[far], 0.9 * spectrum[far], rtol=1e-4)
+
+
 def test_masks_that_start_at_zero_do_so_after_a_warm_start_too():
     backbone = make_backbone({**tiny_bsrf()["model"], "zero_init_output": True})
     separator = make_backbone(tiny_bsrf()["model"]).init(jax.random.key(0), False)

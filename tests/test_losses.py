@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from msr_jax.methods.losses import QUIET, log_mse, mse
+from msr_jax.methods.losses import gain, log_mse, mse
 
 
 @pytest.fixture
@@ -16,15 +16,30 @@ def pair():
 def test_the_error_in_db_is_the_level_of_each_channel_s_error(pair):
     estimate, target = pair
     power = np.square(estimate - target, dtype=np.float64).mean(1)
-    np.testing.assert_allclose(log_mse(estimate, target), 10 * np.log10(power + QUIET).mean(1), rtol=1e-5)
+    np.testing.assert_allclose(log_mse(estimate, target), 10 * np.log10(power + 0.1).mean(1), rtol=1e-5)
 
 
 def test_half_the_error_of_a_loud_stem_gains_6_db_and_that_of_a_silent_one_nothing(pair):
     error = pair[0, :1]  # (1, time, channels)
-    gain = lambda size: float(log_mse(size * error, 0 * error)[0] - log_mse(size / 2 * error, 0 * error)[0])
-    assert gain(10.0) == pytest.approx(20 * np.log10(2), abs=0.05)
-    assert gain(100.0) == pytest.approx(gain(10.0), abs=0.05)
-    assert gain(1e-2) < 0.01  # below QUIET
+    gained = lambda size: float(log_mse(size * error, 0 * error)[0] - log_mse(size / 2 * error, 0 * error)[0])
+    assert gained(10.0) == pytest.approx(20 * np.log10(2), abs=0.05)
+    assert gained(100.0) == pytest.approx(gained(10.0), abs=0.05)
+    assert gained(1e-2) < 0.01  # below the floor
+
+
+def test_silent_stems_can_have_a_higher_floor_than_the_others(pair):
+    error, sound = 0.1 * pair[0, :1], pair[1, :1]  # (1, time, channels): power 0.01 and 1
+    gained = lambda target: float((
+        log_mse(target + error, target, floor=1e-6, floor_silent=0.1) - log_mse(target + error / 2, target, floor=1e-6, floor_silent=0.1)
+    )[0])  # fmt: skip
+    assert gained(sound) > 5.9 and gained(0 * sound) < 0.5
+
+
+def test_the_gain_is_the_ratio_of_errors_of_the_stems_that_sound(pair):
+    error, target = pair[0], pair[1] * np.array([1.0, 1.0, 0.0], np.float32)[:, None, None]
+    assert float(gain(target + error, target + error / 2, target)) == pytest.approx(20 * np.log10(2), abs=0.01)
+    silenced = np.where(target.any((1, 2), keepdims=True), target + error, 0)  # only the silent stem is nearer
+    assert float(gain(target + error, silenced, target)) == pytest.approx(0, abs=1e-4)
 
 
 def test_a_mixture_s_level_moves_the_error_in_db_by_a_constant(pair):

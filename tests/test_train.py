@@ -173,6 +173,7 @@ def test_a_run_refuses_what_does_not_fit(tiny_config, records, tmp_path):
         ({"method": "diffusion"}, "set --config.init_from.deterministic"),
         ({"method": "guess"}, "config.method"),
         ({"loss_hop": 0}, "config.loss_hop must be at least 1"),
+        ({"loss_floor_silent": 0.0}, "config.loss_floor_silent must be above 0"),
         ({"diffusion": {**plain["diffusion"], "loss_weight": "one"}}, "loss_weight must be edm or none"),
         ({"mesh": {"data": 3, "fsdp": 1}}, "does not fit 1 devices"),
         ({"segment": 100}, "multiple of"),

@@ -15,7 +15,7 @@ Array = jax.Array
 STFT_WINDOWS = (4096, 2048, 1024, 512, 256)
 STFT_HOP = 147
 STFT_MIN_FFT = 2048
-QUIET = 0.1  # power, 10 dB below that of the mixture
+SILENT = 1e-3  # power, 30 dB below that of the mixture
 
 
 def mse(estimate: Array, target: Array) -> Array:
@@ -23,17 +23,34 @@ def mse(estimate: Array, target: Array) -> Array:
     return jnp.square(estimate - target).mean(tuple(range(1, estimate.ndim)))
 
 
-def log_mse(estimate: Array, target: Array, level: float = 1.0) -> Array:
-    """10 log10 (mean square error + `QUIET` · level²) in dB, mean over channels: (batch, time, channels) twice -> (batch,).
+def log_mse(
+    estimate: Array, target: Array, level: float = 1.0, floor: float = 0.1, floor_silent: float | None = None
+) -> Array:
+    """10 log10 (mean square error + floor · level²) in dB, mean over channels: (batch, time, channels) twice -> (batch,).
 
-    The log-MSE of Heitkaemper et al. ("Demystifying TasNet", 2020) with a threshold; in no recipe of the paper.
+    The log-MSE of Heitkaemper et al. ("Demystifying TasNet", 2020) with a floor; in no recipe of the paper.
 
-    Quiet stems and examples count more nearly as much as loud ones, as in the metrics. Errors far below the threshold count
+    Quiet stems and examples count more nearly as much as loud ones, as in the metrics. Errors far below the floor count
     as in the mean square: otherwise silent stems count most of all, and a network answers with silence wherever it is
-    unsure. For mixtures scaled to an RMS of `level`.
+    unsure. With `floor_silent` those, 30 dB below the mixture and more, have a floor of their own, so that the others' can
+    be lower. For mixtures scaled to an RMS of `level`; a floor of 0.1 is 10 dB below them.
     """
     power = jnp.square(estimate - target).mean(1)  # (batch, channels)
-    return 10 * jnp.log10(power + QUIET * level**2).mean(1)
+    is_silent = jnp.square(target).mean(1) < SILENT * level**2
+    own = jnp.where(is_silent, floor if floor_silent is None else floor_silent, floor)
+    return 10 * jnp.log10(power + own * level**2).mean(1)
+
+
+def gain(start: Array, refined: Array, target: Array) -> Array:
+    """How much nearer to the target than `start` is `refined`, in dB: (batch, time, channels) three times -> scalar.
+
+    The ratio of errors, of the stems that sound: 30 dB below the loudest of the batch at most. For the log, without gradient.
+    """
+    power = jnp.square(target).mean((1, 2))
+    is_heard = power > SILENT * power.max()
+    error = lambda x: 10 * jnp.log10(mse(x, target) + 1e-6 * power.max())
+    ratios = jnp.where(is_heard, error(start) - error(refined), 0.0)
+    return lax.stop_gradient(ratios.sum() / jnp.maximum(is_heard.sum(), 1))
 
 
 def safe_modulus(z: Array) -> Array:
@@ -86,9 +103,14 @@ DISTANCES: dict[str, Distance] = {"mse": mse, "log_mse": log_mse, "l1_multires_s
 
 
 def make_distance(config: Mapping[str, Any]) -> Distance:
-    """The distance that the config's `loss` names, for its `loss_hop` (samples) and `input_level` (0 counts as 1)."""
+    """The distance that the config's `loss` names, for its `loss_hop` (samples), floors and `input_level` (0 counts as 1)."""
     if config["loss"] == "l1_multires_stft":
         return partial(l1_multires_stft, hop=config["loss_hop"])
     if config["loss"] == "log_mse":
-        return partial(log_mse, level=config["input_level"] or 1.0)
+        return partial(
+            log_mse,
+            level=config["input_level"] or 1.0,
+            floor=config["loss_floor"],
+            floor_silent=config["loss_floor_silent"],
+        )
     return DISTANCES[config["loss"]]

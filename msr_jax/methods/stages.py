@@ -14,7 +14,7 @@ from msr_jax.errors import UserError
 from msr_jax.methods.consistency import distillation_loss, draw_levels
 from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, per_example
 from msr_jax.methods.diffusion import denoising_loss, mix_estimate
-from msr_jax.methods.losses import DISTANCES, make_distance
+from msr_jax.methods.losses import DISTANCES, gain, make_distance
 from msr_jax.methods.samplers import noise_from_keys, refine_by_consistency, refine_by_diffusion
 from msr_jax.methods.schedules import (
     consistency_sigmas,
@@ -87,7 +87,7 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
       for "consistency", where "target" is the running average of params.
 
     Raises:
-      UserError: the config names an unknown method, loss or choice of stems, or a loss_hop below 1.
+      UserError: the config names an unknown method, loss or choice of stems, a loss_hop below 1 or a floor of 0.
     """
     makers = {
         "deterministic": _deterministic,
@@ -102,6 +102,9 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
         raise UserError(f"config.diffusion.loss_weight must be edm or none, not '{config['diffusion']['loss_weight']}'")
     if config["loss_hop"] < 1:
         raise UserError(f"config.loss_hop must be at least 1 sample, not {config['loss_hop']}")
+    for name in ("loss_floor", "loss_floor_silent"):
+        if config[name] <= 0:
+            raise UserError(f"config.{name} must be above 0, not {config[name]}")
     stage_loss = makers[config["method"]](config, backbone)
 
     def loss_fn(params, frozen, batch, key):
@@ -137,8 +140,8 @@ def _second_deterministic(config: Mapping[str, Any], backbone: Backbone):
 
     def loss_fn(params, frozen, mixture, stems, label, key):
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
-        refined = _conditioned(backbone, params, label, features)(key)(estimate, None)
-        return distance(refined, _pick(stems, label)).mean(), {}
+        refined, target = _conditioned(backbone, params, label, features)(key)(estimate, None), _pick(stems, label)
+        return distance(refined, target).mean(), {"gain_db": gain(estimate, refined, target)}
 
     return loss_fn
 
@@ -154,11 +157,13 @@ def _diffusion(config: Mapping[str, Any], backbone: Backbone):
         start = _start(key_mix, target, estimate, c["estimate_probability"])
         noise = jax.random.normal(key_noise, target.shape)
         network = _conditioned(backbone, params, label, features)(jax.random.fold_in(key, DROPOUT))
-        loss, _ = denoising_loss(
+        loss, found = denoising_loss(
             network, target, start, sigma, noise,
             sigma_data=c["sigma_data"], clip=c["clip"], weighted=c["loss_weight"] == "edm", distance=distance,
         )  # fmt: skip
-        return loss, {}
+        # From clean stems there is nothing to gain.
+        always = c["estimate_probability"] == 1
+        return loss, {"gain_db": gain(estimate, found["denoised"], target)} if always else {}
 
     return loss_fn
 

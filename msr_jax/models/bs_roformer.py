@@ -58,6 +58,8 @@ class BSRoformer(nn.Module):
 
     `timed` adds the noise level and the stem, `conditioned` the adapters. `remat` computes what lies inside of
     transformers and mask heads again in the backward pass. `zero_init_output` starts the masks at zero (off as published).
+    `pass_mixture` starts the adapter of the spectrum as a relay of so many times the mixture's, instead of zero (as published):
+    the masks of a refiner then meet the mixture from the first step on, not only what the separator left of it.
     """
 
     dim: int = 384
@@ -83,6 +85,7 @@ class BSRoformer(nn.Module):
     stft_adapter_hidden: int = 128
     remat: bool = False
     zero_init_output: bool = False
+    pass_mixture: float = 0.0
     timed: bool = False
     conditioned: bool = False
     dtype: Any = jnp.float32
@@ -391,6 +394,23 @@ class BSRoformer(nn.Module):
         return self._waveform(complex_product(spectrum, masks), samples)
 
 
+def relay(adapter: Params, factor: float) -> dict[str, Array]:
+    """The adapter of the spectrum with its first hidden channels set so that they give back `factor` times what comes in.
+
+    GELU(z) - GELU(-z) is z, and GELU(z) for large z > 0 too: two channels for every one of the image carry it through.
+    """
+    image = adapter["conv_1"].shape[2]
+    own, pair = 2 * image, jnp.concatenate([jnp.eye(image), -jnp.eye(image)], axis=1)  # pair (image, own)
+    made = dict(adapter)
+    made["conv_1"] = adapter["conv_1"].at[..., :own].set(0).at[1, 1, :, :own].set(pair)
+    for name in ("conv_3", "conv_5"):
+        made[name] = adapter[name].at[..., :own].set(0).at[0, 0, :own, :own].set(jnp.eye(own))
+    for name in ("conv_1_bias", "conv_3_bias", "conv_5_bias"):
+        made[name] = adapter[name].at[:own].set(0)
+    made["conv_7"] = adapter["conv_7"].at[1, 1, :own].set(factor * pair.T)
+    return made
+
+
 def complex_product(x: Array, y: Array) -> Array:
     """x · y for complex numbers as a last axis (real, imaginary)."""
     real = x[..., 0] * y[..., 0] - x[..., 1] * y[..., 1]
@@ -421,7 +441,11 @@ def make_bs_roformer(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
 
     def init(key: Array, timed: bool, conditioned: bool | None = None) -> Any:
         kind = of_kind(timed, timed if conditioned is None else conditioned)
-        return draw_marked(key, kind.init(key, method=lambda module: module.final_norm)["params"])
+        params = draw_marked(key, kind.init(key, method=lambda module: module.final_norm)["params"])
+        if "adapters" not in params or not net.pass_mixture:
+            return params
+        stft = relay(params["adapters"]["stft"], net.pass_mixture)
+        return {**params, "adapters": {**params["adapters"], "stft": stft}}
 
     def separate(params: Any, mixture: Array, label: Array | None = None, key: Array | None = None):
         return net.apply({"params": params}, mixture, key, method="separate")

@@ -27,7 +27,7 @@ BUILDS_ON = {
 # Settings that a run and what it starts from must share, and those of `model` that may differ all the same:
 # how a network is computed or was begun does not tie it to others.
 SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
-FREE = ("model.remat", "model.zero_init_output", "model.attn_dropout", "model.ff_dropout")
+FREE = ("model.remat", "model.zero_init_output", "model.pass_mixture", "model.attn_dropout", "model.ff_dropout")
 # Folded into the seed's key, where a step's number is otherwise.
 INIT_KEY, VALIDATION_KEY = 2**31 - 1, 2**31 - 2
 AUGMENT_KEY = 2**31 - 3  # folded into a micro-batch's key
