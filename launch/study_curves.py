@@ -3,8 +3,8 @@
 Of the gain over the estimate where every run logs it (refinements), else of the loss.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,4 +43,10 @@ def main(out: Path, runs: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, metavar="OUT.svg")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    args = parser.parse_args()
+    if lacking := [run for run in args.runs if not (run / "metrics.jsonl").is_file()]:
+        parser.error(f"{lacking[0]} holds no metrics.jsonl; name the --workdir of a run")
+    main(args.out, args.runs)

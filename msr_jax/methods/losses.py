@@ -41,7 +41,7 @@ def log_mse(
     return 10 * jnp.log10(power + own * level**2).mean(1)
 
 
-def gain(start: Array, refined: Array, target: Array) -> Array:
+def gain_db(start: Array, refined: Array, target: Array) -> Array:
     """How much nearer to the target than `start` is `refined`, in dB: (batch, time, channels) three times -> scalar.
 
     The ratio of errors, of the stems that sound: 30 dB below the loudest of the batch at most. For the log, without gradient.

@@ -14,7 +14,7 @@ from msr_jax.errors import UserError
 from msr_jax.methods.consistency import distillation_loss, draw_levels
 from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, per_example
 from msr_jax.methods.diffusion import denoising_loss, mix_estimate
-from msr_jax.methods.losses import DISTANCES, gain, make_distance
+from msr_jax.methods.losses import DISTANCES, gain_db, make_distance
 from msr_jax.methods.samplers import noise_from_keys, refine_by_consistency, refine_by_diffusion
 from msr_jax.methods.schedules import (
     consistency_sigmas,
@@ -141,7 +141,7 @@ def _second_deterministic(config: Mapping[str, Any], backbone: Backbone):
     def loss_fn(params, frozen, mixture, stems, label, key):
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
         refined, target = _conditioned(backbone, params, label, features)(key)(estimate, None), _pick(stems, label)
-        return distance(refined, target).mean(), {"gain_db": gain(estimate, refined, target)}
+        return distance(refined, target).mean(), {"gain_db": gain_db(estimate, refined, target)}
 
     return loss_fn
 
@@ -161,9 +161,9 @@ def _diffusion(config: Mapping[str, Any], backbone: Backbone):
             network, target, start, sigma, noise,
             sigma_data=c["sigma_data"], clip=c["clip"], weighted=c["loss_weight"] == "edm", distance=distance,
         )  # fmt: skip
-        # From clean stems there is nothing to gain.
-        always = c["estimate_probability"] == 1
-        return loss, {"gain_db": gain(estimate, found["denoised"], target)} if always else {}
+        if c["estimate_probability"] < 1:  # from clean stems there is nothing to gain
+            return loss, {}
+        return loss, {"gain_db": gain_db(estimate, found["denoised"], target)}
 
     return loss_fn
 
