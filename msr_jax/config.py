@@ -27,6 +27,7 @@ def unet_base() -> ConfigDict:
     c.loss_hop = 147  # samples
     c.loss_floor = c.loss_floor_silent = 0.1  # of log_mse: power, in that of the mixture
     c.stem_choice = "example"
+    c.control_sigma = 0.0  # det_x2: 0 is the network itself; else a denoiser's scalings at that level, without noise
     c.model = ConfigDict(
         {
             "name": "unet1d",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from msr_jax.errors import UserError
 from msr_jax.methods.consistency import distillation_loss, draw_levels
-from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, per_example
+from msr_jax.methods.denoiser import Network, edm_scalings, make_consistency, make_denoiser, per_example, precondition
 from msr_jax.methods.diffusion import denoising_loss, mix_estimate
 from msr_jax.methods.losses import DISTANCES, gain_db, make_distance
 from msr_jax.methods.samplers import noise_from_keys, refine_by_consistency, refine_by_diffusion
@@ -136,11 +136,12 @@ def _deterministic(config: Mapping[str, Any], backbone: Backbone):
 
 def _second_deterministic(config: Mapping[str, Any], backbone: Backbone):
     """Control of the paper: a second network on top of the frozen first, like a refinement but without noise."""
-    distance = make_distance(config)
+    distance, one_pass = make_distance(config), _one_pass(config)
 
     def loss_fn(params, frozen, mixture, stems, label, key):
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
-        refined, target = _conditioned(backbone, params, label, features)(key)(estimate, None), _pick(stems, label)
+        network, target = _conditioned(backbone, params, label, features)(key), _pick(stems, label)
+        refined = one_pass(network, estimate)
         return distance(refined, target).mean(), {"gain_db": gain_db(estimate, refined, target)}
 
     return loss_fn
@@ -295,8 +296,17 @@ def _no_refinement(config: Mapping[str, Any], num_steps: int | None):
     return lambda network, estimate, noise: estimate
 
 
-def _one_pass(config: Mapping[str, Any], num_steps: int | None):
-    return lambda network, estimate, noise: network(estimate, None)
+def _one_pass(config: Mapping[str, Any], num_steps: int | None = None):
+    """The second deterministic network on the estimate; with `control_sigma`, inside the denoiser of that noise level."""
+    sigma, sigma_data = config.get("control_sigma", 0.0), config["diffusion"]["sigma_data"]  # older folders have none
+    if not sigma:
+        return lambda network, estimate, noise=None: network(estimate, None)
+
+    def denoise(network: Network, estimate: Array, noise: Array | None = None) -> Array:
+        scalings = edm_scalings(jnp.full(estimate.shape[:1], sigma), sigma_data)
+        return precondition(lambda x, tau: network(x, None), scalings, estimate)
+
+    return denoise
 
 
 def _diffusion_sampler(config: Mapping[str, Any], num_steps: int | None):
