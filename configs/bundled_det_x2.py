@@ -11,8 +11,10 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "det_x2"
+    config.model.pass_mixture = 49.0
+    config.control_sigma = 1.0
     config.loss_floor = 1e-3
     config.stem_choice = "all"
     config.optim.update({"lr": 3e-4, "schedule": "linear"})
-    config.train.steps = 850
+    config.train.steps = 600
     return config

@@ -11,9 +11,9 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "diffusion"
-    config.model.pass_mixture = 0.9
+    config.model.pass_mixture = 49.0
     config.loss_floor = 1e-3
     config.stem_choice = "all"
     config.optim.update({"lr": 3e-4, "schedule": "linear"})
-    config.train.steps = 850
+    config.train.steps = 600
     return config

@@ -325,16 +325,16 @@ def bundled() -> ConfigDict:
             "stft_hop_length": 1024,
         }
     )
-    # Noise near 1 and 40 dB below the mixture: what the refiner gets from the separator's spectrum is then about as large as
-    # what it gets from the noised estimate. At level 1 and noise of 0.01 it would be a hundredth.
+    # Noise near 1, and 40 dB below the mixture.
     c.input_level = 100.0
-    # At σ = 2 σ_data the denoiser keeps a fifth of its input and the masks give the rest. With the separator's masks, on the
-    # noised estimate and as much of the mixture (`pass_mixture` in the stage's config), what comes out at first is the estimate.
-    # With an error in dB every noise level counts the same, without a weight.
-    c.diffusion.update({"sigma_data": 0.5, "p_mean": 0.0, "p_std": 0.2, "loss_weight": "none"})
+    # σ_data far below every σ: the denoiser then keeps next to nothing of its input, and its masks, on the mixture's
+    # spectrum (`pass_mixture` in the stages' configs), give the estimate from the first step on, at every σ of the
+    # range. With an error in dB every noise level counts the same, without a weight.
+    c.diffusion.update({"sigma_data": 0.02, "p_mean": -0.25, "p_std": 0.8, "loss_weight": "none"})
     c.diffusion.sampler.update({"num_steps": 1, "sigma_min": 0.5, "sigma_max": 1.0})
-    c.consistency.update({"sigma_data": 0.5, "sigma_min": 0.05, "sigma_max": 2.0})
-    c.consistency.sampler.sigma_max = 1.0
+    # Few levels, and so few evaluations of the teacher, evenly spaced, for its path is nearly straight.
+    c.consistency.update({"sigma_data": 0.02, "num_levels": 4, "sigma_min": 0.15, "sigma_max": 4.0, "rho": 1.0})
+    c.consistency.sampler.sigma_max = 4.0
     augment = {"reversal": 0.0, "distortion": 0.0, "noise": 0.0, "mixup": (0.0, 0.0), "mixup_gain": (1.0, 1.0)}
     c.data.augment.update({**augment, "polarity": 0.5, "loudness": (1.0, 1.0)})
     c.data.update({"mix_across_songs": 0.4, "equal_songs": False, "gain_db": (-6.0, 6.0), "preload": False})
