@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config = bundled()
     config.method = "det_x2"
     config.model.pass_mixture = 49.0
-    config.control_sigma = 1.0
+    config.diffusion.control_sigma = 1.0
     config.loss_floor = 1e-3
     config.stem_choice = "all"
     config.optim.update({"lr": 3e-4, "schedule": "linear"})

@@ -27,7 +27,6 @@ def unet_base() -> ConfigDict:
     c.loss_hop = 147  # samples
     c.loss_floor = c.loss_floor_silent = 0.1  # of log_mse: power, in that of the mixture
     c.stem_choice = "example"
-    c.control_sigma = 0.0  # det_x2: 0 is the network itself; else a denoiser's scalings at that level, without noise
     c.model = ConfigDict(
         {
             "name": "unet1d",
@@ -56,6 +55,7 @@ def unet_base() -> ConfigDict:
             "estimate_probability": 0.0,
             "loss_weight": "edm",
             "clip": 1.0,
+            "control_sigma": 0.0,  # of det_x2: 0 is the network itself; else a denoiser's scalings at that level, without noise
             "sampler": {
                 "num_steps": 2,
                 "num_resamples": 2,

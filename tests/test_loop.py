@@ -248,9 +248,12 @@ def test_det_x2_trains_a_second_network_from_the_first_s_estimate_and_separates_
     np.testing.assert_allclose(refined[0], expected, rtol=1e-5, atol=1e-6)
     assert np.abs(np.asarray(expected - estimate)).max() > 1e-3
 
-    # At σ = σ_data: half of what goes in, and the network on it divided by √2 σ_data, times σ_data / √2.
-    small["diffusion"]["sigma_data"] = small["control_sigma"] = 0.2
+    # At σ = σ_data: half of what goes in, and the network on it divided by √2 σ_data, times σ_data / √2. The folder knows.
+    small["diffusion"].update(sigma_data=0.2, control_sigma=0.2)
+    train(small, tmp_path / "x2_scaled", noise())
+    model = load_model(tmp_path / "x2_scaled")
+    second = model.weights["det_x2"]
     network = lambda x: backbone.refine(second, x, labels, None, backbone.condition(second, features))
-    refined = make_refiner(small, backbone, "det_x2")(model.weights, mixture, jax.random.key(0))
+    refined = make_refiner(model.config, backbone, "det_x2")(model.weights, mixture, jax.random.key(0))
     expected = estimate / 2 + 0.2 / 2**0.5 * network(estimate / (0.2 * 2**0.5))
     np.testing.assert_allclose(refined[0], expected, rtol=1e-5, atol=1e-6)

@@ -297,12 +297,15 @@ def _no_refinement(config: Mapping[str, Any], num_steps: int | None):
 
 
 def _one_pass(config: Mapping[str, Any], num_steps: int | None = None):
-    """The second deterministic network on the estimate; with `control_sigma`, inside the denoiser of that noise level."""
-    sigma, sigma_data = config.get("control_sigma", 0.0), config["diffusion"]["sigma_data"]  # older folders have none
+    """The second deterministic network on the estimate; with `diffusion.control_sigma`, inside the denoiser of that noise level."""
+    sigma_data, sigma = (
+        config["diffusion"]["sigma_data"],
+        config["diffusion"].get("control_sigma", 0.0),
+    )  # none in older folders
     if not sigma:
         return lambda network, estimate, noise=None: network(estimate, None)
 
-    def denoise(network: Network, estimate: Array, noise: Array | None = None) -> Array:
+    def denoise(network: Callable[[Array, Any], Array], estimate: Array, noise: Any = None) -> Array:
         scalings = edm_scalings(jnp.full(estimate.shape[:1], sigma), sigma_data)
         return precondition(lambda x, tau: network(x, None), scalings, estimate)
 
