@@ -325,7 +325,7 @@ def bundled() -> ConfigDict:
             "stft_hop_length": 1024,
         }
     )
-    # Noise near 1, and 40 dB below the mixture.
+    # The mixture's RMS, so that noise of σ 1 lies 40 dB below it.
     c.input_level = 100.0
     # σ_data far below every σ: the denoiser then keeps next to nothing of its input, and its masks, on the mixture's
     # spectrum (`pass_mixture` in the stages' configs), give the estimate from the first step on, at every σ of the

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from msr_jax.errors import UserError
 from msr_jax.methods.consistency import distillation_loss, draw_levels
-from msr_jax.methods.denoiser import Network, edm_scalings, make_consistency, make_denoiser, per_example, precondition
+from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, per_example
 from msr_jax.methods.diffusion import denoising_loss, mix_estimate
 from msr_jax.methods.losses import DISTANCES, gain_db, make_distance
 from msr_jax.methods.samplers import noise_from_keys, refine_by_consistency, refine_by_diffusion
@@ -297,19 +297,17 @@ def _no_refinement(config: Mapping[str, Any], num_steps: int | None):
 
 
 def _one_pass(config: Mapping[str, Any], num_steps: int | None = None):
-    """The second deterministic network on the estimate; with `diffusion.control_sigma`, inside the denoiser of that noise level."""
-    sigma_data, sigma = (
-        config["diffusion"]["sigma_data"],
-        config["diffusion"].get("control_sigma", 0.0),
-    )  # none in older folders
-    if not sigma:
-        return lambda network, estimate, noise=None: network(estimate, None)
+    """The second deterministic network on the estimate; with `diffusion.control_sigma`, inside the denoiser of that level."""
+    c = config["diffusion"]
+    sigma = c.get("control_sigma", 0.0)  # older model folders have none
 
-    def denoise(network: Callable[[Array, Any], Array], estimate: Array, noise: Any = None) -> Array:
-        scalings = edm_scalings(jnp.full(estimate.shape[:1], sigma), sigma_data)
-        return precondition(lambda x, tau: network(x, None), scalings, estimate)
+    def run(network: Callable[[Array, None], Array], estimate: Array, noise: None = None) -> Array:
+        if not sigma:
+            return network(estimate, None)
+        denoise = make_denoiser(lambda x, tau: network(x, None), c["sigma_data"])
+        return denoise(estimate, jnp.full(estimate.shape[:1], sigma))
 
-    return denoise
+    return run
 
 
 def _diffusion_sampler(config: Mapping[str, Any], num_steps: int | None):
