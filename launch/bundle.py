@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from msr_jax.errors import UserError
-from msr_jax.weights.model_folder import BUNDLED, flatten, load_model, save_model
+from msr_jax.methods.stages import REFINEMENTS
+from msr_jax.weights.model_folder import BUNDLED, DEFAULT_REFINE, flatten, load_model, save_model
 
 LIMIT = 20_000_000  # bytes: what a package may weigh
 CARD = Path(__file__).with_name("bundled_card.md")
@@ -26,7 +27,8 @@ def score_line(name: str, results: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="working directory of the consistency stage")
+    parser.add_argument("model", help="model folder, or working directory, of the consistency stage")
+    parser.add_argument("--refine", choices=REFINEMENTS, help="taken where none is named; default: the best it has")
     parser.add_argument("--scores", action="append", default=[], metavar="NAME=DIR", help="an evaluation for the card")
     parser.add_argument("--trained", default="", metavar="TEXT", help="what was trained, and for how long")
     args = parser.parse_args()
@@ -46,7 +48,8 @@ def main() -> None:
         scores="\n".join([*head, *rows]),
         trained=args.trained,
     )
-    save_model(BUNDLED, model.config, kept, np.float16)
+    chosen = {DEFAULT_REFINE: args.refine} if args.refine else {}
+    save_model(BUNDLED, model.config | chosen, kept, np.float16)
     (BUNDLED / "README.md").write_text(card)
     size = sum(path.stat().st_size for path in BUNDLED.iterdir())
     print(f"wrote {BUNDLED} ({size / 1e6:.1f} MB)")

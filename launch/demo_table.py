@@ -24,9 +24,10 @@ ROWS = (
 )
 
 
-def measure(model: Path, corpus: Path) -> dict[str, Any]:
+def measure(model: Path, corpus: Path, most: int) -> dict[str, Any]:
     networks = load_model(model)
-    rows = [row for row in ROWS if network_of(networks.config, row[1]) in networks.weights]
+    known = [row for row in ROWS if network_of(networks.config, row[1]) in networks.weights]
+    rows = [row for row in known if (row[2] or 1) <= most]
     separators = {name: Separator(networks, refine, steps) for name, refine, steps in rows}
     first = separators["Det."]
     stems, rate, channels = first.stems, first.sample_rate, first.config["channels"]
@@ -34,9 +35,9 @@ def measure(model: Path, corpus: Path) -> dict[str, Any]:
     return {name: evaluate(f, find_tracks(corpus, stems), stems, rate, channels) for name, f in separate.items()}
 
 
-def main(model: Path, corpus: Path, table: Path) -> None:
+def main(model: Path, corpus: Path, table: Path, most: int = 4) -> None:
     if not table.exists():
-        write_whole(table, json.dumps(measure(model, corpus), indent=1) + "\n")
+        write_whole(table, json.dumps(measure(model, corpus, most), indent=1) + "\n")
     results = json.loads(table.read_text())
     first = results["Mixture"]
     stems = list(first["counts"]["sdr"])
@@ -52,4 +53,4 @@ def main(model: Path, corpus: Path, table: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:]))

@@ -58,6 +58,7 @@ render written train 600 --first 600 "${written[@]}"
 render moved train 300 --first 1200 --moved 0.5 "${written[@]}"
 render doubled train 500 --first 1500 --moved 0.5 --doubled 0.5 "${written[@]}"
 render bands train 350 --first 2000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/bands"
+render more_bands train 300 --first 3000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/bands"
 [ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65024
 
 train det det
@@ -66,6 +67,10 @@ for seed in 0 1; do
   train diffusion "diffusion_$seed" --config.init_from.deterministic="$out/det" --config.seed="$seed"
   train consistency "consistency_$seed" --config.init_from.diffusion="$out/diffusion_$seed" --config.seed="$seed"
 done
+# What ships: twice as much diffusion, distilled with the optimiser of the other stages, and half of the way back.
+train diffusion diffusion_ships --config.init_from.deterministic="$out/det" --config.train.steps=1200
+train consistency consistency_ships --config.init_from.diffusion="$out/diffusion_ships" --config.optim.name=muon --config.optim.lr=3e-4
+[ -e "$out/ships" ] || python launch/blend.py "$out/diffusion_ships" "$out/consistency_ships" "$out/ships"
 
 score det det none
 score det_consistent det none --mixture-consistent
@@ -77,7 +82,14 @@ for seed in 0 1; do
   done
 done
 score consistency_0_1_consistent consistency_0 consistency --steps 1 --mixture-consistent
-names=(det det_consistent det_x2 diffusion_{0,1} consistency_{0,1}_{1,2,4} consistency_0_1_consistent)
+score ships ships consistency --steps 1
+names=(det det_consistent det_x2 diffusion_{0,1} consistency_{0,1}_{1,2,4} consistency_0_1_consistent ships)
 python launch/study_table.py "$out/scores" "${names[@]}" | tee "$out/table.md"
 msr compare "$out/scores/det_x2" "$out"/scores/diffusion_{0,1}
 msr compare "$out/scores/diffusion_0" "$out"/scores/consistency_0_{1,2,4}
+tune() { msr sweep --data "$out/corpus" --model "$out/diffusion_0" --refine diffusion --tracks 8 "$@"; }
+tune --steps 1,2 --sigma-max 0.3,1,4 --out "$out/sweep_levels"
+tune --steps 2 --sigma-max 1 --resamples 1,2 --s-churn 0,0.8 --out "$out/sweep_churn"
+for sigma in 0.15 1 4; do
+  python launch/study_inputs.py "$out/diffusion_0" "$out/corpus" --sigma "$sigma"
+done

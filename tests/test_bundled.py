@@ -22,7 +22,8 @@ def test_it_is_small_and_has_a_card():
     assert all(f"**{word}" in card for word in ("Use", "Data", "Training", "Scores", "Limits", "Licence"))
 
 
-def test_it_separates_a_piece_that_it_was_not_trained_on(tmp_path):
+@pytest.mark.parametrize("options", [[], ["--refine", "consistency"]])
+def test_it_separates_a_piece_that_it_was_not_trained_on(tmp_path, options):
     pytest.importorskip("tinysoundfont", reason="pip install --no-deps tinysoundfont")
     render = pytest.importorskip("data_prep.render")
     arguments = ["--split", "test", "--tracks", "1", "--seconds", "8", "--seed", "3", "--workers", "1"]
@@ -32,7 +33,7 @@ def test_it_separates_a_piece_that_it_was_not_trained_on(tmp_path):
     truth = load_track(track, stems, 44_100)  # (stems, samples)
     mixture = truth.sum(0)
     soundfile.write(tmp_path / "song.wav", mixture, 44_100, subtype="FLOAT")
-    assert main(["separate", str(tmp_path / "song.wav"), "-o", str(tmp_path / "stems")]) == 0
+    assert main(["separate", str(tmp_path / "song.wav"), "-o", str(tmp_path / "stems"), *options]) == 0
     assert msr_jax.load().stems == stems
     estimates = [soundfile.read(tmp_path / "stems" / "song" / f"{stem}.wav")[0] for stem in stems]
     gains = [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from msr_jax import load
 from msr_jax.errors import UserError
 from msr_jax.weights.model_folder import load_model, save_model
 
@@ -25,6 +26,14 @@ def test_a_model_comes_back_as_it_was_saved(tiny_model, tmp_path):
     )  # replaced, not mixed
     assert list(load_model(tmp_path / "copy").weights) == ["deterministic"]
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
+def test_the_refinement_that_a_folder_takes_by_default_stays_with_it(tiny_model, tmp_path):
+    model = load_model(tiny_model)
+    save_model(tmp_path / "plain", model.config | {"default_refine": "none"}, model.weights)
+    assert load_model(tmp_path / "plain").config["default_refine"] == "none"
+    assert load(tmp_path / "plain").refine == "none"
+    assert load(tmp_path / "plain", refine="diffusion").refine == "diffusion"
 
 
 @pytest.mark.parametrize(

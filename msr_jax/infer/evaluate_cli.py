@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="test", help="of a corpus with splits (default: test)")
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="song", help="how songs are cut and scored")
     parser.add_argument("--bss-backend", choices=BACKENDS, default="jax", help="museval is the reference, and slow")
-    parser.add_argument("--refine", choices=REFINEMENTS, help="default: the best that the model has")
+    parser.add_argument("--refine", choices=REFINEMENTS, help="default: what the model names, or the best that it has")
     parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
     parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is faster")

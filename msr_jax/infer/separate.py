@@ -17,7 +17,7 @@ from msr_jax.errors import UserError
 from msr_jax.infer.demix import Demix, demix
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import cast_params, make_backbone
-from msr_jax.weights.model_folder import BUNDLED, Model, load_model
+from msr_jax.weights.model_folder import BUNDLED, DEFAULT_REFINE, Model, load_model
 
 OVERLAP = 0.25  # of a segment
 MAX_CHANNELS = 1024  # as in libsndfile
@@ -138,9 +138,8 @@ class Separator:
         """
         config = model.config
         if refine is None:
-            refine = next(
-                (r for r in ("consistency", "diffusion", "det_x2") if network_of(config, r) in model.weights), "none"
-            )
+            held = [r for r in ("consistency", "diffusion", "det_x2") if network_of(config, r) in model.weights]
+            refine = config.get(DEFAULT_REFINE) or (held or ["none"])[0]
         if refine not in REFINEMENTS:
             raise UserError(f"refine must be one of {', '.join(REFINEMENTS)}, not '{refine}'")
         if network_of(config, refine) not in model.weights:
@@ -306,7 +305,8 @@ def load(
 
     Args:
       folder: by default the small model that comes with the package; its README.md says what it can do.
-      refine: one of `REFINEMENTS`; None takes the best that the folder has, in the reverse order.
+      refine: one of `REFINEMENTS`; None takes what the folder names (`default_refine` in its config.json), else the best
+        that it has, in the reverse order.
       num_steps: refinement steps T; None takes the model's own.
       seed: of the refinement's noise.
 

@@ -63,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         help="model folder, or --workdir of a training run (default: the small one that comes with this package)",
     )
     parser.add_argument(
-        "--refine", metavar="|".join(REFINEMENTS), help="what follows the deterministic model; default: the best it has"
+        "--refine",
+        metavar="|".join(REFINEMENTS),
+        help="what follows the deterministic model; default: what the model names, or the best it has",
     )
     parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
     parser.add_argument("--format", choices=["wav", "flac"], default="wav", help="wav (32-bit float) or flac (24-bit)")

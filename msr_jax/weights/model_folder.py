@@ -21,6 +21,8 @@ BUNDLED = Path(__file__).parents[1] / "bundled"  # the model that ships with the
 NETWORKS = ("deterministic", "det_x2", "diffusion", "consistency", "target")
 # The fields of a config that a model needs to run; those of its training stay with the training.
 FIELDS = ("stems", "sample_rate", "channels", "segment", "input_level", "model", "diffusion", "consistency")
+# One that a folder may have: the refinement that it takes where none is named; without, the best that it holds.
+DEFAULT_REFINE = "default_refine"
 
 
 class Model(NamedTuple):
@@ -97,7 +99,7 @@ def save_model(
     kept = {
         "format": FORMAT,
         "networks": [n for n in NETWORKS if n in weights],
-        **{k: config[k] for k in FIELDS},
+        **{k: config[k] for k in (*FIELDS, DEFAULT_REFINE) if k in FIELDS or k in config},
     }
     try:
         beside.mkdir(parents=True)

@@ -1,0 +1,42 @@
+"""A consistency model blended with what its diffusion stage began with: `python launch/blend.py DIFFUSION RUN OUT --share 0.5`.
+
+DIFFUSION and RUN are working directories of the two stages. SHARE of the parameters' way from that beginning is kept. Between a
+trained network and its fine-tuned version lie networks that keep more of what the first could do with other data
+(Wortsman et al., "Robust fine-tuning of zero-shot models", 2022); one of them costs what any other does.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+
+from msr_jax.errors import UserError
+from msr_jax.models.backbone import make_backbone
+from msr_jax.train.sharding import gather, make_mesh
+from msr_jax.train.stage import load_frozen, make_stage
+from msr_jax.weights.model_folder import load_model, save_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("diffusion", type=Path, metavar="DIFFUSION")
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--share", type=float, default=0.5)
+    args = parser.parse_args()
+    if not 0 <= args.share <= 1:
+        raise UserError(f"--share must lie between 0 and 1, not {args.share:g}")
+    config = json.loads((args.diffusion / "config.json").read_text())
+    mesh = make_mesh(config["mesh"])
+    with jax.set_mesh(mesh):
+        stage = make_stage(config, make_backbone(config["model"]), load_frozen(config), mesh)
+        start = gather(stage.start().params)
+    model = load_model(args.run)
+    blended = jax.tree.map(lambda a, b: a + args.share * (b - a), start, model.weights["consistency"])
+    save_model(args.out, model.config, {**model.weights, "consistency": blended})
+    print(f"wrote {args.out}: {args.share:g} of the way to {args.run}")
+
+
+if __name__ == "__main__":
+    main()
