@@ -7,11 +7,14 @@ trained network and its fine-tuned version lie networks that keep more of what t
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from msr_jax.errors import UserError
+from msr_jax.methods.stages import network_of
 from msr_jax.models.backbone import make_backbone
 from msr_jax.train.sharding import gather, make_mesh
 from msr_jax.train.stage import load_frozen, make_stage
@@ -28,15 +31,24 @@ def main() -> None:
     if not 0 <= args.share <= 1:
         raise UserError(f"--share must lie between 0 and 1, not {args.share:g}")
     config = json.loads((args.diffusion / "config.json").read_text())
+    model, teacher = load_model(args.run), load_model(args.diffusion)
+    if config["method"] != "diffusion" or "consistency" not in model.weights:
+        raise UserError(f"{args.diffusion} must be a diffusion stage, and {args.run} the consistency stage on it")
+    same = jax.tree.map(np.array_equal, model.weights["diffusion"], teacher.weights["diffusion"])
+    if not all(jax.tree.leaves(same)):
+        raise UserError(f"{args.run} was not distilled from {args.diffusion}; name the run that its init_from names")
     mesh = make_mesh(config["mesh"])
     with jax.set_mesh(mesh):
         stage = make_stage(config, make_backbone(config["model"]), load_frozen(config), mesh)
         start = gather(stage.start().params)
-    model = load_model(args.run)
-    blended = jax.tree.map(lambda a, b: a + args.share * (b - a), start, model.weights["consistency"])
-    save_model(args.out, model.config, {**model.weights, "consistency": blended})
+    name = network_of(model.config, "consistency")  # the one that is sampled with
+    blended = jax.tree.map(lambda a, b: a + args.share * (b - a), start, model.weights[name])
+    save_model(args.out, model.config, {"deterministic": model.weights["deterministic"], name: blended})
     print(f"wrote {args.out}: {args.share:g} of the way to {args.run}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"blend.py: {error}")

@@ -6,12 +6,12 @@ the evaluations (`msr evaluate --out DIR`) that are named.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from msr_jax.errors import UserError
-from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.weights.model_folder import BUNDLED, DEFAULT_REFINE, flatten, load_model, save_model
 
 LIMIT = 20_000_000  # bytes: what a package may weigh
@@ -28,7 +28,9 @@ def score_line(name: str, results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="model folder, or working directory, of the consistency stage")
-    parser.add_argument("--refine", choices=REFINEMENTS, help="taken where none is named; default: the best it has")
+    parser.add_argument(
+        "--refine", choices=("none", "consistency"), help="taken where none is named; default: the best it has"
+    )
     parser.add_argument("--scores", action="append", default=[], metavar="NAME=DIR", help="an evaluation for the card")
     parser.add_argument("--trained", default="", metavar="TEXT", help="what was trained, and for how long")
     args = parser.parse_args()
@@ -48,12 +50,17 @@ def main() -> None:
         scores="\n".join([*head, *rows]),
         trained=args.trained,
     )
-    chosen = {DEFAULT_REFINE: args.refine} if args.refine else {}
-    save_model(BUNDLED, model.config | chosen, kept, np.float16)
+    config = {k: v for k, v in model.config.items() if k != DEFAULT_REFINE}
+    if args.refine:
+        config[DEFAULT_REFINE] = args.refine
+    save_model(BUNDLED, config, kept, np.float16)
     (BUNDLED / "README.md").write_text(card)
     size = sum(path.stat().st_size for path in BUNDLED.iterdir())
     print(f"wrote {BUNDLED} ({size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"bundle.py: {error}")

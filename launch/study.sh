@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The bundled model and the study of the method, from nothing to the tables: arranged and written music through three
 # SoundFonts, the stages of one small network, the paper's control, two seeds of the refinement, scores on pieces and a
-# SoundFont that were never trained on. Many hours on two cores; started again it goes on where it stopped.
+# SoundFont that were never trained on. Many hours on two cores; started again it goes on where it stopped (in a new OUT
+# after the corpus below has changed).
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 out=${1:-study_out}
@@ -87,9 +88,14 @@ names=(det det_consistent det_x2 diffusion_{0,1} consistency_{0,1}_{1,2,4} consi
 python launch/study_table.py "$out/scores" "${names[@]}" | tee "$out/table.md"
 msr compare "$out/scores/det_x2" "$out"/scores/diffusion_{0,1}
 msr compare "$out/scores/diffusion_0" "$out"/scores/consistency_0_{1,2,4}
-tune() { msr sweep --data "$out/corpus" --model "$out/diffusion_0" --refine diffusion --tracks 8 "$@"; }
-tune --steps 1,2 --sigma-max 0.3,1,4 --out "$out/sweep_levels"
-tune --steps 2 --sigma-max 1 --resamples 1,2 --s-churn 0,0.8 --out "$out/sweep_churn"
+tune() { # name, lists…
+  [ -e "$out/$1/sweep.md" ] || msr sweep --data "$out/corpus" --model "$out/diffusion_0" --refine diffusion --tracks 8 --out "$out/$1" "${@:2}"
+  cat "$out/$1/sweep.md"
+}
+tune sweep_levels --steps 1 --sigma-max 0.3,1,4
+tune sweep_steps --steps 2 --sigma-max 1,4 --resamples 1,2 --s-churn 0,0.8
 for sigma in 0.15 1 4; do
-  python launch/study_inputs.py "$out/diffusion_0" "$out/corpus" --sigma "$sigma"
+  table=$out/inputs_$sigma.md
+  [ -e "$table" ] || { python launch/study_inputs.py "$out/diffusion_0" "$out/corpus" --sigma "$sigma" > "$table.part" && mv "$table.part" "$table"; }
+  cat "$table"
 done

@@ -22,7 +22,7 @@ Array = jax.Array
 
 
 def segments(corpus: str, config: dict, count: int) -> np.ndarray:
-    """(count, stems, time, 1): as many from each validation track, evenly spaced."""
+    """(count, stems, time, 1): as many from each validation track (but of the last), evenly spaced."""
     tracks = find_tracks(split_of(corpus, "validation"), config["stems"])
     each, length = -(-count // len(tracks)), config["segment"]
     found = []
@@ -50,7 +50,7 @@ def main() -> None:
         (estimate,), features = backbone.separate(weights["deterministic"], stems.sum(0)[None], None)
         conditioning = backbone.condition(weights["diffusion"], features)
         network = lambda x, tau: backbone.refine(weights["diffusion"], x, label, tau, conditioning)
-        denoise = make_denoiser(network, config["diffusion"]["sigma_data"])
+        denoise = make_denoiser(network, config["diffusion"]["sigma_data"], config["diffusion"]["clip"])
         noise = args.sigma * jax.random.normal(key, estimate.shape)
         inputs = {
             "noised estimate": estimate + noise,

@@ -34,6 +34,10 @@ def test_the_refinement_that_a_folder_takes_by_default_stays_with_it(tiny_model,
     assert load_model(tmp_path / "plain").config["default_refine"] == "none"
     assert load(tmp_path / "plain").refine == "none"
     assert load(tmp_path / "plain", refine="diffusion").refine == "diffusion"
+    for odd in ("magic", None, ["none"], "det_x2"):
+        save_model(tmp_path / "plain", model.config | {"default_refine": odd}, model.weights)
+        with pytest.raises(UserError, match=r"config.json has default_refine .*it can be none, diffusion, consistency"):
+            load_model(tmp_path / "plain")
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ def main(argv: list[str]) -> int:
         run = (args.seed, args.protocol, args.bss_backend)
         options = {"dtype": args.dtype, "mixture_consistent": args.mixture_consistent}
         estimators, plan, refine = model_runs(args.model, args.refine, args.steps, *run, **options)
+        if args.steps and refine not in ("diffusion", "consistency"):
+            raise UserError(f"--steps goes with --refine diffusion or consistency, and here it is {refine}")
         if refine != "none" and not args.no_det:
             det = model_runs(args.model, "none", None, *run, **options)[0]
         settings |= {"refine": refine, "steps": args.steps or "the model's own", "seed": args.seed, **options}

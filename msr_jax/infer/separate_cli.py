@@ -109,9 +109,7 @@ def main(argv: list[str]) -> int:
     options["mixture_consistent"] = args.mixture_consistent
     separator = load(args.model, args.refine, args.steps, args.seed, **options)
     if args.steps and separator.refine not in ("diffusion", "consistency"):
-        raise UserError(
-            f"--steps goes with a refinement by diffusion or consistency, and here it is {separator.refine}"
-        )
+        raise UserError(f"--steps goes with --refine diffusion or consistency, and here it is {separator.refine}")
     sources = {song.resolve() for song in infos}
     for song in infos:
         for stem in separator.stems:

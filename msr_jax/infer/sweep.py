@@ -192,6 +192,12 @@ def main(argv: list[str]) -> int:
         _numbers(args.seeds, int, 0, "seeds"),
     )
     settings = [Setting(*point) for point in points]
+    lowest = default["sigma_min"] if is_diffusion else model.config["consistency"]["sigma_min"]
+    for s in settings:
+        if s.sigma_max <= lowest and (s.steps > 1 or not is_diffusion):
+            raise UserError(
+                f"levels fall from --sigma-max to {lowest:g} here, so {s.sigma_max:g} is too low for T = {s.steps}"
+            )
     folder = split_of(args.data, args.split)
     tracks = find_tracks(folder, model.config["stems"])[: args.tracks]
     console = Console()

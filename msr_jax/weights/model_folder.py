@@ -21,7 +21,8 @@ BUNDLED = Path(__file__).parents[1] / "bundled"  # the model that ships with the
 NETWORKS = ("deterministic", "det_x2", "diffusion", "consistency", "target")
 # The fields of a config that a model needs to run; those of its training stay with the training.
 FIELDS = ("stems", "sample_rate", "channels", "segment", "input_level", "model", "diffusion", "consistency")
-# One that a folder may have: the refinement that it takes where none is named; without, the best that it holds.
+# One that a folder may have: the refinement that it takes where none is named ("none" or a network's name); without, the
+# best that it holds.
 DEFAULT_REFINE = "default_refine"
 
 
@@ -137,7 +138,7 @@ def load_model(folder: str | Path) -> Model:
     """Read a model folder (or a training run's working directory); parameters stored in float16 come back in float32.
 
     Raises:
-      UserError: no such folder, unreadable or foreign config, a tensor missing, surplus, misshapen or of another type.
+      UserError: no such folder, unreadable or foreign config, a default refinement that is not there, a tensor missing, surplus, misshapen or of another type.
     """
     folder = find_model(folder)
     try:
@@ -151,6 +152,12 @@ def load_model(folder: str | Path) -> Model:
         raise UserError(f"{folder / 'config.json'} lacks {', '.join(missing)}; it is not a config of a model folder")
     if config["format"] != FORMAT:
         raise UserError(f"{folder} has format {config['format']}, this version reads format {FORMAT}; upgrade msr_jax")
+    refinements = ["none", *(n for n in config["networks"] if n in ("det_x2", "diffusion", "consistency"))]
+    if config.get(DEFAULT_REFINE, "none") not in refinements:
+        raise UserError(
+            f"{folder / 'config.json'} has {DEFAULT_REFINE} {json.dumps(config[DEFAULT_REFINE])}; "
+            f"with its networks it can be {', '.join(refinements)}"
+        )
     backbone = make_backbone(config["model"])
     weights = {}
     for name in config["networks"]:
