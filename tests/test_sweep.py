@@ -82,6 +82,7 @@ def test_bad_input_gets_one_sentence(tiny_model, corpus, tmp_path, capsys):
         (("--refine", "consistency", "--s-churn", "1"), "settings of --refine diffusion"),
         (("--refine", "diffusion", "--steps", "two"), "--steps must be numbers"),
         (("--refine", "diffusion", "--sigma-max", "0"), "--sigma-max must be positive"),
+        (("--refine", "diffusion", "--sigma-max", "1e-9", "--steps", "2"), "1e-09 is too low for T = 2"),
     ):
         argv = ("--data", corpus, "--model", tiny_model, *options, "--out", tmp_path / "out")
         assert main(["sweep", *map(str, argv)]) == 2

@@ -194,7 +194,7 @@ def main(argv: list[str]) -> int:
     settings = [Setting(*point) for point in points]
     lowest = default["sigma_min"] if is_diffusion else model.config["consistency"]["sigma_min"]
     for s in settings:
-        if s.sigma_max <= lowest and (s.steps > 1 or not is_diffusion):
+        if s.sigma_max < lowest and (s.steps > 1 or not is_diffusion):
             raise UserError(
                 f"levels fall from --sigma-max to {lowest:g} here, so {s.sigma_max:g} is too low for T = {s.steps}"
             )
