@@ -30,10 +30,12 @@ def main() -> None:
     args = parser.parse_args()
     if not 0 <= args.share <= 1:
         raise UserError(f"--share must lie between 0 and 1, not {args.share:g}")
-    config = json.loads((args.diffusion / "config.json").read_text())
     model, teacher = load_model(args.run), load_model(args.diffusion)
-    if config["method"] != "diffusion" or "consistency" not in model.weights:
-        raise UserError(f"{args.diffusion} must be a diffusion stage, and {args.run} the consistency stage on it")
+    config = json.loads((args.diffusion / "config.json").read_text())
+    if config.get("method") != "diffusion" or "diffusion" not in model.weights or "consistency" not in model.weights:
+        raise UserError(
+            f"{args.diffusion} must be the --workdir of a diffusion stage, and {args.run} that of consistency on it"
+        )
     same = jax.tree.map(np.array_equal, model.weights["diffusion"], teacher.weights["diffusion"])
     if not all(jax.tree.leaves(same)):
         raise UserError(f"{args.run} was not distilled from {args.diffusion}; name the run that its init_from names")

@@ -1,6 +1,7 @@
 """Table of a mixture, its deterministic model and the refinements on held-out tracks: MODEL CORPUS TABLE [T].
 
-With as many steps of consistency as T at most (default 4). Called by demo.sh and small_bsrf.sh. Figures that are there already are printed again.
+With at most T steps of consistency (default 4). Called by demo.sh and small_bsrf.sh. Figures that are there already are
+printed again.
 """
 
 import json

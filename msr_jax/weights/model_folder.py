@@ -138,7 +138,8 @@ def load_model(folder: str | Path) -> Model:
     """Read a model folder (or a training run's working directory); parameters stored in float16 come back in float32.
 
     Raises:
-      UserError: no such folder, unreadable or foreign config, a default refinement that is not there, a tensor missing, surplus, misshapen or of another type.
+      UserError: no such folder, unreadable or foreign config, a default refinement that is not there, a tensor missing, surplus,
+        misshapen or of another type.
     """
     folder = find_model(folder)
     try:
