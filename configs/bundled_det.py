@@ -12,5 +12,5 @@ def get_config() -> ConfigDict:
     config = bundled()
     config.method = "deterministic"
     config.optim.update({"schedule": "linear", "decay_steps": 5400})
-    config.train.steps = 11200
+    config.train.steps = 16_400
     return config

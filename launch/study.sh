@@ -16,12 +16,12 @@ font() { # Debian package, file: the path of a SoundFont, of this system or fetc
   fi
   echo "$path"
 }
-render() { # mark, split, tracks, options…
-  local mark=$1 split=$2 tracks=$3
-  shift 3
-  [ ! -e "$out/corpus/$mark.done" ] || return 0
-  python -m data_prep.render "$out/corpus" --split "$split" --tracks "$tracks" --seconds 30 --seed 11 "$@"
-  touch "$out/corpus/$mark.done"
+render() { # mark, corpus, split, tracks, options…
+  local mark=$1 corpus=$out/$2 split=$3 tracks=$4
+  shift 4
+  [ ! -e "$corpus/$mark.done" ] || return 0
+  python -m data_prep.render "$corpus" --split "$split" --tracks "$tracks" --seconds 30 --seed 11 "$@"
+  touch "$corpus/$mark.done"
 }
 pieces() { # Debian packages: their pieces as MIDI files in $out/pieces
   [ ! -e "$out/pieces.done" ] || return 0
@@ -50,16 +50,18 @@ fluid=$(font fluid-soundfont-gm FluidR3_GM.sf2)
 opl=$(font opl3-soundfont OPL-3_FM_128M.sf2)
 unseen=$(font csound-soundfont sf_GMbank.sf2)
 fonts=(--soundfont "$tim" --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$opl")
-render validation validation 16 --soundfont "$unseen"
-render test test 40 --soundfont "$unseen"
-render train train 600 --every-program --synthesised 0.25 "${fonts[@]}"
-pieces openttd-openmsx freedoom mma
-written=(--scores "$out/pieces" --every-program --synthesised 0.25 "${fonts[@]}")
-render written train 600 --first 600 "${written[@]}"
-render moved train 300 --first 1200 --moved 0.5 "${written[@]}"
-render doubled train 500 --first 1500 --moved 0.5 --doubled 0.5 "${written[@]}"
-render bands train 350 --first 2000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/bands"
-render more_bands train 300 --first 3000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/bands"
+render validation corpus validation 16 --soundfont "$unseen"
+render test corpus test 40 --soundfont "$unseen"
+render train corpus train 600 --every-program --synthesised 0.25 "${fonts[@]}"
+pieces openttd-openmsx freedoom mma simutrans-data planetblupi-music-midi liquidwar-data kobodeluxe-data
+written=(--scores "$out/pieces/written" --every-program --synthesised 0.25 "${fonts[@]}")
+render written corpus train 600 --first 600 "${written[@]}"
+render moved corpus train 300 --first 1200 --moved 0.5 "${written[@]}"
+render doubled corpus train 500 --first 1500 --moved 0.5 --doubled 0.5 "${written[@]}"
+render bands corpus train 350 --first 2000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/written/bands"
+render more_bands corpus train 300 --first 3000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/written/bands"
+render games corpus train 450 --first 4000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/games"
+render games games validation 24 --every-program --soundfont "$unseen" --scores "$out/pieces/games_validation"
 [ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65024
 
 train det det
@@ -68,10 +70,6 @@ for seed in 0 1; do
   train diffusion "diffusion_$seed" --config.init_from.deterministic="$out/det" --config.seed="$seed"
   train consistency "consistency_$seed" --config.init_from.diffusion="$out/diffusion_$seed" --config.seed="$seed"
 done
-# What ships: twice as much diffusion, distilled with the optimiser of the other stages, and half of the way back.
-train diffusion diffusion_ships --config.init_from.deterministic="$out/det" --config.train.steps=1200
-train consistency consistency_ships --config.init_from.diffusion="$out/diffusion_ships" --config.optim.name=muon --config.optim.lr=3e-4
-[ -e "$out/ships" ] || python launch/blend.py "$out/diffusion_ships" "$out/consistency_ships" "$out/ships"
 
 score det det none
 score det_consistent det none --mixture-consistent
@@ -83,9 +81,12 @@ for seed in 0 1; do
   done
 done
 score consistency_0_1_consistent consistency_0 consistency --steps 1 --mixture-consistent
-score ships ships consistency --steps 1
-names=(det det_consistent det_x2 diffusion_{0,1} consistency_{0,1}_{1,2,4} consistency_0_1_consistent ships)
+games=(--data "$out/games" --split validation) # pieces that people wrote, for bands
+score games_det det none "${games[@]}"
+score games_consistency_0_1 consistency_0 consistency --steps 1 "${games[@]}"
+names=(det det_consistent det_x2 diffusion_{0,1} consistency_{0,1}_{1,2,4} consistency_0_1_consistent)
 python launch/study_table.py "$out/scores" "${names[@]}" | tee "$out/table.md"
+python launch/study_table.py "$out/scores" games_det games_consistency_0_1 | tee "$out/games_table.md"
 msr compare "$out/scores/det_x2" "$out"/scores/diffusion_{0,1}
 msr compare "$out/scores/diffusion_0" "$out"/scores/consistency_0_{1,2,4}
 tune() { # name, lists…

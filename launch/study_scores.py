@@ -1,7 +1,9 @@
 """Pieces for the study: `python launch/study_scores.py PACKAGES OUT`, PACKAGES with these Debian packages unpacked.
 
-- openttd-openmsx: 31 pieces of game music, band arrangements (GPL-2), in the folder `bands`;
-- freedoom: the MIDI files inside its game data, rock (BSD);
+- openttd-openmsx: 31 pieces of game music, band arrangements (GPL-2), in `written/bands`;
+- simutrans-data (Artistic), planetblupi-music-midi (GPL-3), liquidwar-data and kobodeluxe-data (GPL-2): the same kind by
+  other hands, in `games`, a sixth of them in `games_validation`;
+- freedoom: the MIDI files inside its game data, rock (BSD), in `written` as the next;
 - mma: accompaniments by Musical MIDI Accompaniment (GPL-2) to progressions drawn here, one per file of its grooves.
 
 Only what a model learns from them is shipped, no note of theirs.
@@ -17,12 +19,20 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.scores import read_score
+from msr_jax.errors import UserError
+
 SEED, BARS = 11, 40
 # Pieces of the sample corpora's tests and validation, and two that share a passage with them. `data_prep.render --leave-out`
 # on those finds all but the first, whose score is not there.
 HELD_BACK = (
     "ultimate_run", "5432gone_redfarn", "no_work_song_redfarn", "run_for_your_life", "say_what_redfarn",
     "slow_neasy_redfarn", "the_hobo_redfarn", "stdlib_trance",
+)  # fmt: skip
+GAMES = ("simutrans", "planetblupi", "liquidwar", "kobo-deluxe")  # folders of their packages
+GAMES_VALIDATION = (
+    "04-Simutrans-B-Theme", "13-Stephenson-blues", "18-Ride-that-train", "22-Variable-Journeys", "28-Road-to-Warm-Places",
+    "35-deep-ride", "41-Libertador", "47-Salty-Breeze", "53-Where-Thomassons-Lie", "music005", "trance1",
 )  # fmt: skip
 SCALES = (
     ((0, ""), (2, "m"), (4, "m"), (5, ""), (7, "7"), (9, "m7"), (5, "M7")),
@@ -66,18 +76,27 @@ def accompany(root: Path, library: Path, rng: np.random.Generator, out: Path) ->
 
 
 def main(packages: Path, out: Path) -> None:
-    bands = out / "bands"
-    bands.mkdir(parents=True, exist_ok=True)
+    written = out / "written"
+    for name in ("written/bands", "games", "games_validation"):
+        (out / name).mkdir(parents=True, exist_ok=True)
     for path in packages.rglob("*.mid"):
-        ((bands if path.parent.name == "openmsx" else out) / path.name).write_bytes(path.read_bytes())
+        games = "games_validation" if path.stem in GAMES_VALIDATION else "games"
+        name = "written/bands" if path.parent.name == "openmsx" else games if {*GAMES} & {*path.parts} else "written"
+        (out / name / path.name).write_bytes(path.read_bytes())
     for path in packages.rglob("*.wad"):
-        unpack_wad(path, out)
+        unpack_wad(path, written)
     (root,) = packages.rglob("share/mma")
     (root / "plugins").mkdir(exist_ok=True)  # it warns without
     for k, library in enumerate(sorted((root / "lib").rglob("*.mma"))):
-        accompany(root, library, np.random.default_rng([SEED, k]), out)
+        accompany(root, library, np.random.default_rng([SEED, k]), written)
     for path in [path for path in out.rglob("*.mid") if path.stem in HELD_BACK]:
         path.unlink()
+    for path in out.rglob("*.mid"):
+        try:
+            read_score(path)
+        except UserError as error:
+            print(error)
+            path.unlink()
     print(f"{len(list(out.rglob('*.mid')))} pieces in {out}")
 
 

@@ -1,5 +1,9 @@
 """The model that comes with the package: small, described, taken where none is named, and able to separate."""
 
+import importlib.util
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -8,8 +12,9 @@ from safetensors.numpy import load_file
 import msr_jax
 from msr_jax.cli import main
 from msr_jax.data.tracks import find_tracks, load_track
+from msr_jax.errors import UserError
 from msr_jax.metrics.si_sdr import si_sdr
-from msr_jax.weights.model_folder import BUNDLED
+from msr_jax.weights.model_folder import BUNDLED, load_model
 
 
 def test_it_is_small_and_has_a_card():
@@ -43,3 +48,25 @@ def test_it_separates_a_piece_that_it_was_not_trained_on(tmp_path, options):
         if np.abs(reference).max() > 1e-3
     ]
     assert len(gains) > 1 and np.mean(gains) > 3
+
+
+def test_the_script_that_makes_it_keeps_two_networks_and_the_scores(tiny_model, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("bundle", Path(__file__).parents[1] / "launch" / "bundle.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "BUNDLED", tmp_path / "bundled")
+    stems = ["bass", "drums", "guitar", "piano"]
+    aggregate = {"si_sdri_active": {**dict.fromkeys(stems, 5.0), "average": 6.25}, "sdr": {"average": 4.0}}
+    results = {"settings": {"stems": stems}, "aggregate": aggregate, "rtf": 0.125}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    options = ["--refine", "consistency", "--scores", f"study={tmp_path}", "--trained", "An hour."]
+    monkeypatch.setattr("sys.argv", ["bundle.py", str(tiny_model), *options])
+    script.main()
+    made = load_model(tmp_path / "bundled")
+    assert set(made.weights) == {"deterministic", "consistency"} and made.config["default_refine"] == "consistency"
+    assert {path.suffix for path in (tmp_path / "bundled").iterdir()} == {".json", ".md", ".safetensors"}
+    card = (tmp_path / "bundled" / "README.md").read_text()
+    assert "An hour." in card and "| study | 5.00 | 5.00 | 5.00 | 5.00 | 6.25 | 4.00 | 0.12 |" in card
+    monkeypatch.setattr(script, "LIMIT", 1000)
+    with pytest.raises(UserError, match="train a smaller model"):
+        script.main()
