@@ -70,6 +70,8 @@ for seed in 0 1; do
   train diffusion "diffusion_$seed" --config.init_from.deterministic="$out/det" --config.seed="$seed"
   train consistency "consistency_$seed" --config.init_from.diffusion="$out/diffusion_$seed" --config.seed="$seed"
 done
+# What ships with it: half of the way from what diffusion began with.
+[ -e "$out/ships" ] || python launch/blend.py "$out/diffusion_0" "$out/consistency_0" "$out/ships"
 
 score det det none
 score det_consistent det none --mixture-consistent
@@ -84,9 +86,11 @@ score consistency_0_1_consistent consistency_0 consistency --steps 1 --mixture-c
 games=(--data "$out/games" --split validation) # pieces that people wrote, for bands
 score games_det det none "${games[@]}"
 score games_consistency_0_1 consistency_0 consistency --steps 1 "${games[@]}"
-names=(det det_consistent det_x2 diffusion_{0,1} consistency_{0,1}_{1,2,4} consistency_0_1_consistent)
+score ships ships consistency --steps 1
+score games_ships ships consistency --steps 1 "${games[@]}"
+names=(det det_consistent det_x2 diffusion_{0,1} consistency_{0,1}_{1,2,4} consistency_0_1_consistent ships)
 python launch/study_table.py "$out/scores" "${names[@]}" | tee "$out/table.md"
-python launch/study_table.py "$out/scores" games_det games_consistency_0_1 | tee "$out/games_table.md"
+python launch/study_table.py "$out/scores" games_det games_consistency_0_1 games_ships | tee "$out/games_table.md"
 msr compare "$out/scores/det_x2" "$out"/scores/diffusion_{0,1}
 msr compare "$out/scores/diffusion_0" "$out"/scores/consistency_0_{1,2,4}
 tune() { # name, lists…
