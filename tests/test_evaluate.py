@@ -220,7 +220,7 @@ def test_bad_input_gets_one_sentence(corpus, tiny_model, tmp_path, capsys):
         (("--data", corpus, "--workers", 0, "--out", out), "--workers must be at least 1"),
         (("--data", corpus, "--model", tmp_path / "empty", "--out", out), "config.json"),
         (("--data", corpus, "--model", tiny_model, "--estimates", corpus, "--out", out), "exclude each other"),
-        (("--data", corpus, "--refine", "none", "--out", out), "name it by --model"),
+        (("--data", corpus, "--refine", "none", "--out", out), "name its folder by --model"),
         (("--data", corpus, "--estimates", tmp_path / "none", "--out", out), "is no folder"),
         (("--data", corpus, "--estimates", tmp_path / "empty", "--out", out), "has the name of a reference track"),
         (("--data", tmp_path / "empty", "--estimates", corpus, "--out", out), "neither the stems of"),

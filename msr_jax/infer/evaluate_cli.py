@@ -140,7 +140,7 @@ def main(argv: list[str]) -> int:
     if args.model and args.estimates:
         raise UserError("--model and --estimates exclude each other")
     if not args.model and (args.refine or args.steps):
-        raise UserError("--refine and --steps are a model's; name it by --model (msr_jax/bundled is the small one)")
+        raise UserError("--refine and --steps are a model's; name its folder by --model")
     for name, value in (("--workers", args.workers), ("--sample-rate", args.sample_rate)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1")
