@@ -17,7 +17,7 @@ from msr_jax.train.batches import dispatches
 from msr_jax.train.checkpoint import Checkpoints
 from msr_jax.train.loop import _SkipCount, train
 from msr_jax.train.sharding import make_mesh
-from msr_jax.train.stage import load_frozen, make_stage
+from msr_jax.train.stage import load_frozen, load_start, make_stage
 from msr_jax.train.workdir import Workdir
 from msr_jax.weights.model_folder import load_model
 from tests import toy
@@ -112,6 +112,25 @@ def test_a_warm_start_takes_over_what_the_networks_share(small):
     warm = make_stage(small, backbone, frozen, mesh).start().params
     assert jax.tree.map(np.shape, warm) == jax.tree.map(lambda a: a.shape, cold)
     jax.tree.map(np.testing.assert_array_equal, {k: warm[k] for k in frozen["deterministic"]}, frozen["deterministic"])
+
+
+def test_a_warm_start_takes_another_separator_if_one_is_named(small, tmp_path):
+    for seed, name in enumerate(("frozen", "other")):
+        train({**small, "seed": seed}, tmp_path / name, noise())
+    small["method"] = "diffusion"
+    small["init_from"].update(deterministic=str(tmp_path / "frozen"), start=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="is for a warm start"):
+        load_start(small)
+    small["init_from"]["warm_start"] = True
+    mesh, backbone = make_mesh({"data": -1, "fsdp": 1}), make_backbone(small["model"])
+    params = make_stage(small, backbone, load_frozen(small), mesh, load_start(small)).start().params
+    other = load_model(tmp_path / "other").weights["deterministic"]
+    jax.tree.map(np.testing.assert_array_equal, {k: params[k] for k in other}, other)
+    train(small, tmp_path / "refined", noise())
+    kept = load_model(tmp_path / "refined").weights
+    frozen = load_model(tmp_path / "frozen").weights["deterministic"]
+    assert sorted(kept) == ["deterministic", "diffusion"]
+    jax.tree.map(np.testing.assert_array_equal, kept["deterministic"], frozen)
 
 
 def test_the_deterministic_stage_goes_on_from_a_model_if_one_is_named(small, tmp_path):

@@ -19,7 +19,7 @@ from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import cast_params, make_backbone
 from msr_jax.weights.model_folder import BUNDLED, DEFAULT_REFINE, Model, load_model
 
-OVERLAP = 0.25  # of a segment
+OVERLAP = 0.5  # of a segment: every sample twice, less at a segment's edges, where a network knows least
 MAX_CHANNELS = 1024  # as in libsndfile
 # (segments (chunks, samples, channels), index of the first) -> estimates (chunks, stems, samples, channels)
 ChunkFunction = Callable[[np.ndarray, int], np.ndarray]
