@@ -64,13 +64,10 @@ render games corpus train 450 --first 4000 --moved 0.3 --doubled 0.25 "${written
 render games games validation 24 --every-program --soundfont "$unseen" --scores "$out/pieces/games_validation"
 [ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65024
 
-# A first separator, and the one that it becomes; a refinement begins with the first and refines the other's estimates.
-train det first --config.train.steps=5800 --config.optim.decay_steps=1000
-train det det --config.init_from.deterministic="$out/first" --config.seed=1
-from=(--config.init_from.deterministic="$out/det" --config.init_from.start="$out/first")
-train det_x2 det_x2 "${from[@]}"
+train det det
+train det_x2 det_x2 --config.init_from.deterministic="$out/det"
 for seed in 0 1; do
-  train diffusion "diffusion_$seed" "${from[@]}" --config.seed="$seed"
+  train diffusion "diffusion_$seed" --config.init_from.deterministic="$out/det" --config.seed="$seed"
   train consistency "consistency_$seed" --config.init_from.diffusion="$out/diffusion_$seed" --config.seed="$seed"
 done
 # What ships with it: half of the way from what diffusion began with.

@@ -1,0 +1,44 @@
+"""What the mean of two separators' estimates is worth: `python launch/study_mean.py MODEL OTHER CORPUS --split validation`.
+
+SI-SDRi of every stem that sounds, over whole tracks, of each separator and of the mean of both: networks that were trained apart
+err apart, and that is what a refinement can add to the estimate of another network.
+"""
+
+import argparse
+
+import numpy as np
+
+import msr_jax
+from msr_jax.data.tracks import find_tracks, load_track, split_of
+from msr_jax.infer.separate import OVERLAP
+from msr_jax.methods.losses import SILENT
+from msr_jax.metrics.si_sdr import si_sdr
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs=2, metavar="MODEL", help="model folder, or working directory of a run")
+    parser.add_argument("corpus")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--overlap", type=float, default=OVERLAP)
+    args = parser.parse_args()
+    first, other = (msr_jax.load(folder, refine="none", overlap=args.overlap) for folder in args.models)
+    stems = first.stems
+    gains: dict[str, list[np.ndarray]] = {}
+    for track in find_tracks(split_of(args.corpus, args.split), stems):
+        truth = load_track(track, stems, first.sample_rate)  # (stems, samples)
+        mixture = truth.sum(0)
+        separated = [model.separate(mixture, model.sample_rate) for model in (first, other)]
+        one, two = (np.stack([estimate[stem] for stem in stems]) for estimate in separated)
+        sounds = np.square(truth).mean(1) > SILENT * np.square(mixture).mean()
+        for name, estimate in ((args.models[0], one), (args.models[1], two), ("mean of both", (one + two) / 2)):
+            gain = si_sdr(estimate, truth) - si_sdr(np.broadcast_to(mixture, truth.shape), truth)
+            gains.setdefault(name, []).append(np.where(sounds, gain, np.nan))
+    print(f"| | {' | '.join(stems)} | average |\n" + "|---" * (len(stems) + 2) + "|")
+    for name, values in gains.items():
+        cells = [*np.nanmean(values, 0), np.nanmean(values)]
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
