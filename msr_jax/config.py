@@ -100,7 +100,7 @@ def unet_base() -> ConfigDict:
         }
     )
     c.ema_rate = 0.0
-    c.init_from = ConfigDict({"deterministic": "", "diffusion": "", "start": "", "warm_start": False})
+    c.init_from = ConfigDict({"deterministic": "", "diffusion": "", "warm_start": False})
     c.data = ConfigDict(
         {
             "train": "",
@@ -250,7 +250,6 @@ def bsrf_base() -> ConfigDict:
             "stft_adapter_hidden": 128,
             "zero_init_output": False,
             "pass_mixture": 0.0,
-            "mask_scale": 1.0,
             "remat": True,
         }
     )
