@@ -71,7 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=["wav", "flac"], default="wav", help="wav (32-bit float) or flac (24-bit)")
     parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of products")
-    parser.add_argument("--overlap", type=float, default=OVERLAP, help="of neighbouring segments, 0 to 0.5 (default 0.5; less is faster)")
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        default=OVERLAP,
+        help="of neighbouring segments, 0 to 0.5 (default 0.5; less is faster)",
+    )
     parser.add_argument(
         "--mixture-consistent",
         action="store_true",
