@@ -11,10 +11,10 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "consistency"
-    config.optim.update({"lr": 3e-4, "schedule": "linear"})
+    config.optim.update({"lr": 1.5e-4, "schedule": "linear"})
     config.loss_floor = 1e-3
     config.stem_choice = "all"
     config.consistency.target_rate = 0.99
     config.ema_rate = 0.0  # the rate falls to nothing over all of this short stage
-    config.train.steps = 90
+    config.train.steps = 40
     return config

@@ -1,6 +1,6 @@
 """Second deterministic stage of the bundled model; `launch/study.sh` trains it.
 
-msr train --config configs/bundled_det_x2.py --workdir runs/bundled_det_x2 --config.data.train=RECORDS --config.init_from.deterministic=runs/bundled_det
+msr train --config configs/bundled_det_x2.py --workdir runs/bundled_det_x2 --config.data.train=RECORDS --config.init_from.deterministic=runs/bundled_det --config.init_from.start=runs/bundled_start
 """
 
 from ml_collections import ConfigDict
@@ -11,10 +11,9 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "det_x2"
-    config.model.pass_mixture = 49.0
-    config.diffusion.control_sigma = 1.0
+    config.diffusion.control_sigma = 0.5
     config.loss_floor = 1e-3
     config.stem_choice = "all"
-    config.optim.update({"lr": 3e-4, "schedule": "linear"})
-    config.train.steps = 600
+    config.optim.update({"lr": 2e-4, "schedule": "linear"})
+    config.train.steps = 120
     return config

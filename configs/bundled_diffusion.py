@@ -1,6 +1,6 @@
 """Diffusion stage of the bundled model; `launch/study.sh` trains it.
 
-msr train --config configs/bundled_diffusion.py --workdir runs/bundled_diffusion --config.data.train=RECORDS --config.init_from.deterministic=runs/bundled_det
+msr train --config configs/bundled_diffusion.py --workdir runs/bundled_diffusion --config.data.train=RECORDS --config.init_from.deterministic=runs/bundled_det --config.init_from.start=runs/bundled_start
 """
 
 from ml_collections import ConfigDict
@@ -11,9 +11,8 @@ from msr_jax.config import bundled
 def get_config() -> ConfigDict:
     config = bundled()
     config.method = "diffusion"
-    config.model.pass_mixture = 49.0
     config.loss_floor = 1e-3
     config.stem_choice = "all"
-    config.optim.update({"lr": 3e-4, "schedule": "linear"})
-    config.train.steps = 600
+    config.optim.update({"lr": 2e-4, "schedule": "linear"})
+    config.train.steps = 120
     return config

@@ -17,7 +17,7 @@ from msr_jax.errors import UserError
 from msr_jax.methods.stages import network_of
 from msr_jax.models.backbone import make_backbone
 from msr_jax.train.sharding import gather, make_mesh
-from msr_jax.train.stage import load_frozen, make_stage
+from msr_jax.train.stage import load_frozen, load_start, make_stage
 from msr_jax.weights.model_folder import load_model, save_model
 
 
@@ -41,7 +41,7 @@ def main() -> None:
         raise UserError(f"{args.run} was not distilled from {args.diffusion}; name the run that its init_from names")
     mesh = make_mesh(config["mesh"])
     with jax.set_mesh(mesh):
-        stage = make_stage(config, make_backbone(config["model"]), load_frozen(config), mesh)
+        stage = make_stage(config, make_backbone(config["model"]), load_frozen(config), mesh, load_start(config))
         start = gather(stage.start().params)
     name = network_of(model.config, "consistency")  # the one that is sampled with
     blended = jax.tree.map(lambda a, b: a + args.share * (b - a), start, model.weights[name])

@@ -62,18 +62,29 @@ render bands corpus train 350 --first 2000 --moved 0.3 --doubled 0.25 "${written
 render more_bands corpus train 300 --first 3000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/written/bands"
 render games corpus train 450 --first 4000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/games"
 render games games validation 24 --every-program --soundfont "$unseen" --scores "$out/pieces/games_validation"
+# For the refinement: tracks that the separator has not heard, for what it estimates of others is nearer to the stems.
+render fresh fresh train 80 --first 5000 --every-program --synthesised 0.25 "${fonts[@]}"
+render fresh_games fresh train 70 --first 5100 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/games"
+render fresh_bands fresh train 50 --first 5200 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/written/bands"
+render fresh_written fresh train 60 --first 5300 --moved 0.5 --doubled 0.5 "${written[@]}"
+[ -e "$out/fresh_records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/fresh" "$out/fresh_records" --crop 65024
 [ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65024
 
-train det det
-train det_x2 det_x2 --config.init_from.deterministic="$out/det"
+# Two separators: the refinement begins with the first, and refines what the second estimates, which goes on from there.
+train det start
+train det det --config.init_from.deterministic="$out/start" --config.train.steps=5000 --config.optim.decay_steps=0 --config.seed=4
+fresh=--config.data.train="$out/fresh_records"
+from=("$fresh" --config.init_from.deterministic="$out/det" --config.init_from.start="$out/start")
+train det_x2 det_x2 "${from[@]}"
 for seed in 0 1; do
-  train diffusion "diffusion_$seed" --config.init_from.deterministic="$out/det" --config.seed="$seed"
-  train consistency "consistency_$seed" --config.init_from.diffusion="$out/diffusion_$seed" --config.seed="$seed"
+  train diffusion "diffusion_$seed" "${from[@]}" --config.seed="$seed"
+  train consistency "consistency_$seed" "$fresh" --config.init_from.diffusion="$out/diffusion_$seed" --config.seed="$seed"
 done
 # What ships with it: half of the way from what diffusion began with.
 [ -e "$out/ships" ] || python launch/blend.py "$out/diffusion_0" "$out/consistency_0" "$out/ships"
 
 score det det none
+score start start none
 score det_consistent det none --mixture-consistent
 score det_x2 det_x2 det_x2
 for seed in 0 1; do
@@ -88,18 +99,19 @@ score games_det det none "${games[@]}"
 score games_consistency_0_1 consistency_0 consistency --steps 1 "${games[@]}"
 score ships ships consistency --steps 1
 score games_ships ships consistency --steps 1 "${games[@]}"
-names=(det det_consistent det_x2 diffusion_{0,1} consistency_{0,1}_{1,2,4} consistency_0_1_consistent ships)
+names=(det start det_consistent det_x2 diffusion_{0,1} consistency_{0,1}_{1,2,4} consistency_0_1_consistent ships)
 python launch/study_table.py "$out/scores" "${names[@]}" | tee "$out/table.md"
 python launch/study_table.py "$out/scores" games_det games_consistency_0_1 games_ships | tee "$out/games_table.md"
 msr compare "$out/scores/det_x2" "$out"/scores/diffusion_{0,1}
 msr compare "$out/scores/diffusion_0" "$out"/scores/consistency_0_{1,2,4}
+python launch/study_mean.py "$out/start" "$out/det" "$out/corpus" --split test # what the two are worth together
 tune() { # name, lists…
   [ -e "$out/$1/sweep.md" ] || msr sweep --data "$out/corpus" --model "$out/diffusion_0" --refine diffusion --tracks 8 --out "$out/$1" "${@:2}"
   cat "$out/$1/sweep.md"
 }
-tune sweep_levels --steps 1 --sigma-max 0.3,1,4
-tune sweep_steps --steps 2 --sigma-max 1,4 --resamples 1,2 --s-churn 0,0.8
-for sigma in 0.15 1 4; do
+tune sweep_levels --steps 1 --sigma-max 0.25,0.5,1
+tune sweep_steps --steps 2 --sigma-max 0.5,1 --resamples 1,2 --s-churn 0,0.8
+for sigma in 0.25 0.5 1; do
   table=$out/inputs_$sigma.md
   [ -e "$table" ] || { python launch/study_inputs.py "$out/diffusion_0" "$out/corpus" --sigma "$sigma" > "$table.part" && mv "$table.part" "$table"; }
   cat "$table"

@@ -100,7 +100,7 @@ def unet_base() -> ConfigDict:
         }
     )
     c.ema_rate = 0.0
-    c.init_from = ConfigDict({"deterministic": "", "diffusion": "", "warm_start": False})
+    c.init_from = ConfigDict({"deterministic": "", "diffusion": "", "start": "", "warm_start": False})
     c.data = ConfigDict(
         {
             "train": "",
@@ -250,6 +250,7 @@ def bsrf_base() -> ConfigDict:
             "stft_adapter_hidden": 128,
             "zero_init_output": False,
             "pass_mixture": 0.0,
+            "mask_scale": 1.0,
             "remat": True,
         }
     )
@@ -327,14 +328,16 @@ def bundled() -> ConfigDict:
     )
     # The mixture's RMS, so that noise of σ 1 lies 40 dB below it.
     c.input_level = 100.0
-    # σ_data far below every σ: the denoiser then keeps next to nothing of its input, and its masks, on the mixture's
-    # spectrum (`pass_mixture` in the stages' configs), give the estimate from the first step on, at every σ of the
-    # range. With an error in dB every noise level counts the same, without a weight.
-    c.diffusion.update({"sigma_data": 0.02, "p_mean": -0.25, "p_std": 0.8, "loss_weight": "none"})
-    c.diffusion.sampler.update({"num_steps": 1, "sigma_min": 0.5, "sigma_max": 1.0})
-    # Few levels, and so few evaluations of the teacher, evenly spaced, for its path is nearly straight.
-    c.consistency.update({"sigma_data": 0.02, "num_levels": 4, "sigma_min": 0.15, "sigma_max": 4.0, "rho": 1.0})
-    c.consistency.sampler.sigma_max = 4.0
+    # At σ_data a denoiser keeps half of its input. It begins with another separator (`init_from.start`), whose masks give
+    # the other half: the mean of two estimates that err apart, from the first step on. They meet ten times as much of the
+    # mixture as of the noised estimate. With an error in dB every noise level counts the same, without a weight.
+    c.model.update({"pass_mixture": 14.14, "mask_scale": 0.1})
+    c.diffusion.update({"sigma_data": 0.5, "p_mean": -0.69, "p_std": 0.4, "loss_weight": "none"})
+    c.diffusion.sampler.update({"num_steps": 1, "sigma_min": 0.25, "sigma_max": 0.5})
+    # Few levels, and so few evaluations of the teacher, evenly spaced, for its path is nearly straight. A small σ_min keeps
+    # half of the input at σ_data here too.
+    c.consistency.update({"sigma_data": 0.5, "num_levels": 4, "sigma_min": 0.02, "sigma_max": 0.5, "rho": 1.0})
+    c.consistency.sampler.sigma_max = 0.5
     augment = {"reversal": 0.0, "distortion": 0.0, "noise": 0.0, "mixup": (0.0, 0.0), "mixup_gain": (1.0, 1.0)}
     c.data.augment.update({**augment, "polarity": 0.5, "loudness": (1.0, 1.0)})
     c.data.update({"mix_across_songs": 0.4, "equal_songs": False, "gain_db": (-6.0, 6.0), "preload": False})

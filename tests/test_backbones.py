@@ -189,6 +189,18 @@ def test_a_refiner_can_meet_the_mixture_from_the_first_step_on():
     np.testing.assert_allclose(start(backbone)[far], 0.9 * spectrum[far], rtol=1e-4)
 
 
+def test_a_refiner_scales_its_masks_and_a_separator_does_not():
+    sizes = {**tiny_bsrf()["model"], "stft_adapter_hidden": 10, "pass_mixture": 0.9}
+    full, tenth = make_backbone(sizes), make_backbone({**sizes, "mask_scale": 0.1})
+    params = full.init(jax.random.key(0), True)
+    x = jax.random.normal(jax.random.key(1), (1, 2400, 2))
+    separator = full.init(jax.random.key(2), False)
+    (_, features), (estimate, _) = full.separate(separator, x), tenth.separate(separator, x)
+    np.testing.assert_array_equal(estimate, full.separate(separator, x)[0])
+    refined = [b.refine(params, x, jnp.eye(4)[:1], jnp.zeros(1), b.condition(params, features)) for b in (full, tenth)]
+    np.testing.assert_allclose(refined[1], 0.1 * refined[0], rtol=1e-5, atol=1e-7)
+
+
 def test_masks_that_start_at_zero_do_so_after_a_warm_start_too():
     backbone = make_backbone({**tiny_bsrf()["model"], "zero_init_output": True})
     separator = make_backbone(tiny_bsrf()["model"]).init(jax.random.key(0), False)

@@ -18,7 +18,7 @@ from msr_jax.weights.bs_roformer_names import published_network, published_shape
 from msr_jax.weights.bs_roformer_weights import find_section, read_yaml
 from msr_jax.weights.export_cli import state_dict
 from msr_jax.weights.lightning import read_checkpoint
-from msr_jax.weights.model_folder import load_model, parameter_shapes, unflatten
+from msr_jax.weights.model_folder import flatten, load_model, parameter_shapes, unflatten
 from tests.parity.fixtures import parity_folders
 
 ARCHS = {"det": "bsrf_det", "diff": "bsrf_diffusion", "cd": "bsrf_consistency"}
@@ -141,6 +141,24 @@ def test_stacking_and_unstacking_are_inverse_for_every_option():
             assert sum(v.size for v in params.values()) == sum(v.size for v in tensors.values())
             back = unstack_tensors(net, params)
             assert all((back[k] == tensors[k]).all() for k in tensors)
+
+
+def test_a_scale_of_the_masks_goes_into_the_published_tensors():
+    tiny = {"dim": 8, "depth": 1, "num_stems": 4, "dim_head": 4, "heads": 2, "stft_n_fft": 32, "stft_win_length": 32}
+    model = {**bsrf_base().model.to_dict(), **tiny, "stft_hop_length": 8, "freqs_per_bands": (2, 3, 4, 8)}
+    model.update(stereo=False, mask_scale=0.1)
+    scaled, plain = make_backbone(model), make_backbone({**model, "mask_scale": 1.0})
+    params = scaled.init(jax.random.key(0), True)
+    net, shapes = published_network(model, "diffusion"), parameter_shapes(scaled, "diffusion")
+    published = unstack_tensors(net, {k: np.asarray(v) for k, v in flatten(params).items()})
+    back = unflatten(stack_tensors(net, published, shapes))
+    x, label = jax.random.normal(jax.random.key(1), (1, 512, 1)), np.eye(4)[:1]
+    _, features = scaled.separate(scaled.init(jax.random.key(2), False), x)
+    answers = [
+        b.refine(p, x, label, np.zeros(1), b.condition(p, features)) for b, p in ((scaled, params), (plain, back))
+    ]
+    assert np.any(answers[0])
+    np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-6)
 
 
 def test_bad_files_and_configs_are_refused_in_one_sentence(config, tmp_path, capsys):

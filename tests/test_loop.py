@@ -17,9 +17,9 @@ from msr_jax.train.batches import dispatches
 from msr_jax.train.checkpoint import Checkpoints
 from msr_jax.train.loop import _SkipCount, train
 from msr_jax.train.sharding import make_mesh
-from msr_jax.train.stage import load_frozen, make_stage
+from msr_jax.train.stage import load_frozen, load_start, make_stage
 from msr_jax.train.workdir import Workdir
-from msr_jax.weights.model_folder import load_model
+from msr_jax.weights.model_folder import load_model, save_model
 from tests import toy
 
 
@@ -112,6 +112,22 @@ def test_a_warm_start_takes_over_what_the_networks_share(small):
     warm = make_stage(small, backbone, frozen, mesh).start().params
     assert jax.tree.map(np.shape, warm) == jax.tree.map(lambda a: a.shape, cold)
     jax.tree.map(np.testing.assert_array_equal, {k: warm[k] for k in frozen["deterministic"]}, frozen["deterministic"])
+
+
+def test_a_warm_start_takes_another_separator_if_one_is_named(small, tmp_path):
+    backbone, mesh = make_backbone(small["model"]), make_mesh({"data": -1, "fsdp": 1})
+    frozen, other = (backbone.init(jax.random.key(k), False) for k in (5, 6))
+    save_model(tmp_path / "other", small, {"deterministic": other})
+    small["method"] = "diffusion"
+    small["init_from"]["start"] = str(tmp_path / "other")
+    with pytest.raises(UserError, match="is for a warm start"):
+        load_start(small)
+    small["init_from"]["warm_start"] = True
+    params = make_stage(small, backbone, {"deterministic": frozen}, mesh, load_start(small)).start().params
+    jax.tree.map(np.testing.assert_array_equal, {k: params[k] for k in other}, other)
+    small["stems"] = [*small["stems"][:-1], "flute"]
+    with pytest.raises(UserError, match="both must have the same"):
+        load_start(small)
 
 
 def test_the_deterministic_stage_goes_on_from_a_model_if_one_is_named(small, tmp_path):

@@ -59,7 +59,8 @@ class BSRoformer(nn.Module):
     `timed` adds the noise level and the stem, `conditioned` the adapters. `remat` computes what lies inside of
     transformers and mask heads again in the backward pass. `zero_init_output` starts the masks at zero (off as published).
     `pass_mixture` starts the adapter of the spectrum as a relay of so many times the mixture's, instead of zero (as published):
-    the masks of a refiner then meet the mixture from the first step on, not only what the separator left of it.
+    the masks of a refiner then meet the mixture from the first step on, not only what the separator left of it. `mask_scale`
+    multiplies what a refiner's masks give (1 as published), so that they keep their size where `pass_mixture` is large.
     """
 
     dim: int = 384
@@ -86,6 +87,7 @@ class BSRoformer(nn.Module):
     remat: bool = False
     zero_init_output: bool = False
     pass_mixture: float = 0.0
+    mask_scale: float = 1.0
     timed: bool = False
     conditioned: bool = False
     dtype: Any = jnp.float32
@@ -391,7 +393,7 @@ class BSRoformer(nn.Module):
         masks = self._masks(h, heads).swapaxes(0, 1).reshape(spectrum.shape)  # back to (batch // rows, rows, …)
         for name, value in {"final_norm": normed, "masks": masks, **kept}.items():
             self.sow("intermediates", name, value)
-        return self._waveform(complex_product(spectrum, masks), samples)
+        return self._waveform(self.mask_scale * complex_product(spectrum, masks), samples)
 
 
 def relay(adapter: Params, factor: float) -> dict[str, Array]:

@@ -27,6 +27,7 @@ from msr_jax.train.stage import (
     Stage,
     as_inputs,
     load_frozen,
+    load_start,
     make_stage,
     place_frozen,
     settings,
@@ -67,11 +68,11 @@ def train(
     backbone = make_backbone(config["model"], config["compute_dtype"])
     backbone.check_length(config["data"]["crop"])
     backbone.check_length(config["segment"])
-    frozen = agree(lambda: load_frozen(config))
+    frozen, begin = agree(lambda: load_frozen(config)), agree(lambda: load_start(config))
     data = dataset if dataset is not None else agree(lambda: open_dataset(config))
     windows = agree(lambda: read_windows(config))
     validate = None if windows is None else make_validation(config, backbone, windows, mesh)
-    stage = make_stage(config, backbone, frozen, mesh)
+    stage = make_stage(config, backbone, frozen, mesh, begin)
     place = agree(lambda: Workdir(Path(workdir)), main_only=True)
     try:
         return _run(config, Path(workdir), place, stage, frozen, mesh, data, windows, validate, profile_steps)

@@ -28,6 +28,7 @@ BUILDS_ON = {
 # how a network is computed or was begun does not tie it to others.
 SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
 FREE = ("model.remat", "model.zero_init_output", "model.pass_mixture", "model.attn_dropout", "model.ff_dropout")
+OF_REFINER = ("model.mask_scale",)  # a separator's may differ too
 # Folded into the seed's key, where a step's number is otherwise.
 INIT_KEY, VALIDATION_KEY = 2**31 - 1, 2**31 - 2
 AUGMENT_KEY = 2**31 - 3  # folded into a micro-batch's key
@@ -43,12 +44,19 @@ class Stage(NamedTuple):
     steps: jax.stages.Wrapped
 
 
-def make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[str, Any], mesh: Mesh) -> Stage:
+def make_stage(
+    config: Mapping[str, Any],
+    backbone: Backbone,
+    frozen: Mapping[str, Any],
+    mesh: Mesh,
+    start: Mapping[str, Any] | None = None,
+) -> Stage:
     """The training state and steps of `config["method"]` on a mesh.
 
     Args:
-      frozen: float32 parameters of the networks that the stage builds on, as host arrays (or their shapes, if `start`
+      frozen: float32 parameters of the networks that the stage builds on, as host arrays (or their shapes, if `Stage.start`
         will not be called).
+      start: parameters that a warm start copies instead of the frozen separator's, see `load_start`.
 
     Raises:
       UserError: an unknown method, loss, optimiser or schedule.
@@ -73,7 +81,7 @@ def make_stage(config: Mapping[str, Any], backbone: Backbone, frozen: Mapping[st
             params = copy_shared(params, source, config["model"].get("zero_init_output", False))
         return init_state(params, tx, config["ema_rate"], False)
 
-    source = frozen.get("diffusion" if is_student else "deterministic", {})
+    source = start or frozen.get("diffusion" if is_student else "deterministic", {})
     shapes = jax.eval_shape(initial, source)
     shardings = tree_sharding(mesh, shapes, min_size)
     steps = make_train_steps(loss_fn, tx, schedule, config["seed"], config["ema_rate"], target_rate)
@@ -118,13 +126,34 @@ def load_frozen(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not folder:
         raise UserError(f"{config['method']} starts from a {source} model: set --config.init_from.{source}=DIR")
+    return _load(config, folder, needed, source)
+
+
+def load_start(config: Mapping[str, Any]) -> Any:
+    """The separator of `init_from.start`, whose parameters a refinement's warm start takes where their names match; {} if
+    none is named, and the frozen separator's are taken. UserError where it is missing or differs.
+
+    Two separators, trained apart, err apart: a refinement that begins with another one has something to add to the estimate.
+    """
+    folder = config["init_from"].get("start", "")  # older runs have none
+    if not folder:
+        return {}
+    if config["method"] not in ("diffusion", "det_x2") or not config["init_from"]["warm_start"]:
+        raise UserError(
+            "config.init_from.start is for a warm start (config.init_from.warm_start) of diffusion or det_x2"
+        )
+    return _load(config, folder, ("deterministic",), "deterministic")["deterministic"]
+
+
+def _load(config: Mapping[str, Any], folder: str, needed: tuple[str, ...], kind: str) -> dict[str, Any]:
     model = load_model(folder)
     lacking = [name for name in needed if name not in model.weights]
     if lacking:
-        raise UserError(f"{folder} holds no {lacking[0]} network; name the folder of a trained {source} model")
-    theirs = dict(settings({field: model.config[field] for field in SHARED}))
+        raise UserError(f"{folder} holds no {lacking[0]} network; name the folder of a trained {kind} model")
+    free = FREE if "diffusion" in needed else FREE + OF_REFINER
+    theirs = {"model.mask_scale": 1.0, **dict(settings({field: model.config[field] for field in SHARED}))}
     for name, value in settings({field: config[field] for field in SHARED}):
-        if name not in FREE and theirs.get(name) != value:
+        if name not in free and theirs.get(name) != value:
             raise UserError(f"config.{name} is {value}, but {theirs.get(name)} in {folder}; both must have the same")
     return {name: model.weights[name] for name in needed}
 

@@ -110,10 +110,14 @@ def stack_tensors(net: BSRoformer, tensors: Mapping[str, Any], shapes: Mapping[s
 
 
 def unstack_tensors(net: BSRoformer, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `stack_tensors`."""
-    tensors = {}
+    """The inverse of `stack_tensors`. Published refiners have no `mask_scale`: it goes into the heads' last products."""
+    tensors, scale = {}, net.mask_scale if net.conditioned else 1.0
+    last = f"linear_{net.mask_estimator_depth - 1}"
     for place in places(net):
         tensor = params["/".join(place.path)][place.at]
+        if scale != 1 and place.path[0] == "mask_estimators" and place.path[-1] in (last, f"{last}_bias"):
+            value, gate = np.split(tensor, 2, axis=-1)
+            tensor = np.concatenate([scale * value, gate], axis=-1)
         tensors[place.name] = np.ascontiguousarray(tensor.T if place.is_reversed else tensor)
     return tensors
 
