@@ -1,6 +1,6 @@
-"""Second deterministic stage of the bundled model; `launch/study.sh` trains it.
+"""Second deterministic stage of the bundled model; `launch/study.sh` trains it, on tracks that the separator has not heard.
 
-msr train --config configs/bundled_det_x2.py --workdir runs/bundled_det_x2 --config.data.train=RECORDS --config.init_from.deterministic=runs/bundled_det --config.init_from.start=runs/bundled_start
+msr train --config configs/bundled_det_x2.py --workdir runs/bundled_det_x2 --config.data.train=FRESH_RECORDS --config.init_from.deterministic=runs/bundled_det --config.init_from.start=runs/bundled_start
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
-"""Diffusion stage of the bundled model; `launch/study.sh` trains it.
+"""Diffusion stage of the bundled model; `launch/study.sh` trains it, on tracks that the separator has not heard.
 
-msr train --config configs/bundled_diffusion.py --workdir runs/bundled_diffusion --config.data.train=RECORDS --config.init_from.deterministic=runs/bundled_det --config.init_from.start=runs/bundled_start
+msr train --config configs/bundled_diffusion.py --workdir runs/bundled_diffusion --config.data.train=FRESH_RECORDS --config.init_from.deterministic=runs/bundled_det --config.init_from.start=runs/bundled_start
 """
 
 from ml_collections import ConfigDict

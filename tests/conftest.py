@@ -1,5 +1,6 @@
 """Shared fixtures; also what must be set before JAX and absl are first used."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -50,6 +51,14 @@ TINY_SIZES = {
     "resnet_groups": 4,
 }
 TINY_SEGMENT = 2048
+
+
+def launch_script(name):
+    """The module of a script in `launch/`, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "launch" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

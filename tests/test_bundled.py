@@ -1,8 +1,6 @@
 """The model that comes with the package: small, described, taken where none is named, and able to separate."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from msr_jax.data.tracks import find_tracks, load_track
 from msr_jax.errors import UserError
 from msr_jax.metrics.si_sdr import si_sdr
 from msr_jax.weights.model_folder import BUNDLED, load_model
+from tests.conftest import launch_script
 
 
 def test_it_is_small_and_has_a_card():
@@ -51,9 +50,7 @@ def test_it_separates_a_piece_that_it_was_not_trained_on(tmp_path, options):
 
 
 def test_the_script_that_makes_it_keeps_two_networks_and_the_scores(tiny_model, tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("bundle", Path(__file__).parents[1] / "launch" / "bundle.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = launch_script("bundle")
     monkeypatch.setattr(script, "BUNDLED", tmp_path / "bundled")
     stems = ["bass", "drums", "guitar", "piano"]
     aggregate = {"si_sdri_active": {**dict.fromkeys(stems, 5.0), "average": 6.25}, "sdr": {"average": 4.0}}

@@ -1,6 +1,5 @@
 """A dry run adds up what a run needs, and shows that only parameters and gradients cross devices."""
 
-import importlib.util
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from msr_jax.errors import UserError
 from msr_jax.train.chips import CHIPS, peak_flops
 from msr_jax.train.plan import expected_time, make_plan
 from tests import toy
+from tests.conftest import launch_script
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = str(ROOT / "tests" / "toy.py")
@@ -98,9 +98,7 @@ def test_what_a_dry_run_cannot_use_is_answered(capsys):
 
 @pytest.mark.multiprocess
 def test_the_scaling_tables_are_made_from_plans(tmp_path, capsys, monkeypatch):
-    spec = importlib.util.spec_from_file_location("plan_scaling", ROOT / "launch" / "plan_scaling.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = launch_script("plan_scaling")
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     argv = ["tests/toy.py", "--per-device", "2", "--devices", "1", "4", "--keep", str(tmp_path)]

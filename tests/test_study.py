@@ -1,29 +1,18 @@
 """The study's scripts: a blend lies between two networks, a mean of two separators is scored as they are."""
 
-import importlib.util
-import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from msr_jax.config import unet_base
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.train.loop import train
 from msr_jax.weights.model_folder import load_model, save_model
 from tests import toy
-from tests.conftest import TINY_SIZES
+from tests.conftest import launch_script
 from tests.test_loop import noise
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "launch" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -31,21 +20,18 @@ def stages(tmp_path):
     """Working directories of three short stages of the toy backbone; diffusion begins with another separator."""
     small = toy.get_config().to_dict()
     small["data"]["batch"] = 2
-    small["init_from"].update(deterministic=str(tmp_path / "det"), diffusion=str(tmp_path / "diffusion"))
-    small["init_from"].update(start=str(tmp_path / "other"), warm_start=True)
     small["train"].update(steps=4, checkpoint_every=4, validate_every=4)
     other = make_backbone(toy.MODEL).init(jax.random.key(9), False)
     save_model(tmp_path / "other", small, {"deterministic": other})
-    settings = {
-        "det": ("deterministic", {"deterministic": "", "start": "", "warm_start": False}),
-        "diffusion": ("diffusion", {}),
-        "consistency": ("consistency", {"start": ""}),
+    det, diffusion, start = (str(tmp_path / name) for name in ("deterministic", "diffusion", "other"))
+    begins = {
+        "deterministic": {},
+        "diffusion": {"deterministic": det, "start": start, "warm_start": True},
+        "consistency": {"diffusion": diffusion},
     }
-    for folder, (method, changed) in settings.items():
-        config = {**small, "method": method, "init_from": {**small["init_from"], **changed}}
-        if method == "deterministic":
-            config["init_from"]["diffusion"] = ""
-        train(config, tmp_path / folder, noise())
+    for method, begin in begins.items():
+        config = {**small, "method": method, "init_from": {**small["init_from"], **begin}}
+        train(config, tmp_path / method, noise())
     return tmp_path
 
 
@@ -53,7 +39,7 @@ def blend(monkeypatch, stages, share):
     out = stages / f"blend_{share}"
     arguments = [str(stages / "diffusion"), str(stages / "consistency"), str(out), "--share", str(share)]
     monkeypatch.setattr("sys.argv", ["blend.py", *arguments])
-    script("blend").main()
+    launch_script("blend").main()
     return load_model(out).weights
 
 
@@ -73,15 +59,15 @@ def test_a_blend_lies_between_what_diffusion_began_with_and_the_consistency_netw
 def test_a_mean_of_two_separators_is_scored_beside_them(tiny_model, short_corpus, tmp_path, capsys, monkeypatch):
     def table(other):
         monkeypatch.setattr("sys.argv", ["study_mean.py", str(tiny_model), str(other), str(short_corpus)])
-        script("study_mean").main()
+        launch_script("study_mean").main()
         rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
         return np.array([[float(cell) for cell in row[1:]] for row in rows])
 
     shutil.copytree(tiny_model, tmp_path / "same")
     twice = table(tmp_path / "same")
     np.testing.assert_array_equal(twice, np.repeat(twice[:1], 3, 0))
-    config = {**unet_base().to_dict(), **json.loads((tiny_model / "config.json").read_text())}
-    backbone = make_backbone({**config["model"], **TINY_SIZES})
+    config = load_model(tiny_model).config
+    backbone = make_backbone(config["model"])
     save_model(tmp_path / "other", config, {"deterministic": backbone.init(jax.random.key(7), False)})
     first, other, mean = table(tmp_path / "other")
     np.testing.assert_array_equal(first, twice[0])

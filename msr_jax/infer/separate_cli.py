@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--overlap",
         type=float,
         default=OVERLAP,
-        help="of neighbouring segments, 0 to 0.5 (default 0.5; less is faster)",
+        help=f"of neighbouring segments, 0 to 0.5 (default {OVERLAP:g}; less is faster)",
     )
     parser.add_argument(
         "--mixture-consistent",
