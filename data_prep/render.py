@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from data_prep.arranger import WITH_VOCALS, Part, arrange
-from data_prep.scores import excerpt, find_scores, read_score
+from data_prep.scores import excerpt, find_scores, read_score, write_midi
 from data_prep.timbre import RATE, default_soundfont, integrated_loudness, render_part, to_stereo
 from data_prep.writer import in_parallel, worker_pool
 from msr_jax.audio.io import write_audio
@@ -103,19 +103,6 @@ def to_steps(audio: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float]:
     """
     gain = 10 ** (PEAK_DB / 20) / max(np.abs(np.sum(audio, 0)).max(), *(np.abs(x).max() for x in audio), 1e-9)
     return [np.rint(x * gain * 32767) / 32768 for x in audio], float(gain)
-
-
-def write_midi(path: Path, parts: Sequence[Part]) -> None:
-    """Parts as a MIDI file, one track each."""
-    import pretty_midi
-
-    score = pretty_midi.PrettyMIDI()
-    for part in parts:
-        instrument = pretty_midi.Instrument(part.program, part.group == "drums")
-        instrument.notes = [pretty_midi.Note(n.velocity, n.pitch, n.start, n.start + n.duration) for n in part.notes]
-        score.instruments.append(instrument)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    score.write(str(path))
 
 
 def _describe(part: Part, stem: np.ndarray) -> dict[str, Any]:
@@ -214,8 +201,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--soundfont",
         action="append",
-        metavar="FILE.sf2",
-        help="repeatable (one named twice is drawn twice as often); default: pretty_midi's",
+        metavar="FILE",
+        help="SoundFont (.sf2), or TiMidity++'s configuration of a patch set (.cfg, such as launch/freepats.cfg); repeatable (one "
+        "named twice is drawn twice as often); default: pretty_midi's",
     )
     parser.add_argument(
         "--synthesised", type=float, default=0.4, help="share of training's parts that are synthesised (default 0.4)"

@@ -5,7 +5,7 @@ A separator that never heard two instruments in unison takes them for one.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,19 @@ def read_score(path: Path) -> list[Part]:
         if notes:
             parts.append(Part(group, instrument.program, sorted(notes)))
     return parts
+
+
+def write_midi(path: Path, parts: Sequence[Part]) -> None:
+    """Parts as a MIDI file, one track each."""
+    import pretty_midi
+
+    score = pretty_midi.PrettyMIDI()
+    for part in parts:
+        instrument = pretty_midi.Instrument(part.program, part.group == "drums")
+        instrument.notes = [pretty_midi.Note(n.velocity, n.pitch, n.start, n.start + n.duration) for n in part.notes]
+        score.instruments.append(instrument)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    score.write(str(path))
 
 
 def _runs(parts: list[Part]) -> set[tuple[int, ...]]:

@@ -1,16 +1,20 @@
-"""How a part sounds: samples of a SoundFont, or a small synthesiser of our own, and then a chain of effects.
+"""How a part sounds: samples of a SoundFont or patch set, or a small synthesiser of our own, and then a chain of effects.
 
 One SoundFont is all that pip brings, and a separator trained on one set of samples fails on the next. So every part is
 coloured anew (equaliser, saturation, chorus, room), and a share of parts is synthesised with random parameters.
 """
 
+import subprocess
+import tempfile
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from scipy import signal
 
 from data_prep.arranger import CRASH, HAT, KICK, OPEN, PEDAL, RIDE, SIDE, Note, Part
+from data_prep.scores import write_midi
 from msr_jax.errors import UserError
 
 RATE = 44_100  # Hz
@@ -39,6 +43,29 @@ def _font(path: str):
         return synth, synth.sfload(path)
     except Exception as error:
         raise UserError(f"{path} cannot be read as a SoundFont ({error})") from error
+
+
+def patch_part(part: Part, seconds: float, patches: str) -> np.ndarray:
+    """Render a part with a patch set (a configuration of TiMidity++, such as FreePats'): (samples,) float32, mono.
+
+    A note that the set has no patch for is silent.
+    """
+    plain = "--preserve-silence -EFreverb=0 -EFchorus=0 -EFdelay=0 --volume=70"  # effects are ours, see `colour`
+    output = f"--sampling-freq={RATE} --output-mode=r --output-mono --output-16bit --output-signed --output-linear -o -"
+    with tempfile.TemporaryDirectory() as folder:
+        score = Path(folder) / "part.mid"
+        write_midi(score, [part])
+        command = ["timidity", f"--config-file={patches}", "--quiet=7", *plain.split(), *output.split(), str(score)]
+        try:
+            played = subprocess.run(command, capture_output=True, check=True).stdout
+        except FileNotFoundError as error:
+            raise UserError(f"{patches} needs timidity; install it, or leave that --soundfont out") from error
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.decode().strip() or f"exit code {error.returncode}").splitlines()[0]
+            raise UserError(f"timidity cannot play with {patches}: {reason}") from error
+    count = int(seconds * RATE)
+    audio = np.frombuffer(played, "<i2")[:count].astype(np.float32) / 32768
+    return np.pad(audio, (0, count - len(audio)))
 
 
 def sample_part(part: Part, seconds: float, soundfont: str, cents: float) -> np.ndarray:
@@ -265,7 +292,11 @@ def render_part(
     if part.group == "vocals" or (part.group != "other" and rng.random() < synthesised):
         x = synthesise_part(rng, part, seconds)
     else:
-        x = sample_part(part, seconds, soundfont, cents)
+        x = (
+            patch_part(part, seconds, soundfont)
+            if soundfont.endswith(".cfg")
+            else sample_part(part, seconds, soundfont, cents)
+        )
     x = colour(rng, np.resize(x, int(seconds * RATE)) if len(x) != int(seconds * RATE) else x, part.group)
     loud = np.sqrt(np.square(x[np.abs(x) > 1e-4]).mean()) if (np.abs(x) > 1e-4).any() else 0.0
     return x / loud if loud else x

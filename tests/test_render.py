@@ -1,6 +1,7 @@
 """The stand-in corpora: genuine layouts, the same bytes for the same seed, splits without common pieces and instruments."""
 
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pretty_midi
 
 from data_prep.arranger import Note, Part
 from data_prep.render import EVERY_PROGRAM, PROGRAMS, main, split_counts
-from data_prep.timbre import RATE, default_soundfont, integrated_loudness, sample_part
+from data_prep.timbre import RATE, default_soundfont, integrated_loudness, patch_part, sample_part
 from msr_jax.config import MUSDB_STEMS, SLAKH_STEMS
 from msr_jax.data.tracks import find_tracks, group_of, load_track
 from msr_jax.errors import UserError
@@ -130,6 +131,28 @@ def test_every_program_is_all_that_the_splits_have():
     for groups in PROGRAMS.values():
         for group, programs in groups.items():
             assert set(programs) <= set(EVERY_PROGRAM[group])
+
+
+@pytest.mark.skipif(not shutil.which("timidity"), reason="apt-get install timidity freepats")
+def test_a_patch_set_plays_notes_at_their_time():
+    part = Part("piano", 0, [Note(0.5, 0.4, 60, 90)])
+    audio = patch_part(part, 3.0, "launch/freepats.cfg")
+    assert audio.shape == (3 * RATE,) and audio.dtype == np.float32
+    assert np.argmax(np.abs(audio) > 1e-3) / RATE == pytest.approx(0.5, abs=0.01)
+    spectrum = np.abs(np.fft.rfft(audio[RATE // 2 : RATE]))
+    assert 2 * spectrum.argmax() == pytest.approx(261.6, abs=3)  # middle C
+
+
+def test_a_patch_set_says_what_it_lacks(monkeypatch, tmp_path):
+    part = Part("piano", 0, [Note(0.5, 0.4, 60, 90)])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="needs timidity; install it"):
+        patch_part(part, 1.0, "some.cfg")
+    fails = tmp_path / "timidity"
+    fails.write_text("#!/bin/sh\necho 'some.cfg: no such patch' >&2\nexit 3\n")
+    fails.chmod(0o755)
+    with pytest.raises(UserError, match=r"cannot play with some\.cfg: some\.cfg: no such patch"):
+        patch_part(part, 1.0, "some.cfg")
 
 
 def test_a_soundfont_without_the_program_is_named():

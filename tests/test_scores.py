@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip("pretty_midi")
 
 from data_prep.arranger import Note, Part
-from data_prep.render import EVERY_PROGRAM, main, write_midi
-from data_prep.scores import excerpt, find_scores, read_score
+from data_prep.render import EVERY_PROGRAM, main
+from data_prep.scores import excerpt, find_scores, read_score, write_midi
 from msr_jax.errors import UserError
 
 KINDS = (("drums", 0), ("bass", 33), ("guitar", 27), ("piano", 0), ("other", 48))
