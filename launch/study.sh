@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# The bundled model and the study of the method, from nothing to the tables: arranged and written music through three
-# SoundFonts, the stages of one small network, the paper's control, two seeds of the refinement, scores on pieces and a
+# The bundled model and the study of the method, from nothing to the tables: arranged and written music through five
+# sets of sounds, the stages of one small network, the paper's control, two seeds of the refinement, scores on pieces and a
 # SoundFont that were never trained on. Many hours on two cores; started again it goes on where it stopped (in a new OUT
 # after the corpus below has changed).
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 out=${1:-study_out}
+for program in timidity java; do
+  command -v $program >/dev/null || { echo "study.sh needs $program: apt-get install timidity freepats default-jre-headless" >&2 && exit 1; }
+done
 mkdir -p "$out/fonts"
 
 font() { # Debian package, file: the path of a SoundFont, of this system or fetched without installing it
@@ -13,6 +16,16 @@ font() { # Debian package, file: the path of a SoundFont, of this system or fetc
   if [ ! -f "$path" ]; then
     path=$out/fonts/usr/share/sounds/sf2/$2
     [ -f "$path" ] || (cd "$out/fonts" && apt-get download "$1" >&2 && dpkg -x "$1"_*.deb .)
+  fi
+  echo "$path"
+}
+java_sounds() { # the path of a SoundFont of the instruments that Java's synthesiser computes when it has no samples
+  local path=$out/fonts/java.sf2
+  if [ ! -f "$path" ]; then
+    echo 'public class Sounds { public static void main(String[] to) throws Exception {
+      com.sun.media.sound.EmergencySoundbank.createSoundbank().save(to[0]); } }' >"$out/fonts/Sounds.java"
+    java --add-exports java.desktop/com.sun.media.sound=ALL-UNNAMED "$out/fonts/Sounds.java" "$path.part" >&2
+    mv "$path.part" "$path"
   fi
   echo "$path"
 }
@@ -48,6 +61,7 @@ score() { # name, run, refinement, options…
 tim=$(python -c 'from data_prep.timbre import default_soundfont as path; print(path())')
 fluid=$(font fluid-soundfont-gm FluidR3_GM.sf2)
 opl=$(font opl3-soundfont OPL-3_FM_128M.sf2)
+java=$(java_sounds)
 unseen=$(font csound-soundfont sf_GMbank.sf2)
 fonts=(--soundfont "$tim" --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$opl")
 render validation corpus validation 16 --soundfont "$unseen"
@@ -62,17 +76,35 @@ render bands corpus train 350 --first 2000 --moved 0.3 --doubled 0.25 "${written
 render more_bands corpus train 300 --first 3000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/written/bands"
 render games corpus train 450 --first 4000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/games"
 render games games validation 24 --every-program --soundfont "$unseen" --scores "$out/pieces/games_validation"
-# For the refinement: tracks that the separator has not heard, for what it estimates of others is nearer to the stems.
-render fresh fresh train 80 --first 5000 --every-program --synthesised 0.25 "${fonts[@]}"
-render fresh_games fresh train 70 --first 5100 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/games"
-render fresh_bands fresh train 50 --first 5200 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/written/bands"
-render fresh_written fresh train 60 --first 5300 --moved 0.5 --doubled 0.5 "${written[@]}"
-[ -e "$out/fresh_records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/fresh" "$out/fresh_records" --crop 65024
-[ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 65024
+renders() { # corpus, first track, step to the next kind's first, tracks of the arranger, of games, of bands and of all written pieces
+  local corpus=$1 first=$2 step=$3 counts=("${@:4:4}")
+  shift 7
+  render "arranged_$first" "$corpus" train "${counts[0]}" --first "$first" "$@"
+  render "games_$first" "$corpus" train "${counts[1]}" --first $((first + step)) "$@" --scores "$out/pieces/games" --moved 0.3 --doubled 0.25
+  render "bands_$first" "$corpus" train "${counts[2]}" --first $((first + 2 * step)) "$@" --scores "$out/pieces/written/bands" --moved 0.3 --doubled 0.25
+  render "written_$first" "$corpus" train "${counts[3]}" --first $((first + 3 * step)) "$@" --scores "$out/pieces/written" --moved 0.5 --doubled 0.5
+}
+# For the last separator: new tracks, in most of which FreePats plays, and a third of the old ones.
+patches=(--soundfont launch/freepats.cfg --soundfont launch/freepats.cfg --soundfont launch/freepats.cfg)
+renders wider 5000 100 80 70 50 60 --every-program --synthesised 0.25 "${fonts[@]}"
+renders wider 6000 200 200 150 120 130 --every-program --synthesised 0.2 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" \
+  --soundfont "$opl" "${patches[@]}"
+for track in "$out"/corpus/train/Track*[147]; do ln -sfn "$(realpath "$track")" "$out/wider/train/"; done
+# For the refinement: tracks and sounds (Java's) that no separator has heard, where estimates err as they will elsewhere.
+renders fresh 7000 100 80 70 50 60 --every-program --synthesised 0.25 --soundfont "$tim" --soundfont "$fluid" --soundfont launch/freepats.cfg \
+  --soundfont "$java" --soundfont "$java" --soundfont "$java"
+prepare() { # corpus, records
+  [ -e "$out/$2/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/$1" "$out/$2" --crop 65024
+}
+prepare corpus records
+prepare wider wider_records
+prepare fresh fresh_records
 
-# Two separators: the refinement begins with the first, and refines what the second estimates, which goes on from there.
-train det start
-train det det --config.init_from.deterministic="$out/start" --config.train.steps=5000 --config.optim.decay_steps=0 --config.seed=4
+# Three runs of the separator, each from the one before: the refinement begins with the second, and refines what the last estimates.
+train det first
+train det start --config.init_from.deterministic="$out/first" --config.train.steps=5000 --config.optim.decay_steps=0 --config.seed=4
+train det det --config.init_from.deterministic="$out/start" --config.train.steps=4000 --config.optim.decay_steps=0 --config.seed=6 \
+  --config.data.train="$out/wider_records"
 fresh=--config.data.train="$out/fresh_records"
 from=("$fresh" --config.init_from.deterministic="$out/det" --config.init_from.start="$out/start")
 train det_x2 det_x2 "${from[@]}"

@@ -6,6 +6,7 @@ Averages of every system, and its paired difference to BASE over tracks with a 9
 import sys
 from pathlib import Path
 
+from msr_jax.errors import UserError
 from msr_jax.infer.compare import compare, read_results
 
 
@@ -36,4 +37,7 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    try:
+        main(Path(sys.argv[1]), sys.argv[2:])
+    except UserError as error:
+        sys.exit(f"study_table.py: {error}")
