@@ -1,8 +1,9 @@
-"""Deterministic stage of the bundled model; `launch/study.sh` trains it twice.
+"""Deterministic stage of the bundled model; `launch/study.sh` trains it three times, each from the run before.
 
-The refinement begins with a first run, and refines what a second one estimates, which went on from there:
-msr train --config configs/bundled_det.py --workdir runs/bundled_start --config.data.train=RECORDS
-msr train --config configs/bundled_det.py --workdir runs/bundled_det --config.data.train=RECORDS --config.init_from.deterministic=runs/bundled_start --config.train.steps=5000 --config.optim.decay_steps=0 --config.seed=4
+The refinement begins with the second run, and refines what the third estimates, which heard more sounds (WIDER_RECORDS):
+msr train --config configs/bundled_det.py --workdir runs/bundled_first --config.data.train=RECORDS
+msr train --config configs/bundled_det.py --workdir runs/bundled_start --config.data.train=RECORDS --config.init_from.deterministic=runs/bundled_first --config.train.steps=5000 --config.optim.decay_steps=0 --config.seed=4
+msr train --config configs/bundled_det.py --workdir runs/bundled_det --config.data.train=WIDER_RECORDS --config.init_from.deterministic=runs/bundled_start --config.train.steps=4000 --config.optim.decay_steps=0 --config.seed=6
 """
 
 from ml_collections import ConfigDict

@@ -14,5 +14,5 @@ def get_config() -> ConfigDict:
     config.loss_floor = 1e-3
     config.stem_choice = "all"
     config.optim.update({"lr": 2e-4, "schedule": "linear"})
-    config.train.steps = 120
+    config.train.steps = 110
     return config

@@ -1,14 +1,12 @@
 #!/usr/bin/env bash
-# The bundled model and the study of the method, from nothing to the tables: arranged and written music through five
+# The bundled model and the study of the method, from nothing to the tables: arranged and written music through four
 # sets of sounds, the stages of one small network, the paper's control, two seeds of the refinement, scores on pieces and a
 # SoundFont that were never trained on. Many hours on two cores; started again it goes on where it stopped (in a new OUT
 # after the corpus below has changed).
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 out=${1:-study_out}
-for program in timidity java; do
-  command -v $program >/dev/null || { echo "study.sh needs $program: apt-get install timidity freepats default-jre-headless" >&2 && exit 1; }
-done
+command -v timidity >/dev/null || { echo "study.sh needs timidity: apt-get install timidity freepats" >&2 && exit 1; }
 mkdir -p "$out/fonts"
 
 font() { # Debian package, file: the path of a SoundFont, of this system or fetched without installing it
@@ -16,16 +14,6 @@ font() { # Debian package, file: the path of a SoundFont, of this system or fetc
   if [ ! -f "$path" ]; then
     path=$out/fonts/usr/share/sounds/sf2/$2
     [ -f "$path" ] || (cd "$out/fonts" && apt-get download "$1" >&2 && dpkg -x "$1"_*.deb .)
-  fi
-  echo "$path"
-}
-java_sounds() { # the path of a SoundFont of the instruments that Java's synthesiser computes when it has no samples
-  local path=$out/fonts/java.sf2
-  if [ ! -f "$path" ]; then
-    echo 'public class Sounds { public static void main(String[] to) throws Exception {
-      com.sun.media.sound.EmergencySoundbank.createSoundbank().save(to[0]); } }' >"$out/fonts/Sounds.java"
-    java --add-exports java.desktop/com.sun.media.sound=ALL-UNNAMED "$out/fonts/Sounds.java" "$path.part" >&2
-    mv "$path.part" "$path"
   fi
   echo "$path"
 }
@@ -61,7 +49,6 @@ score() { # name, run, refinement, options…
 tim=$(python -c 'from data_prep.timbre import default_soundfont as path; print(path())')
 fluid=$(font fluid-soundfont-gm FluidR3_GM.sf2)
 opl=$(font opl3-soundfont OPL-3_FM_128M.sf2)
-java=$(java_sounds)
 unseen=$(font csound-soundfont sf_GMbank.sf2)
 fonts=(--soundfont "$tim" --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$opl")
 render validation corpus validation 16 --soundfont "$unseen"
@@ -90,9 +77,9 @@ renders wider 5000 100 80 70 50 60 --every-program --synthesised 0.25 "${fonts[@
 renders wider 6000 200 200 150 120 130 --every-program --synthesised 0.2 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" \
   --soundfont "$opl" "${patches[@]}"
 for track in "$out"/corpus/train/Track*[147]; do ln -sfn "$(realpath "$track")" "$out/wider/train/"; done
-# For the refinement: tracks and sounds (Java's) that no separator has heard, where estimates err as they will elsewhere.
-renders fresh 7000 100 80 70 50 60 --every-program --synthesised 0.25 --soundfont "$tim" --soundfont "$fluid" --soundfont launch/freepats.cfg \
-  --soundfont "$java" --soundfont "$java" --soundfont "$java"
+# For the refinement: tracks that no separator has heard, for what it estimates of others is nearer to the stems.
+renders fresh 8000 100 50 40 30 30 --every-program --synthesised 0.25 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" \
+  --soundfont "$opl" "${patches[@]:0:4}"
 prepare() { # corpus, records
   [ -e "$out/$2/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/$1" "$out/$2" --crop 65024
 }
