@@ -48,7 +48,7 @@ def _font(path: str):
 def patch_part(part: Part, seconds: float, patches: str) -> np.ndarray:
     """Render a part with a patch set (a configuration of TiMidity++, such as FreePats'): (samples,) float32, mono.
 
-    A note that the set has no patch for is silent.
+    A note that the set has no patch for is silent. Raises UserError where TiMidity++ is missing or fails.
     """
     plain = "--preserve-silence -EFreverb=0 -EFchorus=0 -EFdelay=0 --volume=70"  # effects are ours, see `colour`
     output = f"--sampling-freq={RATE} --output-mode=r --output-mono --output-16bit --output-signed --output-linear -o -"

@@ -1,7 +1,7 @@
 """The stand-in corpora: genuine layouts, the same bytes for the same seed, splits without common pieces and instruments."""
 
 import hashlib
-import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import pretty_midi
 
 from data_prep.arranger import Note, Part
 from data_prep.render import EVERY_PROGRAM, PROGRAMS, main, split_counts
-from data_prep.timbre import RATE, default_soundfont, integrated_loudness, patch_part, sample_part
+from data_prep.timbre import RATE, default_soundfont, integrated_loudness, patch_part, render_part, sample_part
 from msr_jax.config import MUSDB_STEMS, SLAKH_STEMS
 from msr_jax.data.tracks import find_tracks, group_of, load_track
 from msr_jax.errors import UserError
@@ -133,14 +133,33 @@ def test_every_program_is_all_that_the_splits_have():
             assert set(programs) <= set(EVERY_PROGRAM[group])
 
 
-@pytest.mark.skipif(not shutil.which("timidity"), reason="apt-get install timidity freepats")
-def test_a_patch_set_plays_notes_at_their_time():
-    part = Part("piano", 0, [Note(0.5, 0.4, 60, 90)])
-    audio = patch_part(part, 3.0, "launch/freepats.cfg")
+TIMIDITY = """#!{python}
+import sys
+import numpy as np
+import pretty_midi
+
+*options, score = sys.argv[1:]
+needed = "--config-file=some.cfg --preserve-silence --sampling-freq={rate} --output-mode=r --output-mono --output-16bit"
+assert set(needed.split()) <= set(options) and options[-2:] == ["-o", "-"], options
+audio = pretty_midi.PrettyMIDI(score).synthesize({rate})
+sys.stdout.buffer.write(np.rint(8000 * audio).astype("<i2").tobytes())
+"""
+
+
+def test_a_patch_set_plays_notes_at_their_time(monkeypatch, tmp_path):
+    """Through a stand-in for TiMidity++ that plays the MIDI file as sines: what is asked of it, and what is made of its answer."""
+    plays = tmp_path / "timidity"
+    plays.write_text(TIMIDITY.format(python=sys.executable, rate=RATE))
+    plays.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    audio = render_part(np.random.default_rng(0), Part("piano", 0, [Note(0.5, 0.4, 60, 90)]), 3.0, ["some.cfg"], 0.0)
     assert audio.shape == (3 * RATE,) and audio.dtype == np.float32
+    audio = patch_part(Part("piano", 0, [Note(0.5, 0.4, 60, 90)]), 3.0, "some.cfg")
     assert np.argmax(np.abs(audio) > 1e-3) / RATE == pytest.approx(0.5, abs=0.01)
+    assert len(audio) == 3 * RATE and not audio[int(1.2 * RATE) :].any()  # silence follows, and no repetition
     spectrum = np.abs(np.fft.rfft(audio[RATE // 2 : RATE]))
     assert 2 * spectrum.argmax() == pytest.approx(261.6, abs=3)  # middle C
+    assert len(patch_part(Part("piano", 0, [Note(0.5, 0.4, 60, 90)]), 0.7, "some.cfg")) == int(0.7 * RATE)
 
 
 def test_a_patch_set_says_what_it_lacks(monkeypatch, tmp_path):
