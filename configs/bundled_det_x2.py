@@ -14,6 +14,6 @@ def get_config() -> ConfigDict:
     config.diffusion.control_sigma = 0.5
     config.loss_floor = 1e-3
     config.stem_choice = "all"
-    config.optim.update({"lr": 2e-4, "schedule": "linear"})
+    config.optim.update({"lr": 3e-4, "schedule": "linear"})
     config.train.steps = 110
     return config

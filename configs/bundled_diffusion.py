@@ -13,6 +13,6 @@ def get_config() -> ConfigDict:
     config.method = "diffusion"
     config.loss_floor = 1e-3
     config.stem_choice = "all"
-    config.optim.update({"lr": 2e-4, "schedule": "linear"})
+    config.optim.update({"lr": 3e-4, "schedule": "linear"})
     config.train.steps = 110
     return config

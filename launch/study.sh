@@ -78,7 +78,7 @@ renders wider 6000 200 200 150 120 130 --every-program --synthesised 0.2 --sound
   --soundfont "$opl" "${patches[@]}"
 for track in "$out"/corpus/train/Track*[147]; do ln -sfn "$(realpath "$track")" "$out/wider/train/"; done
 # For the refinement: tracks that no separator has heard, for what it estimates of others is nearer to the stems.
-renders fresh 8000 100 50 40 30 30 --every-program --synthesised 0.25 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" \
+renders fresh 8000 200 130 70 50 50 --every-program --synthesised 0.25 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" \
   --soundfont "$opl" "${patches[@]:0:4}"
 prepare() { # corpus, records
   [ -e "$out/$2/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/$1" "$out/$2" --crop 65024

@@ -26,7 +26,7 @@ from msr_jax.infer.songs import load_references
 from msr_jax.methods.denoiser import make_consistency, make_denoiser
 from msr_jax.methods.samplers import noise_from_keys, refine_by_consistency, refine_by_diffusion
 from msr_jax.methods.schedules import consistency_sigmas, sampler_sigmas
-from msr_jax.methods.stages import level_gain, network_of
+from msr_jax.methods.stages import SAMPLED, level_gain, network_of
 from msr_jax.metrics.si_sdr import WindowScores, score_windows
 from msr_jax.models.backbone import make_backbone
 from msr_jax.runtime import write_whole
@@ -167,7 +167,7 @@ def main(argv: list[str]) -> int:
         "--data", required=True, metavar="DIR", type=Path, help="folder of tracks, or a corpus with splits"
     )
     parser.add_argument("--model", required=True, metavar="DIR")
-    parser.add_argument("--refine", choices=["diffusion", "consistency"], required=True)
+    parser.add_argument("--refine", choices=SAMPLED, required=True)
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="sweep.json and sweep.md")
     parser.add_argument("--split", default="validation", help="(default: validation, so that test stays untouched)")
     parser.add_argument("--steps", metavar="T,T", help="each of these is a list; all combinations are run")

@@ -29,6 +29,7 @@ Array = jax.Array
 Params = Any
 Objective = Callable[[Params, Mapping[str, Params], Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
 REFINEMENTS = ("none", "det_x2", "diffusion", "consistency")
+SAMPLED = ("diffusion", "consistency")  # the refinements that draw noise, in so many steps
 DROPOUT = 2**31 - 1  # folded into a step's key
 QUIET = 1e-4  # RMS below which a mixture counts as silence and is not brought to the level of the others
 
@@ -244,7 +245,7 @@ def make_refiner(
         "consistency": _consistency_sampler,
     }
     sample, network_name = samplers[refine](config, num_steps), network_of(config, refine)
-    count, is_random = len(config["stems"]), refine in ("diffusion", "consistency")
+    count, is_random = len(config["stems"]), refine in SAMPLED
 
     def refiner(weights, mixture, keys):
         batch = len(mixture)
