@@ -100,7 +100,7 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(tiny_model, tmp_path, ca
         (["good.wav"], out, tmp_path / "misshapen", (), name),
         (["good.wav"], out, tiny_model, ("--refine", "magic"), "--refine must be one of"),
         (["good.wav"], out, tiny_model, ("--steps", 0), "at least 1"),
-        (["good.wav"], out, tiny_model, ("--refine", "none", "--steps", 2), "--steps goes with"),
+        (["good.wav"], out, tiny_model, ("--refine", "none", "--steps", 2), "steps goes with"),
         (["good.wav"], out, tiny_model, ("--overlap", 0.9), "overlap must lie"),
     ):
         code = separate([tmp_path / s for s in songs], folder, model, *options)

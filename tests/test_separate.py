@@ -137,6 +137,7 @@ def test_bad_arguments_are_refused(tiny_model, separator):
     for options, words in (
         ({"refine": "magic"}, "refine must be one of"),
         ({"num_steps": 0}, "at least 1"),
+        ({"refine": "none", "num_steps": 2}, "a number of steps goes with"),
         ({"seed": 2**32}, "seed must lie between"),
         ({"overlap": 0.6}, "overlap must lie between"),
     ):

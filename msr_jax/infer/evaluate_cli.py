@@ -25,7 +25,7 @@ from msr_jax.infer.protocols import PROTOCOLS, segment_of
 from msr_jax.infer.report import write_results
 from msr_jax.infer.separate import load
 from msr_jax.infer.songs import format_of, load_estimates, pair_folders, stems_of
-from msr_jax.methods.stages import REFINEMENTS, SAMPLED
+from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.metrics.bss_eval import BACKENDS
 
 PACKAGES = ("msr_jax", "jax", "flax", "numpy", "scipy", "museval", "log-wmse-audio-quality")
@@ -154,8 +154,6 @@ def main(argv: list[str]) -> int:
         run = (args.seed, args.protocol, args.bss_backend)
         options = {"dtype": args.dtype, "mixture_consistent": args.mixture_consistent}
         estimators, plan, refine = model_runs(args.model, args.refine, args.steps, *run, **options)
-        if args.steps and refine not in SAMPLED:
-            raise UserError(f"--steps goes with --refine {' or '.join(SAMPLED)}, and here it is {refine}")
         if refine != "none" and not args.no_det:
             det = model_runs(args.model, "none", None, *run, **options)[0]
         settings |= {"refine": refine, "steps": args.steps or "the model's own", "seed": args.seed, **options}

@@ -311,6 +311,6 @@ def load(
       seed: of the refinement's noise.
 
     Raises:
-      UserError: the folder is no model folder, is damaged, or lacks the refinement.
+      UserError: the folder is no model folder, is damaged, or lacks the refinement; `num_steps` does not fit it.
     """
     return Separator(load_model(folder), refine, num_steps, seed, **options)

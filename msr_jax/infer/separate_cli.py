@@ -11,7 +11,7 @@ from msr_jax.audio.io import AudioInfo, AudioWriter, audio_info, read_blocks
 from msr_jax.errors import UserError
 from msr_jax.infer.demix import Demix
 from msr_jax.infer.separate import OVERLAP, Separator, load
-from msr_jax.methods.stages import REFINEMENTS, SAMPLED
+from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.weights.model_folder import BUNDLED
 
 BLOCK_SECONDS = 10
@@ -113,8 +113,6 @@ def main(argv: list[str]) -> int:
     options = {"overlap": args.overlap, "dtype": args.dtype, "reference": settings if args.demix else None}
     options["mixture_consistent"] = args.mixture_consistent
     separator = load(args.model, args.refine, args.steps, args.seed, **options)
-    if args.steps and separator.refine not in SAMPLED:
-        raise UserError(f"--steps goes with --refine {' or '.join(SAMPLED)}, and here it is {separator.refine}")
     sources = {song.resolve() for song in infos}
     for song in infos:
         for stem in separator.stems:

@@ -223,7 +223,7 @@ def make_refiner(
 
     Args:
       refine: one of `REFINEMENTS`.
-      num_steps: T of the sampler; None takes the config's.
+      num_steps: T of the sampler, for those in `SAMPLED`; None takes the config's.
       one_by_one: refine one stem after another instead of all in one batch: less memory, the same result.
 
     Returns:
@@ -232,12 +232,16 @@ def make_refiner(
       example's noise independent of its batch.
 
     Raises:
-      UserError: unknown refinement, or a number of steps below 1.
+      UserError: unknown refinement, a number of steps below 1, or one for a refinement that takes no steps.
     """
     if refine not in REFINEMENTS:
         raise UserError(f"refine must be one of {', '.join(REFINEMENTS)}, not '{refine}'")
     if num_steps is not None and num_steps < 1:
         raise UserError(f"the number of refinement steps must be at least 1, not {num_steps}")
+    if num_steps is not None and refine not in SAMPLED:
+        raise UserError(
+            f"a number of steps goes with refinement by {' or '.join(SAMPLED)}, and here it is {refine}; leave it out"
+        )
     samplers = {
         "none": _no_refinement,
         "det_x2": _one_pass,
