@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import librosa
 import numpy as np
-from scipy import signal
 
 # Ranges, uniform, by stem: semitones, decibels of each band, amount, amplitude, rate.
 RANGES = {
@@ -89,6 +88,8 @@ def seven_band_eq(audio: np.ndarray, bands: np.ndarray, sample_rate: float = 44_
     Args:
       bands: (7, 3): centre in Hz, gain in dB and Q of each filter, in this order.
     """
+    from scipy import signal  # a third of what a training run imports, and no run uses it
+
     kinds = ("low", *["peak"] * 5, "high")
     for kind, (freq, gain_db, q) in zip(kinds, bands, strict=True):
         b, a = biquad(kind, freq, gain_db, q, sample_rate)

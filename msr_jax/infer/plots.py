@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import numpy as np
-from scipy.signal import stft
 
 WIDTH, HEIGHT = 640, 290
 LEFT, RIGHT, TOP, BOTTOM = 66, 10, 12, 50
@@ -103,6 +102,8 @@ def png(rows: np.ndarray) -> bytes:
 
 def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 320, height: int = 96, span: float = 70.0) -> str:
     """A data URI of a spectrogram of (samples,): logarithmic frequency from 40 Hz up, `span` dB below full scale."""
+    from scipy.signal import stft  # slow to import, and only a report needs it
+
     size = 2048
     padded = np.pad(audio, (0, max(0, size - len(audio))))
     _, _, z = stft(padded, sample_rate, nperseg=size, noverlap=size * 3 // 4)
