@@ -88,7 +88,7 @@ def seven_band_eq(audio: np.ndarray, bands: np.ndarray, sample_rate: float = 44_
     Args:
       bands: (7, 3): centre in Hz, gain in dB and Q of each filter, in this order.
     """
-    from scipy import signal  # a third of what a training run imports, and no run uses it
+    from scipy import signal  # late: a third of the time that a training run imports for, and none calls this
 
     kinds = ("low", *["peak"] * 5, "high")
     for kind, (freq, gain_db, q) in zip(kinds, bands, strict=True):
