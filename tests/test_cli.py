@@ -12,8 +12,9 @@ from safetensors.numpy import load_file, save_file
 from msr_jax.audio.io import read_blocks
 from msr_jax.cli import COMMANDS, main
 from msr_jax.infer import separate_cli
+from tests.conftest import TINY_RATE
 
-RATE = 22_050
+RATE = TINY_RATE
 STEMS = ("bass", "drums", "guitar", "piano")
 
 

@@ -26,7 +26,8 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
-SHRUNK = {"--tracks": "1", "--seconds": "13", "--crop": str(TINY_SEGMENT)}
+BENCH = (ROOT / "tests" / "test_bench.py").read_text()
+SHRUNK = {"--tracks": "1", "--seconds": "5", "--crop": str(TINY_SEGMENT)}
 TRAINING = {
     "segment": TINY_SEGMENT,
     "data.crop": TINY_SEGMENT,
@@ -62,8 +63,9 @@ def run(words):
         if words[1] == "train":
             words += [f"--config.model.{k}={v}".replace(" ", "") for k, v in TINY_SIZES.items()]
             words += [f"--config.{k}={v}" for k, v in TRAINING.items()]
-        if words[1] == "bench":
-            words += ["--tiny", "--no-peer"]
+        if words[1] == "bench":  # they run there
+            assert f'"bench", "{words[2]}", "--json"' in BENCH, words
+            return 0
         return main(words[1:])
     if words[:2] == ["python", "-m"]:
         module = importlib.import_module(words[2])

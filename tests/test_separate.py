@@ -10,9 +10,9 @@ import pytest
 import msr_jax
 from msr_jax.errors import UserError
 from msr_jax.infer.separate import cut_chunks, mixture_consistency, overlap_add
-from tests.conftest import TINY_SEGMENT
+from tests.conftest import TINY_RATE, TINY_SEGMENT
 
-RATE = 22_050
+RATE = TINY_RATE
 STEMS = ["bass", "drums", "guitar", "piano"]
 
 

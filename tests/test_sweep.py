@@ -14,6 +14,7 @@ from msr_jax.infer.separate import Separator
 from msr_jax.infer.sweep import Setting, make_cached, sigmas_of, sweep
 from msr_jax.methods import stages
 from msr_jax.weights.model_folder import load_model
+from tests.conftest import TINY_RATE
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +47,11 @@ def test_the_deterministic_network_runs_once_per_segment(model, short_corpus, mo
         return lambda *a: prepared.append(1) or prepare(*a), sample
 
     monkeypatch.setattr(sweep_module, "make_cached", counting)
-    monkeypatch.setitem(model.config, "segment", 49_152)
+    monkeypatch.setitem(model.config, "segment", 16_384)
     tracks = find_tracks(short_corpus / "test", model.config["stems"])[:1]
     settings = [Setting(t, s, 1, 0.0, k) for t in (1, 2) for s in (0.005, 0.01) for k in (0, 1)]
     rows = sweep(model, "diffusion", settings, tracks)
-    assert len(prepared) == 5 * 22_050 // 49_152
+    assert len(prepared) == 5 * TINY_RATE // 16_384
     assert len(rows) == 9 and rows[0]["setting"] is None
     scores = [row["si_sdri_msdm"] for row in rows]
     assert np.isfinite(scores).all() and len(set(scores)) == 9
