@@ -23,7 +23,7 @@ from msr_jax.infer.evaluate import (
 )
 from msr_jax.infer.protocols import PROTOCOLS, segment_of
 from msr_jax.infer.report import write_results
-from msr_jax.infer.separate import load
+from msr_jax.infer.separate import Separator, load
 from msr_jax.infer.songs import format_of, load_estimates, pair_folders, stems_of
 from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.metrics.bss_eval import BACKENDS
@@ -39,8 +39,8 @@ def stamp_of(paths: Sequence[Path]) -> list[list]:
 
 def model_runs(
     model: str | Path, refine: str | None, steps: int | None, seed: int, protocol: str, backend: str, **options
-) -> tuple[list[EstimateFunction], Plan, str]:
-    """A model on every local device, ready to separate by a protocol: (estimate functions, plan, refinement).
+) -> tuple[list[EstimateFunction], Plan, Separator]:
+    """A model on every local device, ready to separate by a protocol: (estimate functions, plan, the first device's).
 
     `options` are `Separator`'s.
     """
@@ -60,7 +60,7 @@ def model_runs(
         return run
 
     functions = [on(d, s.separate) for d, s in zip(jax.local_devices(), separators, strict=True)]
-    return [by_model(f, plan) for f in functions], plan, first.refine
+    return [by_model(f, plan) for f in functions], plan, first
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,10 +153,10 @@ def main(argv: list[str]) -> int:
     if args.model:
         run = (args.seed, args.protocol, args.bss_backend)
         options = {"dtype": args.dtype, "mixture_consistent": args.mixture_consistent}
-        estimators, plan, refine = model_runs(args.model, args.refine, args.steps, *run, **options)
-        if refine != "none" and not args.no_det:
+        estimators, plan, first = model_runs(args.model, args.refine, args.steps, *run, **options)
+        if first.refine != "none" and not args.no_det:
             det = model_runs(args.model, "none", None, *run, **options)[0]
-        settings |= {"refine": refine, "steps": args.steps or "the model's own", "seed": args.seed, **options}
+        settings |= {"refine": first.refine, "steps": args.steps or "the model's own", "seed": args.seed, **options}
         sources = lambda track: [track, Path(args.model)]
         tracks = find_tracks(folder, plan.stems)
     elif args.estimates:

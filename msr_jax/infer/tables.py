@@ -21,7 +21,7 @@ from msr_jax.infer.evaluate_cli import model_runs, stamp_of
 from msr_jax.infer.protocols import PROTOCOLS
 from msr_jax.infer.published import DATA, PUBLISHED
 from msr_jax.infer.report import headline, number, quoted
-from msr_jax.infer.separate import load
+from msr_jax.infer.separate import Separator
 from msr_jax.runtime import write_whole
 
 # Name in the paper, refinement, steps.
@@ -49,18 +49,18 @@ class Measured(NamedTuple):
     tracks: int
 
 
-def time_segment(model: str, refine: str, steps: int | None, dtype: str, repeats: int) -> tuple[float, float, int]:
+def time_segment(separator: Separator, repeats: int) -> tuple[float, float, int]:
     """Median seconds of one segment, the first run left out; the same over its length; parameters in use."""
-    separator = load(model, refine, steps, dtype=dtype)
     shape = (
         (separator.segment,) if separator.config["channels"] == 1 else (separator.segment, separator.config["channels"])
     )
     audio = 0.1 * np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        separator.separate(audio, separator.sample_rate)
-        times.append(time.perf_counter() - started)
+    with jax.default_device(jax.local_devices()[0]):  # as it was scored: compiled for that already
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            separator.separate(audio, separator.sample_rate)
+            times.append(time.perf_counter() - started)
     seconds = float(np.median(times[1:]))
     count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(separator.weights))
     return seconds, seconds * separator.sample_rate / separator.segment, count
@@ -73,7 +73,9 @@ def run_rows(
     measured, missing, faults = [], [], []
     for system, refine, steps in ROWS:
         try:
-            estimators, plan, _ = model_runs(model, refine, steps, 0, args.protocol, args.bss_backend, dtype=args.dtype)
+            estimators, plan, separator = model_runs(
+                model, refine, steps, 0, args.protocol, args.bss_backend, dtype=args.dtype
+            )
         except UserError as error:
             missing.append((system, str(error)))
             continue
@@ -88,7 +90,7 @@ def run_rows(
             raise UserError(f"no track of {data} could be scored; {problems[0]['track']}: {problems[0]['reason']}")
         faults += [f"{system}, {p['track']}: {p['reason']}" for p in problems]
         results = summary(scored, problems, plan) | {"settings": {"channels": channels}}
-        timed = time_segment(model, refine, steps, args.dtype, args.repeats)
+        timed = time_segment(separator, args.repeats)
         measured.append(Measured._make([system, *headline(results), *timed, len(scored)]))
         print(f"{DATA[channels]}: {system} is done ({len(scored)} tracks)")
     if not measured:
