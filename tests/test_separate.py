@@ -81,7 +81,7 @@ def test_stems_have_the_song_s_shape(separator, samples):
         assert all(s.shape == audio.shape and s.dtype == np.float32 and np.isfinite(s).all() for s in stems.values())
 
 
-@pytest.mark.parametrize("rate", [8000, 44_100, 48_000])
+@pytest.mark.parametrize("rate", [6000, 44_100, 48_000])
 def test_at_other_rates_stems_stay_in_time_with_the_song(copier, rate):
     t = np.arange(3 * rate + 1) / rate
     audio = np.stack([0.5 * np.sin(2 * np.pi * 440 * t), 0.3 * np.cos(2 * np.pi * 1000 * t)], 1).astype(np.float32)
@@ -91,7 +91,7 @@ def test_at_other_rates_stems_stay_in_time_with_the_song(copier, rate):
         np.testing.assert_allclose(stem[inside] / gain, audio[inside], atol=1e-4)
 
 
-@pytest.mark.parametrize("rate", [8000, 48_000, 192_000])
+@pytest.mark.parametrize("rate", [6000, 48_000, 192_000])
 @pytest.mark.parametrize("samples", [1, 2, 777])
 def test_the_shortest_songs_keep_their_length_at_any_rate(copier, rate, samples):
     assert {s.shape for s in copier.separate(song(samples, 3), rate).values()} == {(samples, 3)}

@@ -40,7 +40,9 @@ def stamp_of(paths: Sequence[Path]) -> list[list]:
 def model_runs(
     model: str | Path, refine: str | None, steps: int | None, seed: int, protocol: str, backend: str, **options
 ) -> tuple[list[EstimateFunction], Plan, Separator]:
-    """A model on every local device, ready to separate by a protocol: (estimate functions, plan, the first device's).
+    """A model on every local device, ready to separate by a protocol: (estimate functions, plan, separator).
+
+    There is a function for each device; the separator is the first one's.
 
     `options` are `Separator`'s.
     """

@@ -50,13 +50,13 @@ class Measured(NamedTuple):
 
 
 def time_segment(separator: Separator, repeats: int) -> tuple[float, float, int]:
-    """Median seconds of one segment, the first run left out; the same over its length; parameters in use."""
+    """Median seconds of one segment on the first device, the first run left out; the same over its length; parameters in use."""
     shape = (
         (separator.segment,) if separator.config["channels"] == 1 else (separator.segment, separator.config["channels"])
     )
     audio = 0.1 * np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     times = []
-    with jax.default_device(jax.local_devices()[0]):  # as it was scored: compiled for that already
+    with jax.default_device(jax.local_devices()[0]):  # where it was scored, so that nothing is compiled again
         for _ in range(repeats + 1):
             started = time.perf_counter()
             separator.separate(audio, separator.sample_rate)
