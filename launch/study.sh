@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # The bundled model and the study of the method, from nothing to the tables: arranged and written music through four
 # sets of sounds, the stages of one small network, the paper's control, two seeds of the refinement, scores on pieces and a
-# SoundFont that were never trained on. Many hours on two cores; started again it goes on where it stopped (in a new OUT
+# SoundFont that were never trained on. First in short, every stage on one set of tracks: `bash launch/study.sh OUT short` ends
+# there, after some four hours on two cores; the rest takes many more. Started again it goes on where it stopped (in a new OUT
 # after the corpus below has changed).
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 out=${1:-study_out}
+case "${2:-}" in
+  '' | short) ;;
+  *) echo "usage: bash launch/study.sh [OUT [short]]" >&2 && exit 2 ;;
+esac
 command -v timidity >/dev/null || { echo "study.sh needs timidity: apt-get install timidity freepats" >&2 && exit 1; }
 mkdir -p "$out/fonts"
 
@@ -36,7 +41,7 @@ train() { # config, run, override…
   shift 2
   [ ! -e "$out/$run.done" ] || return 0
   # A core works on its own examples: faster than both on all.
-  XLA_FLAGS="--xla_force_host_platform_device_count=2 ${XLA_FLAGS:-}" msr train --config "configs/bundled_$config.py" --workdir "$out/$run" \
+  XLA_FLAGS="--xla_force_host_platform_device_count=2 ${XLA_FLAGS:-}" msr train --config "configs/$config.py" --workdir "$out/$run" \
     --config.data.train="$out/records" --config.data.validation="$out/records" "$@"
   touch "$out/$run.done"
 }
@@ -53,16 +58,7 @@ unseen=$(font csound-soundfont sf_GMbank.sf2)
 fonts=(--soundfont "$tim" --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$opl")
 render validation corpus validation 16 --soundfont "$unseen"
 render test corpus test 40 --soundfont "$unseen"
-render train corpus train 600 --every-program --synthesised 0.25 "${fonts[@]}"
 pieces openttd-openmsx freedoom mma simutrans-data planetblupi-music-midi liquidwar-data kobodeluxe-data
-written=(--scores "$out/pieces/written" --every-program --synthesised 0.25 "${fonts[@]}")
-render written corpus train 600 --first 600 "${written[@]}"
-render moved corpus train 300 --first 1200 --moved 0.5 "${written[@]}"
-render doubled corpus train 500 --first 1500 --moved 0.5 --doubled 0.5 "${written[@]}"
-render bands corpus train 350 --first 2000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/written/bands"
-render more_bands corpus train 300 --first 3000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/written/bands"
-render games corpus train 450 --first 4000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/games"
-render games games validation 24 --every-program --soundfont "$unseen" --scores "$out/pieces/games_validation"
 renders() { # corpus, first track, step to the next kind's first, tracks of the arranger, of games, of bands and of all written pieces
   local corpus=$1 first=$2 step=$3 counts=("${@:4:4}")
   shift 7
@@ -71,33 +67,70 @@ renders() { # corpus, first track, step to the next kind's first, tracks of the 
   render "bands_$first" "$corpus" train "${counts[2]}" --first $((first + 2 * step)) "$@" --scores "$out/pieces/written/bands" --moved 0.3 --doubled 0.25
   render "written_$first" "$corpus" train "${counts[3]}" --first $((first + 3 * step)) "$@" --scores "$out/pieces/written" --moved 0.5 --doubled 0.5
 }
-# For the last separator: new tracks, in most of which FreePats plays, and a third of the old ones.
+# Tracks that the separators of the bundled model do not hear: it refines on the first 300. Those of the short study are all 700.
 patches=(--soundfont launch/freepats.cfg --soundfont launch/freepats.cfg --soundfont launch/freepats.cfg)
-renders wider 5000 100 80 70 50 60 --every-program --synthesised 0.25 "${fonts[@]}"
-renders wider 6000 200 200 150 120 130 --every-program --synthesised 0.2 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" \
-  --soundfont "$opl" "${patches[@]}"
-for track in "$out"/corpus/train/Track*[147]; do ln -sfn "$(realpath "$track")" "$out/wider/train/"; done
-# For the refinement: tracks that no separator has heard, for what it estimates of others is nearer to the stems.
+many=(--every-program --synthesised 0.2 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$opl" "${patches[@]}")
 renders fresh 8000 200 130 70 50 50 --every-program --synthesised 0.25 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" \
   --soundfont "$opl" "${patches[@]:0:4}"
+renders last 9000 200 130 90 90 90 "${many[@]}"
+mkdir -p "$out/short/train"
+for track in "$out"/{fresh,last}/train/Track*; do ln -sfn "$(realpath "$track")" "$out/short/train/"; done
 prepare() { # corpus, records
   [ -e "$out/$2/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/$1" "$out/$2" --crop 65024
 }
+prepare short short_records
+
+# The short study: a separator, and its refinements on the same tracks.
+same=(--config.data.train="$out/short_records" --config.data.validation=)
+train short_det short_det "${same[@]}"
+from=("${same[@]}" --config.init_from.deterministic="$out/short_det")
+for seed in 0 1; do
+  train short_diffusion "short_diffusion_$seed" "${from[@]}" --config.seed="$seed"
+  train short_consistency "short_consistency_$seed" "${same[@]}" --config.init_from.diffusion="$out/short_diffusion_$seed" --config.seed="$seed"
+done
+train short_det_x2 short_det_x2 "${from[@]}"
+score short_det short_det none
+score short_det_x2 short_det_x2 det_x2
+for seed in 0 1; do
+  score "short_diffusion_$seed" "short_diffusion_$seed" diffusion
+  score "short_consistency_${seed}_1" "short_consistency_$seed" consistency --steps 1
+done
+score short_consistency_0_2 short_consistency_0 consistency --steps 2
+score short_consistency_0_4 short_consistency_0 consistency --steps 4
+python launch/study_table.py "$out/scores" short_{det,det_x2,diffusion_{0,1},consistency_{0,1}_1,consistency_0_{2,4}} | tee "$out/short_table.md"
+msr compare "$out/scores/short_det_x2" "$out"/scores/short_diffusion_{0,1}
+for seed in 0 1; do msr compare "$out/scores/short_diffusion_$seed" "$out/scores/short_consistency_${seed}_1"; done
+[ "${2:-}" != short ] || exit 0
+
+# The bundled model: its corpus.
+render train corpus train 600 --every-program --synthesised 0.25 "${fonts[@]}"
+written=(--scores "$out/pieces/written" --every-program --synthesised 0.25 "${fonts[@]}")
+render written corpus train 600 --first 600 "${written[@]}"
+render moved corpus train 300 --first 1200 --moved 0.5 "${written[@]}"
+render doubled corpus train 500 --first 1500 --moved 0.5 --doubled 0.5 "${written[@]}"
+render bands corpus train 350 --first 2000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/written/bands"
+render more_bands corpus train 300 --first 3000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/written/bands"
+render games corpus train 450 --first 4000 --moved 0.3 --doubled 0.25 "${written[@]}" --scores "$out/pieces/games"
+render games games validation 24 --every-program --soundfont "$unseen" --scores "$out/pieces/games_validation"
+# For the last separator: new tracks, in most of which FreePats plays, and a third of the old ones.
+renders wider 5000 100 80 70 50 60 --every-program --synthesised 0.25 "${fonts[@]}"
+renders wider 6000 200 200 150 120 130 "${many[@]}"
+for track in "$out"/corpus/train/Track*[147]; do ln -sfn "$(realpath "$track")" "$out/wider/train/"; done
 prepare corpus records
 prepare wider wider_records
 prepare fresh fresh_records
 
 # Three runs of the separator, each from the one before: the refinement begins with the second, and refines what the last estimates.
-train det first
-train det start --config.init_from.deterministic="$out/first" --config.train.steps=5000 --config.optim.decay_steps=0 --config.seed=4
-train det det --config.init_from.deterministic="$out/start" --config.train.steps=4000 --config.optim.decay_steps=0 --config.seed=6 \
+train bundled_det first
+train bundled_det start --config.init_from.deterministic="$out/first" --config.train.steps=5000 --config.optim.decay_steps=0 --config.seed=4
+train bundled_det det --config.init_from.deterministic="$out/start" --config.train.steps=4000 --config.optim.decay_steps=0 --config.seed=6 \
   --config.data.train="$out/wider_records"
 fresh=--config.data.train="$out/fresh_records"
 from=("$fresh" --config.init_from.deterministic="$out/det" --config.init_from.start="$out/start")
-train det_x2 det_x2 "${from[@]}"
+train bundled_det_x2 det_x2 "${from[@]}"
 for seed in 0 1; do
-  train diffusion "diffusion_$seed" "${from[@]}" --config.seed="$seed"
-  train consistency "consistency_$seed" "$fresh" --config.init_from.diffusion="$out/diffusion_$seed" --config.seed="$seed"
+  train bundled_diffusion "diffusion_$seed" "${from[@]}" --config.seed="$seed"
+  train bundled_consistency "consistency_$seed" "$fresh" --config.init_from.diffusion="$out/diffusion_$seed" --config.seed="$seed"
 done
 # What ships with it: half of the way from what diffusion began with.
 [ -e "$out/ships" ] || python launch/blend.py "$out/diffusion_0" "$out/consistency_0" "$out/ships"

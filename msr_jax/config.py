@@ -345,3 +345,30 @@ def bundled() -> ConfigDict:
     c.train.update({"steps_per_dispatch": 1, "checkpoint_every": 200})
     c.ema_rate = 0.999
     return c
+
+
+def short() -> ConfigDict:
+    """The bundled model's sizes for the short study: one set of tracks for every stage, a separator of a quarter of an hour."""
+    c = bundled()
+    # A refinement begins with the frozen separator's own parameters. σ_data far below every σ: next to nothing of the input is
+    # kept, and the separator's masks, on the mixture that is passed to them, give the estimate from the first step on.
+    c.model.mask_scale = 1.0
+    c.diffusion.update({"sigma_data": 0.02, "p_mean": -0.25, "p_std": 0.8})
+    c.diffusion.sampler.update({"sigma_min": 0.5, "sigma_max": 1.0})
+    c.consistency.update({"sigma_data": 0.02, "sigma_min": 0.15, "sigma_max": 4.0})
+    c.consistency.sampler.sigma_max = 4.0
+    c.optim.schedule = "linear"
+    return c
+
+
+def short_refined() -> ConfigDict:
+    """What the refinements of the short study share."""
+    c = short()
+    c.model.pass_mixture = (
+        49.0  # and the noised estimate once: the denoiser scales what its network gives by σ_data, a fiftieth
+    )
+    c.loss_floor = 1e-3
+    c.stem_choice = "all"
+    c.optim.lr = 1e-3
+    c.train.steps = 380
+    return c
