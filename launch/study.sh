@@ -67,7 +67,8 @@ renders() { # corpus, first track, step to the next kind's first, tracks of the 
   render "bands_$first" "$corpus" train "${counts[2]}" --first $((first + 2 * step)) "$@" --scores "$out/pieces/written/bands" --moved 0.3 --doubled 0.25
   render "written_$first" "$corpus" train "${counts[3]}" --first $((first + 3 * step)) "$@" --scores "$out/pieces/written" --moved 0.5 --doubled 0.5
 }
-# Tracks that the separators of the bundled model do not hear: it refines on the first 300. Those of the short study are all 700.
+# All 700 are the short study's. The bundled model refines on the first 300, for what a separator estimates of tracks that it has
+# heard is nearer to the stems than what it will meet.
 patches=(--soundfont launch/freepats.cfg --soundfont launch/freepats.cfg --soundfont launch/freepats.cfg)
 many=(--every-program --synthesised 0.2 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$opl" "${patches[@]}")
 renders fresh 8000 200 130 70 50 50 --every-program --synthesised 0.25 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" \
