@@ -90,7 +90,10 @@ for seed in 0 1; do
   train short_consistency "short_consistency_$seed" "${same[@]}" --config.init_from.diffusion="$out/short_diffusion_$seed" --config.seed="$seed"
 done
 train short_det_x2 short_det_x2 "${from[@]}"
+# The separator itself, trained on for as many mixtures as a refinement.
+train short_det short_det_on "${from[@]}" --config.train.steps=380
 score short_det short_det none
+score short_det_on short_det_on none
 score short_det_x2 short_det_x2 det_x2
 for seed in 0 1; do
   score "short_diffusion_$seed" "short_diffusion_$seed" diffusion
@@ -98,7 +101,7 @@ for seed in 0 1; do
 done
 score short_consistency_0_2 short_consistency_0 consistency --steps 2
 score short_consistency_0_4 short_consistency_0 consistency --steps 4
-python launch/study_table.py "$out/scores" short_{det,det_x2,diffusion_{0,1},consistency_{0,1}_1,consistency_0_{2,4}} | tee "$out/short_table.md"
+python launch/study_table.py "$out/scores" short_{det,det_on,det_x2,diffusion_{0,1},consistency_{0,1}_1,consistency_0_{2,4}} | tee "$out/short_table.md"
 msr compare "$out/scores/short_det_x2" "$out"/scores/short_diffusion_{0,1}
 for seed in 0 1; do msr compare "$out/scores/short_diffusion_$seed" "$out/scores/short_consistency_${seed}_1"; done
 [ "${2:-}" != short ] || exit 0

@@ -364,9 +364,8 @@ def short() -> ConfigDict:
 def short_refined() -> ConfigDict:
     """What the refinements of the short study share."""
     c = short()
-    c.model.pass_mixture = (
-        49.0  # and the noised estimate once: the denoiser scales what its network gives by σ_data, a fiftieth
-    )
+    # And the noised estimate once: the denoiser scales what its network gives by σ_data, a fiftieth.
+    c.model.pass_mixture = 49.0
     c.loss_floor = 1e-3
     c.stem_choice = "all"
     c.optim.lr = 1e-3
