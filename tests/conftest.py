@@ -6,9 +6,12 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compilation is most of the time: code that runs for a moment need not be the fastest, and without the fusion emitters
-# compiling takes two thirds of it. And the tests' processes compile many a program twice, so they keep them; removed by
-# hand if at all.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# compiling takes two thirds of it. One thread for each of the tests' processes: there are as many as cores. And they compile
+# many a program twice, so they keep them; removed by hand if at all.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_multi_thread_eigen=false",
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 

@@ -34,8 +34,7 @@ def settings(tmp_path_factory):
 
 
 def environment(devices):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
-    flags = f"{os.environ['XLA_FLAGS']} {flags}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return {
         **os.environ,
         "XLA_FLAGS": flags,
