@@ -2,7 +2,7 @@
 # The bundled model and the study of the method, from nothing to the tables: arranged and written music through four
 # sets of sounds, the stages of one small network, the paper's control, two seeds of the refinement, scores on pieces and a
 # SoundFont that were never trained on. First in short, every stage on one set of tracks: `bash launch/study.sh OUT short` ends
-# there, after some four hours on two cores; the rest takes many more. Started again it goes on where it stopped (in a new OUT
+# there, after four to five hours on two cores; the rest takes many more. Started again it goes on where it stopped (in a new OUT
 # after the corpus below has changed).
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
