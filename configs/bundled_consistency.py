@@ -1,4 +1,4 @@
-"""Consistency stage of the bundled model; `launch/study.sh` trains it, on tracks that the separator has not heard.
+"""Consistency stage of the bundled model; `launch/study/study.sh` trains it, on tracks that the separator has not heard.
 
 msr train --config configs/bundled_consistency.py --workdir runs/bundled_consistency --config.data.train=FRESH_RECORDS --config.init_from.diffusion=runs/bundled_diffusion
 """

@@ -1,4 +1,4 @@
-"""Deterministic stage of the bundled model; `launch/study.sh` trains it three times, each from the run before.
+"""Deterministic stage of the bundled model; `launch/study/study.sh` trains it three times, each from the run before.
 
 The refinement begins with the second run, and refines what the third estimates, which heard more sounds (WIDER_RECORDS):
 msr train --config configs/bundled_det.py --workdir runs/bundled_first --config.data.train=RECORDS

@@ -1,4 +1,4 @@
-"""Second deterministic stage of the bundled model; `launch/study.sh` trains it, on tracks that the separator has not heard.
+"""Second deterministic stage of the bundled model; `launch/study/study.sh` trains it, on tracks that the separator has not heard.
 
 msr train --config configs/bundled_det_x2.py --workdir runs/bundled_det_x2 --config.data.train=FRESH_RECORDS --config.init_from.deterministic=runs/bundled_det --config.init_from.start=runs/bundled_start
 """

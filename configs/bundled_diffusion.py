@@ -1,4 +1,4 @@
-"""Diffusion stage of the bundled model; `launch/study.sh` trains it, on tracks that the separator has not heard.
+"""Diffusion stage of the bundled model; `launch/study/study.sh` trains it, on tracks that the separator has not heard.
 
 msr train --config configs/bundled_diffusion.py --workdir runs/bundled_diffusion --config.data.train=FRESH_RECORDS --config.init_from.deterministic=runs/bundled_det --config.init_from.start=runs/bundled_start
 """

@@ -1,4 +1,4 @@
-"""Deterministic stage of the short study; `launch/study.sh OUT short` trains it in a quarter of an hour.
+"""Deterministic stage of the short study; `launch/study/study.sh OUT short` trains it in a quarter of an hour.
 
 msr train --config configs/short_det.py --workdir runs/short_det --config.data.train=RECORDS
 """

@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
         "--soundfont",
         action="append",
         metavar="FILE",
-        help="SoundFont (.sf2), or TiMidity++'s configuration of a patch set (.cfg, such as launch/freepats.cfg); repeatable (one "
+        help="SoundFont (.sf2), or TiMidity++'s configuration of a patch set (.cfg, such as launch/study/freepats.cfg); repeatable (one "
         "named twice is drawn twice as often); default: pretty_midi's",
     )
     parser.add_argument(

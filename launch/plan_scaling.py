@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from msr_jax.train.chips import CHIPS
-from msr_jax.train.plan import ASSUMED_UTILISATION, expected_time
+from msr_jax.plan.chips import CHIPS
+from msr_jax.plan.program import ASSUMED_UTILISATION, expected_time
 
 CURVES = ("v5e", "v5p", "h100")
 

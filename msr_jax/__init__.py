@@ -6,7 +6,7 @@ stems = msr_jax.load("model").separate(audio, sample_rate)
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from msr_jax.infer.separate import load
+    from msr_jax.separate.engine import load
 
 __all__ = ["load"]
 
@@ -14,7 +14,7 @@ __all__ = ["load"]
 def __getattr__(name: str):
     # JAX is imported on use: `msr --help` and Grain's worker processes do without.
     if name == "load":
-        from msr_jax.infer.separate import load
+        from msr_jax.separate.engine import load
 
         return load
     raise AttributeError(f"module 'msr_jax' has no attribute '{name}'")

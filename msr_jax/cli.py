@@ -11,15 +11,15 @@ from msr_jax.runtime import keep_freed_memory
 
 # name: (module with `main(argv) -> int | None`, one line for the overview). Imported on use: `msr --help` stays quick.
 COMMANDS = {
-    "separate": ("msr_jax.infer.separate_cli", "separate songs into stems"),
+    "separate": ("msr_jax.separate.command", "separate songs into stems"),
     "train": ("msr_jax.train.main", "train a model from a config"),
-    "evaluate": ("msr_jax.infer.evaluate_cli", "score a model, or any estimates, over a folder of tracks"),
-    "compare": ("msr_jax.infer.compare", "tell which differences between results are real"),
-    "tables": ("msr_jax.infer.tables", "the paper's tables from the models and data at hand"),
-    "sweep": ("msr_jax.infer.sweep", "settings of a sampler over one set of deterministic features"),
+    "evaluate": ("msr_jax.evaluate.command", "score a model, or any estimates, over a folder of tracks"),
+    "compare": ("msr_jax.evaluate.compare", "tell which differences between results are real"),
+    "tables": ("msr_jax.evaluate.tables", "the paper's tables from the models and data at hand"),
+    "sweep": ("msr_jax.evaluate.sweep", "settings of a sampler over one set of deterministic features"),
     "import": ("msr_jax.weights.import_cli", "read an official checkpoint into a model folder"),
     "export": ("msr_jax.weights.export_cli", "write a model folder as a PyTorch checkpoint"),
-    "parity": ("msr_jax.parity", "check network fixtures against this implementation"),
+    "parity": ("msr_jax.parity.check", "check network fixtures against this implementation"),
     "bench": ("msr_jax.bench.main", "measure speed and memory beside the peers"),
 }
 

@@ -50,7 +50,7 @@ def test_it_separates_a_piece_that_it_was_not_trained_on(tmp_path, options):
 
 
 def test_the_script_that_makes_it_keeps_two_networks_and_the_scores(tiny_model, tmp_path, monkeypatch):
-    script = launch_script("bundle")
+    script = launch_script("study/bundle")
     monkeypatch.setattr(script, "BUNDLED", tmp_path / "bundled")
     stems = ["bass", "drums", "guitar", "piano"]
     aggregate = {"si_sdri_active": {**dict.fromkeys(stems, 5.0), "average": 6.25}, "sdr": {"average": 4.0}}

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from msr_jax.audio.io import read_blocks
 from msr_jax.cli import COMMANDS, main
-from msr_jax.infer import separate_cli
+from msr_jax.separate import command as separate_cli
 from tests.conftest import TINY_RATE
 
 RATE = TINY_RATE

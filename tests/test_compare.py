@@ -7,8 +7,8 @@ import pytest
 
 from msr_jax.cli import main
 from msr_jax.errors import UserError
-from msr_jax.infer.compare import bootstrap, compare, read_results
-from msr_jax.infer.protocols import METRICS
+from msr_jax.evaluate.compare import bootstrap, compare, read_results
+from msr_jax.evaluate.protocols import METRICS
 
 
 def results(gain=0.0, tracks=20, seed=0, protocol="song"):

@@ -8,9 +8,9 @@ import msr_jax
 from msr_jax.cli import main
 from msr_jax.config import bsrf_small
 from msr_jax.errors import UserError
-from msr_jax.infer.demix import Demix, demix
-from msr_jax.infer.separate import channel_groups
 from msr_jax.models.backbone import make_backbone
+from msr_jax.separate.demix import Demix, demix
+from msr_jax.separate.engine import channel_groups
 from msr_jax.weights.model_folder import save_model
 from tests.test_backbones import TINY_BSRF, random_weights
 

@@ -10,8 +10,8 @@ import soundfile
 from msr_jax.cli import main
 from msr_jax.data.tracks import find_tracks, load_track
 from msr_jax.errors import UserError
-from msr_jax.infer.evaluate import evaluate, mixture_as_estimate
-from msr_jax.infer.protocols import METRICS, cut, estimate_stems, score_song
+from msr_jax.evaluate.protocols import METRICS, cut, estimate_stems, score_song
+from msr_jax.evaluate.score import evaluate, mixture_as_estimate
 
 STEMS = ["bass", "drums", "guitar", "piano"]
 MUSDB = ["drums", "bass", "other", "vocals"]

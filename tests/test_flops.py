@@ -8,7 +8,7 @@ from jax import lax
 from msr_jax.bench.bs_roformer import count_flops as of_the_formula
 from msr_jax.config import bsrf_base
 from msr_jax.models.backbone import make_backbone
-from msr_jax.train.flops import count_flops
+from msr_jax.plan.flops import count_flops
 
 x, w = jnp.ones((5, 3)), jnp.ones((3, 3))
 

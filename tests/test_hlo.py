@@ -1,6 +1,6 @@
 """Collectives are read from the text of a compiled program: kinds, sizes, groups, and as often as a loop turns."""
 
-from msr_jax.train.hlo import Collective, collectives
+from msr_jax.plan.hlo import Collective, collectives
 
 TEXT = """HloModule jit_f, is_scheduled=true
 

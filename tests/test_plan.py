@@ -11,8 +11,8 @@ import pytest
 
 from msr_jax.cli import main
 from msr_jax.errors import UserError
-from msr_jax.train.chips import CHIPS, peak_flops
-from msr_jax.train.plan import expected_time, make_plan
+from msr_jax.plan.chips import CHIPS, peak_flops
+from msr_jax.plan.program import expected_time, make_plan
 from tests import toy
 from tests.conftest import launch_script
 

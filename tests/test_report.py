@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from msr_jax.cli import main
-from msr_jax.infer import plots
+from msr_jax.evaluate import plots
 from tests.conftest import TINY_RATE
 
 

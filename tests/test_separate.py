@@ -9,7 +9,7 @@ import pytest
 
 import msr_jax
 from msr_jax.errors import UserError
-from msr_jax.infer.separate import cut_chunks, mixture_consistency, overlap_add
+from msr_jax.separate.engine import cut_chunks, mixture_consistency, overlap_add
 from tests.conftest import TINY_RATE, TINY_SEGMENT
 
 RATE = TINY_RATE

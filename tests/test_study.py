@@ -39,7 +39,7 @@ def blend(monkeypatch, stages, share):
     out = stages / f"blend_{share}"
     arguments = [str(stages / "diffusion"), str(stages / "consistency"), str(out), "--share", str(share)]
     monkeypatch.setattr("sys.argv", ["blend.py", *arguments])
-    launch_script("blend").main()
+    launch_script("study/blend").main()
     return load_model(out).weights
 
 
@@ -59,7 +59,7 @@ def test_a_blend_lies_between_what_diffusion_began_with_and_the_consistency_netw
 def test_a_mean_of_two_separators_is_scored_beside_them(tiny_model, short_corpus, tmp_path, capsys, monkeypatch):
     def table(other):
         monkeypatch.setattr("sys.argv", ["study_mean.py", str(tiny_model), str(other), str(short_corpus)])
-        launch_script("study_mean").main()
+        launch_script("study/mean").main()
         rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
         return np.array([[float(cell) for cell in row[1:]] for row in rows])
 

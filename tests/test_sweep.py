@@ -9,10 +9,10 @@ import pytest
 
 from msr_jax.cli import main
 from msr_jax.data.tracks import find_tracks
-from msr_jax.infer import sweep as sweep_module
-from msr_jax.infer.separate import Separator
-from msr_jax.infer.sweep import Setting, make_cached, sigmas_of, sweep
+from msr_jax.evaluate import sweep as sweep_module
+from msr_jax.evaluate.sweep import Setting, make_cached, sigmas_of, sweep
 from msr_jax.methods import stages
+from msr_jax.separate.engine import Separator
 from msr_jax.weights.model_folder import load_model
 from tests.conftest import TINY_RATE
 

@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     import numpy as np
 
     from msr_jax.models.backbone import make_backbone
-    from msr_jax.train.chips import peak_flops
-    from msr_jax.train.flops import count_flops
+    from msr_jax.plan.chips import peak_flops
+    from msr_jax.plan.flops import count_flops
     from msr_jax.train.sharding import make_mesh, put, stacked_batch_sharding
     from msr_jax.train.stage import as_inputs, load_frozen, make_stage, place_frozen
 

@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
+from msr_jax.plan.chips import peak_flops
+from msr_jax.plan.flops import count_flops
 from msr_jax.train.batches import check_batch, dispatches, open_dataset
 from msr_jax.train.checkpoint import Checkpoints
-from msr_jax.train.chips import peak_flops
 from msr_jax.train.distributed import agree, is_main
-from msr_jax.train.flops import count_flops
 from msr_jax.train.log import RunLog
 from msr_jax.train.sharding import gather, make_mesh
 from msr_jax.train.stage import (

@@ -105,7 +105,7 @@ def _plan(args: argparse.Namespace, config: dict[str, Any]) -> int:
 
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", args.devices)
-    from msr_jax.train.plan import make_plan, print_plan
+    from msr_jax.plan.program import make_plan, print_plan
 
     plan = make_plan(config, args.chip)
     print_plan(plan, args.chip)

@@ -133,7 +133,7 @@ def load_start(config: Mapping[str, Any]) -> Any:
     """The separator of `init_from.start`, whose parameters a refinement's warm start takes where their names match; {} if
     none is named, and the frozen separator's are taken. UserError where it is missing or differs.
 
-    Two separators, trained apart, err apart: a refinement that begins with another one has something to add to the estimate (not in the paper; launch/STUDY.md).
+    Two separators, trained apart, err apart: a refinement that begins with another one has something to add to the estimate (not in the paper; launch/study/STUDY.md).
     """
     folder = config["init_from"].get("start", "")  # older runs have none
     if not folder:

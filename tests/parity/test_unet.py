@@ -2,7 +2,7 @@
 
 import pytest
 
-from msr_jax.parity import check_fixture
+from msr_jax.parity.check import check_fixture
 from tests.parity.fixtures import find_fixtures
 
 QUICK = [p for prefix in ("unet_blocks", "unet_det", "unet_diff", "unet_cd") for p in find_fixtures(prefix)]

@@ -1,4 +1,4 @@
-"""Puts a trained model into the package: `python launch/bundle.py MODEL --scores "NAME=DIR" … --trained TEXT`.
+"""Puts a trained model into the package: `python launch/study/bundle.py MODEL --scores "NAME=DIR" … --trained TEXT`.
 
 Writes msr_jax/bundled: the deterministic and, if there is one, the consistency network in float16, and a model card with the averages of
 the evaluations (`msr evaluate --out DIR`) that are named.

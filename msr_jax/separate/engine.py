@@ -14,9 +14,9 @@ import numpy as np
 import soxr
 
 from msr_jax.errors import UserError
-from msr_jax.infer.demix import Demix, demix
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import cast_params, make_backbone
+from msr_jax.separate.demix import Demix, demix
 from msr_jax.weights.model_folder import BUNDLED, DEFAULT_REFINE, Model, load_model
 
 OVERLAP = 0.5  # of a segment: every sample twice, less at a segment's edges, where a network knows least

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The bundled model and the study of the method, from nothing to the tables: arranged and written music through four
 # sets of sounds, the stages of one small network, the paper's control, two seeds of the refinement, scores on pieces and a
-# SoundFont that were never trained on. First in short, every stage on one set of tracks: `bash launch/study.sh OUT short` ends
+# SoundFont that were never trained on. First in short, every stage on one set of tracks: `bash launch/study/study.sh OUT short` ends
 # there, after four to five hours on two cores; the rest takes many more. Started again it goes on where it stopped (in a new OUT
 # after the corpus below has changed).
 # shellcheck source=launch/setup.sh
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$0")/../setup.sh"
 out=${1:-study_out}
 case "${2:-}" in
   '' | short) ;;
-  *) echo "usage: bash launch/study.sh [OUT [short]]" >&2 && exit 2 ;;
+  *) echo "usage: bash launch/study/study.sh [OUT [short]]" >&2 && exit 2 ;;
 esac
 command -v timidity >/dev/null || { echo "study.sh needs timidity: apt-get install timidity freepats" >&2 && exit 1; }
 mkdir -p "$out/fonts"
@@ -33,7 +33,7 @@ pieces() { # Debian packages: their pieces as MIDI files in $out/pieces
   [ ! -e "$out/pieces.done" ] || return 0
   mkdir -p "$out/packages"
   (cd "$out/packages" && apt-get download "$@" >&2 && for file in *.deb; do dpkg -x "$file" .; done)
-  python launch/study_scores.py "$out/packages" "$out/pieces"
+  python launch/study/scores.py "$out/packages" "$out/pieces"
   touch "$out/pieces.done"
 }
 train() { # config, run, override…
@@ -69,7 +69,7 @@ renders() { # corpus, first track, step to the next kind's first, tracks of the 
 }
 # All 700 are the short study's. The bundled model refines on the first 300, for what a separator estimates of tracks that it has
 # heard is nearer to the stems than what it will meet.
-patches=(--soundfont launch/freepats.cfg --soundfont launch/freepats.cfg --soundfont launch/freepats.cfg)
+patches=(--soundfont launch/study/freepats.cfg --soundfont launch/study/freepats.cfg --soundfont launch/study/freepats.cfg)
 many=(--every-program --synthesised 0.2 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" --soundfont "$opl" "${patches[@]}")
 renders fresh 8000 200 130 70 50 50 --every-program --synthesised 0.25 --soundfont "$tim" --soundfont "$fluid" --soundfont "$fluid" \
   --soundfont "$opl" "${patches[@]:0:4}"
@@ -101,7 +101,7 @@ for seed in 0 1; do
 done
 score short_consistency_0_2 short_consistency_0 consistency --steps 2
 score short_consistency_0_4 short_consistency_0 consistency --steps 4
-python launch/study_table.py "$out/scores" short_{det,det_on,det_x2,diffusion_{0,1},consistency_{0,1}_1,consistency_0_{2,4}} | tee "$out/short_table.md"
+python launch/study/table.py "$out/scores" short_{det,det_on,det_x2,diffusion_{0,1},consistency_{0,1}_1,consistency_0_{2,4}} | tee "$out/short_table.md"
 msr compare "$out/scores/short_det_x2" "$out"/scores/short_diffusion_{0,1}
 for seed in 0 1; do msr compare "$out/scores/short_diffusion_$seed" "$out/scores/short_consistency_${seed}_1"; done
 [ "${2:-}" != short ] || exit 0
@@ -137,7 +137,7 @@ for seed in 0 1; do
   train bundled_consistency "consistency_$seed" "$fresh" --config.init_from.diffusion="$out/diffusion_$seed" --config.seed="$seed"
 done
 # What ships with it: half of the way from what diffusion began with.
-[ -e "$out/ships" ] || python launch/blend.py "$out/diffusion_0" "$out/consistency_0" "$out/ships"
+[ -e "$out/ships" ] || python launch/study/blend.py "$out/diffusion_0" "$out/consistency_0" "$out/ships"
 
 score det det none
 score start start none
@@ -156,11 +156,11 @@ score games_consistency_0_1 consistency_0 consistency --steps 1 "${games[@]}"
 score ships ships consistency --steps 1
 score games_ships ships consistency --steps 1 "${games[@]}"
 names=(det start det_consistent det_x2 diffusion_{0,1} consistency_{0,1}_{1,2,4} consistency_0_1_consistent ships)
-python launch/study_table.py "$out/scores" "${names[@]}" | tee "$out/table.md"
-python launch/study_table.py "$out/scores" games_det games_consistency_0_1 games_ships | tee "$out/games_table.md"
+python launch/study/table.py "$out/scores" "${names[@]}" | tee "$out/table.md"
+python launch/study/table.py "$out/scores" games_det games_consistency_0_1 games_ships | tee "$out/games_table.md"
 msr compare "$out/scores/det_x2" "$out"/scores/diffusion_{0,1}
 msr compare "$out/scores/diffusion_0" "$out"/scores/consistency_0_{1,2,4}
-python launch/study_mean.py "$out/start" "$out/det" "$out/corpus" --split test # what the two are worth together
+python launch/study/mean.py "$out/start" "$out/det" "$out/corpus" --split test # what the two are worth together
 tune() { # name, lists…
   [ -e "$out/$1/sweep.md" ] || msr sweep --data "$out/corpus" --model "$out/diffusion_0" --refine diffusion --tracks 8 --out "$out/$1" "${@:2}"
   cat "$out/$1/sweep.md"
@@ -169,6 +169,6 @@ tune sweep_levels --steps 1 --sigma-max 0.25,0.5,1
 tune sweep_steps --steps 2 --sigma-max 0.5,1 --resamples 1,2 --s-churn 0,0.8
 for sigma in 0.25 0.5 1; do
   table=$out/inputs_$sigma.md
-  [ -e "$table" ] || { python launch/study_inputs.py "$out/diffusion_0" "$out/corpus" --sigma "$sigma" > "$table.part" && mv "$table.part" "$table"; }
+  [ -e "$table" ] || { python launch/study/inputs.py "$out/diffusion_0" "$out/corpus" --sigma "$sigma" > "$table.part" && mv "$table.part" "$table"; }
   cat "$table"
 done

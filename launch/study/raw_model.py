@@ -1,4 +1,4 @@
-"""The model of a run with its last parameters instead of their average: `python launch/raw_model.py RUN OUT`."""
+"""The model of a run with its last parameters instead of their average: `python launch/study/raw_model.py RUN OUT`."""
 
 import json
 import sys

@@ -3,7 +3,7 @@
 # prints the table of the held-out tracks: pieces and voices of their own, instruments that were trained on. Started again it
 # goes on where it stopped.
 # shellcheck source=launch/setup.sh
-source "$(dirname "$0")/setup.sh"
+source "$(dirname "$0")/../setup.sh"
 out=${1:-bsrf_out}
 mkdir -p "$out"
 # A core works on its own examples: a fifth faster than both on all.

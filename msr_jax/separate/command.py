@@ -9,9 +9,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from msr_jax.audio.io import AudioInfo, AudioWriter, audio_info, read_blocks
 from msr_jax.errors import UserError
-from msr_jax.infer.demix import Demix
-from msr_jax.infer.separate import OVERLAP, Separator, load
 from msr_jax.methods.stages import REFINEMENTS
+from msr_jax.separate.demix import Demix
+from msr_jax.separate.engine import OVERLAP, Separator, load
 from msr_jax.weights.model_folder import BUNDLED
 
 BLOCK_SECONDS = 10

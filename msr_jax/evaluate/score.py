@@ -12,7 +12,7 @@ import numpy as np
 
 from msr_jax.audio.io import write_audio
 from msr_jax.errors import UserError
-from msr_jax.infer.protocols import (
+from msr_jax.evaluate.protocols import (
     PROTOCOLS,
     SeparateFunction,
     aggregate,
@@ -22,7 +22,7 @@ from msr_jax.infer.protocols import (
     score_song,
     segment_of,
 )
-from msr_jax.infer.songs import load_references
+from msr_jax.evaluate.songs import load_references
 from msr_jax.metrics.aggregate import SegmentScores, aggregate_segments
 from msr_jax.runtime import write_whole
 

@@ -1,4 +1,4 @@
-"""Training curves as a picture: `python launch/study_curves.py OUT.svg RUN…`.
+"""Training curves as a picture: `python launch/study/curves.py OUT.svg RUN…`.
 
 Means over 100 steps, of a short run over a fifth of it: of the gain over the estimate where every run logs it (refinements),
 else of the loss.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from msr_jax.infer.plots import scatter
+from msr_jax.evaluate.plots import scatter
 
 MEAN_OVER = 100  # steps
 STYLE = (

@@ -20,9 +20,9 @@ from rich.progress import track as progress_over
 
 from msr_jax.data.tracks import find_tracks, split_of
 from msr_jax.errors import UserError
-from msr_jax.infer.protocols import cut
-from msr_jax.infer.report import number
-from msr_jax.infer.songs import load_references
+from msr_jax.evaluate.protocols import cut
+from msr_jax.evaluate.report import number
+from msr_jax.evaluate.songs import load_references
 from msr_jax.methods.denoiser import make_consistency, make_denoiser
 from msr_jax.methods.samplers import noise_from_keys, refine_by_consistency, refine_by_diffusion
 from msr_jax.methods.schedules import consistency_sigmas, sampler_sigmas

@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import cast_params, make_backbone
 from msr_jax.models.platform import platform, traced_for
+from msr_jax.plan.chips import CHIPS
+from msr_jax.plan.flops import count_flops
+from msr_jax.plan.hlo import collectives
 from msr_jax.train.batches import check_batch
-from msr_jax.train.chips import CHIPS
-from msr_jax.train.flops import count_flops
-from msr_jax.train.hlo import collectives
 from msr_jax.train.loop import check_intervals
 from msr_jax.train.sharding import make_mesh, stacked_batch_sharding, tree_sharding, with_shardings
 from msr_jax.train.stage import BUILDS_ON, as_inputs, make_stage

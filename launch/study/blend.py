@@ -1,4 +1,4 @@
-"""A consistency model blended with what its diffusion stage began with: `python launch/blend.py DIFFUSION RUN OUT --share 0.5`.
+"""A consistency model blended with what its diffusion stage began with: `python launch/study/blend.py DIFFUSION RUN OUT --share 0.5`.
 
 DIFFUSION and RUN are working directories of the two stages. SHARE of the parameters' way from that beginning is kept. Between a
 trained network and its fine-tuned version lie networks that keep more of what the first could do with other data

@@ -13,7 +13,6 @@ from flax import linen as nn
 from safetensors.numpy import load_file
 
 from msr_jax.errors import UserError
-from msr_jax.infer.demix import Demix, demix
 from msr_jax.methods.denoiser import (
     Denoiser,
     clip_waveform,
@@ -28,7 +27,8 @@ from msr_jax.methods.schedules import consistency_sigmas, sampler_sigmas
 from msr_jax.models.bs_roformer import BSRoformer
 from msr_jax.models.layers import product
 from msr_jax.models.roformer import gelu
-from msr_jax.parity_checks import TOLERANCE, Check, relative_error, relative_norm
+from msr_jax.parity.checks import TOLERANCE, Check, relative_error, relative_norm
+from msr_jax.separate.demix import Demix, demix
 from msr_jax.weights.bs_roformer_names import published_shapes, stack_tensors, unstack_tensors
 from msr_jax.weights.bs_roformer_weights import prefixes_of, told_sizes
 from msr_jax.weights.lightning import read_checkpoint

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from msr_jax.errors import UserError
-from msr_jax.infer.protocols import METRICS, of_track
-from msr_jax.infer.report import NAMES
+from msr_jax.evaluate.protocols import METRICS, of_track
+from msr_jax.evaluate.report import NAMES
 from msr_jax.runtime import write_whole
 
 SHOWN = ("si_sdri_active", "si_sdri_msdm", "sdr")

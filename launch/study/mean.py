@@ -1,4 +1,4 @@
-"""What the mean of two separators' estimates is worth: `python launch/study_mean.py MODEL OTHER CORPUS --split validation`.
+"""What the mean of two separators' estimates is worth: `python launch/study/mean.py MODEL OTHER CORPUS --split validation`.
 
 SI-SDRi of every stem that sounds, over whole tracks, of each separator and of the mean of both: networks that were trained apart
 err apart. Both must have the same stems and sample rate.
@@ -12,9 +12,9 @@ import numpy as np
 import msr_jax
 from msr_jax.data.tracks import find_tracks, load_track, split_of
 from msr_jax.errors import UserError
-from msr_jax.infer.separate import OVERLAP
 from msr_jax.methods.losses import SILENT
 from msr_jax.metrics.si_sdr import si_sdr
+from msr_jax.separate.engine import OVERLAP
 
 
 def main() -> None:

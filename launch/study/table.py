@@ -1,4 +1,4 @@
-"""The study's table in Markdown: `python launch/study_table.py SCORES BASE NAME…`, folders of `msr evaluate` in SCORES.
+"""The study's table in Markdown: `python launch/study/table.py SCORES BASE NAME…`, folders of `msr evaluate` in SCORES.
 
 Averages of every system, and its paired difference to BASE over tracks with a 95 % bootstrap interval.
 """
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from msr_jax.errors import UserError
-from msr_jax.infer.compare import compare, read_results
+from msr_jax.evaluate.compare import compare, read_results
 
 
 def line(name: str, base: dict, results: dict) -> str:

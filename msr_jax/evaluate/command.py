@@ -13,7 +13,9 @@ from rich.progress import Progress
 
 from msr_jax.data.tracks import find_tracks, split_of
 from msr_jax.errors import UserError
-from msr_jax.infer.evaluate import (
+from msr_jax.evaluate.protocols import PROTOCOLS, segment_of
+from msr_jax.evaluate.report import write_results
+from msr_jax.evaluate.score import (
     EstimateFunction,
     Plan,
     by_model,
@@ -21,12 +23,10 @@ from msr_jax.infer.evaluate import (
     mixture_as_estimate,
     summary,
 )
-from msr_jax.infer.protocols import PROTOCOLS, segment_of
-from msr_jax.infer.report import write_results
-from msr_jax.infer.separate import Separator, load
-from msr_jax.infer.songs import format_of, load_estimates, pair_folders, stems_of
+from msr_jax.evaluate.songs import format_of, load_estimates, pair_folders, stems_of
 from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.metrics.bss_eval import BACKENDS
+from msr_jax.separate.engine import Separator, load
 
 PACKAGES = ("msr_jax", "jax", "flax", "numpy", "scipy", "museval", "log-wmse-audio-quality")
 

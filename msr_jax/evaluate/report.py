@@ -12,9 +12,9 @@ import numpy as np
 import soundfile
 
 from msr_jax.audio.io import read_audio, resample
-from msr_jax.infer import plots
-from msr_jax.infer.protocols import METRICS, of_track
-from msr_jax.infer.published import DATA, PUBLISHED, Row
+from msr_jax.evaluate import plots
+from msr_jax.evaluate.protocols import METRICS, of_track
+from msr_jax.evaluate.published import DATA, PUBLISHED, Row
 from msr_jax.runtime import write_whole
 
 NAMES = {

@@ -1,4 +1,4 @@
-"""Pieces for the study: `python launch/study_scores.py PACKAGES OUT`, PACKAGES with these Debian packages unpacked.
+"""Pieces for the study: `python launch/study/scores.py PACKAGES OUT`, PACKAGES with these Debian packages unpacked.
 
 - openttd-openmsx: 31 pieces of game music, band arrangements (GPL-2), in `written/bands`;
 - simutrans-data (Artistic), planetblupi-music-midi (GPL-3), liquidwar-data and kobodeluxe-data (GPL-2): the same kind by

@@ -20,8 +20,8 @@ from msr_jax.errors import UserError
 from msr_jax.methods.denoiser import consistency_scalings, edm_scalings, edm_weight, precondition
 from msr_jax.models import layers, unet1d
 from msr_jax.models.backbone import make_backbone
-from msr_jax.parity_bs_roformer import check_bs_roformer, is_bs_roformer
-from msr_jax.parity_checks import TOLERANCE, Check, relative_error
+from msr_jax.parity.bs_roformer import check_bs_roformer, is_bs_roformer
+from msr_jax.parity.checks import TOLERANCE, Check, relative_error
 from msr_jax.weights.lightning import read_checkpoint
 from msr_jax.weights.model_folder import parameter_shapes, unflatten
 from msr_jax.weights.torch_names import PREFIXES, from_torch, to_torch

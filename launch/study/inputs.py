@@ -1,4 +1,4 @@
-"""What a diffusion refinement makes of its input: `python launch/study_inputs.py MODEL CORPUS --sigma 1`.
+"""What a diffusion refinement makes of its input: `python launch/study/inputs.py MODEL CORPUS --sigma 1`.
 
 The denoiser at one noise level, given the noised estimate as in use, and in its place the estimate without noise, noise alone
 or the noised true stem: SI-SDR over the estimate's where a stem sounds, in segments of the validation tracks.
