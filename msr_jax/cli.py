@@ -2,12 +2,10 @@
 
 import importlib
 import os
-import signal
 import sys
-import threading
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import keep_freed_memory
+from msr_jax.runtime import INTERRUPTED, handling_sigterm, keep_freed_memory, print_log, run_as_process
 
 # name: (module with `main(argv) -> int | None`, one line for the overview). Imported on use: `msr --help` stays quick.
 COMMANDS = {
@@ -29,19 +27,20 @@ def _usage() -> str:
     return f"usage: msr COMMAND …\n\n{rows}\n\n`msr COMMAND --help` tells the rest."
 
 
-def _end(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
-    # An exception, where the default would kill: what is half-written is cleared away. `train` has a way of its own.
-    before = signal.signal(signal.SIGTERM, _end) if threading.current_thread() is threading.main_thread() else None
+    """Run one command; returns the exit code: 0 done, 1 done but for some songs or tracks, 2 bad input, 130 interrupted.
+
+    Without `argv` it is the process's own command, which signals end at once.
+    """
+    if argv is None:
+        name = f"msr {sys.argv[1]}" if len(sys.argv) > 1 else "msr"
+        print_log()
+        return run_as_process(name, lambda: _run(sys.argv[1:]))
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        return _run(argv)
+    except KeyboardInterrupt:
+        print(f"msr {argv[0]}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _run(argv: list[str]) -> int:
@@ -53,13 +52,11 @@ def _run(argv: list[str]) -> int:
         return 2
     keep_freed_memory()
     try:
-        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
+        with handling_sigterm():
+            return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
     except UserError as error:
         print(f"msr {argv[0]}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"msr {argv[0]}: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `msr … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

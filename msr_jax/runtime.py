@@ -1,25 +1,196 @@
-"""What commands share: settings of the process, which the import of the library never changes, and whole files."""
+"""What commands share: settings of the process, which the import of the library never changes, whole files, and the end."""
 
 import ctypes
+import logging
 import os
+import re
+import shutil
+import signal
+import socket
 import sys
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 from msr_jax.errors import UserError
+
+log = logging.getLogger("msr_jax")  # silent in a library's use; `msr` prints it
+INTERRUPTED = 130  # exit code of Ctrl-C, as shells have it
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved and stopped on request; the launchers start it again
+GRACE = 1.2  # seconds that the Python code has to end by itself after a signal
+# What is there for a moment: files and folders of this process that are not whole yet, and empty folders made for them.
+PASSING: set[Path] = set()
+_ending = threading.Lock()
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file and the folders above it, whole or not at all; UserError where that fails, as on a full disk."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = passing(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)
     except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        clear(beside)
+
+
+def passing(path: Path) -> Path:
+    """Name beside `path` to write it under until it is whole; `clear` it in the end, renamed or not."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    PASSING.add(beside)
+    return beside
+
+
+def clear(path: Path) -> None:
+    """Remove what is only half there, if it is: a file, a folder that `passing` named, or another that is empty."""
+    with suppress(OSError):
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif path.suffix == ".tmp":
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rmdir()
+    PASSING.discard(path)
+
+
+def clear_left_over(folder: Path) -> None:
+    """Remove from a folder what `passing` named in processes that were killed; those of this machine are known."""
+    for path in folder.glob(".*.tmp"):
+        number = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+        if number and not _is_running(int(number[1])):
+            clear(path)
+
+
+def _is_running(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+class Ended(SystemExit):
+    """SIGTERM, as an exception: the exit code, and what to say."""
+
+    def __init__(self, code: int, told: str):
+        super().__init__(code)
+        self.told = told
+
+
+def ending_with(code: int, told: str) -> Callable[[int, object], None]:
+    """A handler of SIGTERM that ends the process with an exit code; `run_as_process` knows it by its attributes."""
+
+    def handle(number: int, frame: object) -> None:
+        raise Ended(code, told)
+
+    handle.code, handle.told = code, told  # type: ignore[attr-defined]
+    return handle
+
+
+TERMINATED = ending_with(128 + signal.SIGTERM, "ended by SIGTERM")
+
+
+@contextmanager
+def handling_sigterm(handler: Callable[[int, Any], None] = TERMINATED) -> Iterator[None]:
+    """Inside, SIGTERM has this handler; by default it is an exception, so that what is half-written is cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_as_process(command: str, run: Callable[[], int]) -> int:
+    """Run a process's command so that Ctrl-C and SIGTERM end it within two seconds, whatever it is doing.
+
+    Python answers a signal when the main thread comes back from the compiler, a compiled call or another thread; where that
+    takes longer than `GRACE`, a thread of its own clears what is half-written and ends the process. A handler that
+    `ending_with` did not make is left to do its work, as training saves; its attribute `told` is said at once.
+
+    Returns:
+      The exit code; does not return where a signal ended the command.
+    """
+    into, out = socket.socketpair()
+    into.setblocking(False)
+
+    def watch() -> None:
+        while data := out.recv(1):
+            handler = signal.getsignal(data[0])
+            code, told = (getattr(handler, name, None) for name in ("code", "told"))
+            if handler is signal.default_int_handler:
+                code, told = INTERRUPTED, "interrupted"
+            if code is not None:
+                time.sleep(GRACE)
+                _end(f"{command}: {told}", code)
+            elif told:
+                log.info(told)
+
+    signal.set_wakeup_fd(into.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        return run()
+    except KeyboardInterrupt:
+        _end(f"{command}: interrupted", INTERRUPTED)
+    except Ended as end:  # threads that compute would keep the process
+        _end(f"{command}: {end.told}", end.code)
+    finally:
+        signal.set_wakeup_fd(-1)
+    raise AssertionError("ended")
+
+
+def _end(told: str, code: Any) -> NoReturn:
+    _ending.acquire()
+    with suppress(OSError, ValueError):
+        print(told, file=sys.stderr, flush=True)
+    for path in sorted(PASSING, key=lambda path: -len(path.parts)):
+        clear(path)
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():
+            child.terminate()
+    if sys.stdout and sys.stdout.isatty():
+        print("\x1b[?25h", end="")  # the cursor, which a progress bar hides
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+@contextmanager
+def saying(text: str, after: float = 1.0) -> Iterator[None]:
+    """Log `text` if what is inside takes longer than so many seconds."""
+    timer = threading.Timer(after, log.info, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class _ToErrorOutput(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError, ValueError):
+            print(
+                self.format(record), file=sys.stderr, flush=True
+            )  # the one of this moment: a progress bar has its own
+
+
+def print_log() -> None:
+    """Have what the package logs printed on the error output."""
+    if not log.handlers:
+        log.addHandler(_ToErrorOutput())
+        log.setLevel(logging.INFO)
+        log.propagate = False
 
 
 def keep_freed_memory() -> None:

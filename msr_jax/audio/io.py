@@ -14,6 +14,7 @@ import soundfile
 import soxr
 
 from msr_jax.errors import UserError
+from msr_jax.runtime import clear, passing
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 MPEG_FRAME = 1152  # samples that one frame of an mp3 holds at the most
@@ -180,13 +181,12 @@ class AudioWriter:
         self.room = WAV_BYTES // (WIDTH.get(self.subtype, 4) * channels) if kind == "WAV" else None
         if self.room and frames and frames > self.room:
             kind, self.room = "RF64", None
-        self.beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self.beside = passing(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = soundfile.SoundFile(self.beside, "w", sample_rate, channels, self.subtype, format=kind)
         except (OSError, RuntimeError, ValueError) as error:
-            with suppress(OSError):
-                self.beside.unlink()
+            clear(self.beside)
             raise UserError(f"cannot write {path}: {_reason(error)}") from error
 
     def write(self, audio: np.ndarray) -> None:
@@ -218,8 +218,7 @@ class AudioWriter:
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         finally:
-            with suppress(OSError):
-                self.beside.unlink()
+            clear(self.beside)
 
 
 def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str | None = None) -> None:

@@ -15,6 +15,7 @@ from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.plan.chips import peak_flops
 from msr_jax.plan.flops import count_flops
+from msr_jax.runtime import saying
 from msr_jax.train.batches import check_batch, dispatches, open_dataset
 from msr_jax.train.checkpoint import Checkpoints
 from msr_jax.train.distributed import agree, is_main
@@ -142,7 +143,8 @@ def _run(
                         break
                     count = jax.tree.leaves(batches)[0].shape[0]
                     if count not in programs:
-                        with log.timed("compilation"), jax.set_mesh(mesh):
+                        before_all = contextlib.nullcontext() if programs else stop.nothing_to_save()
+                        with log.timed("compilation"), jax.set_mesh(mesh), before_all, _saying_compilation():
                             traced = stage.steps.trace(state, inputs, batches)
                             programs[count] = traced.lower().compile()
                         flops = count_flops(traced.jaxpr) / (count * mesh.size)
@@ -191,6 +193,11 @@ def check_intervals(t: Mapping[str, Any]) -> None:
     for name in ("steps", "log_every", "validate_every", "checkpoint_every"):
         if t[name] < 1 or per < 1 or t[name] % per:
             raise UserError(f"train.{name} ({t[name]}) must be a positive multiple of train.steps_per_dispatch ({per})")
+
+
+def _saying_compilation() -> contextlib.AbstractContextManager[None]:
+    text = "compiling the training step; it is kept for the next start"
+    return saying(text) if is_main() else contextlib.nullcontext()
 
 
 def _say(text: str) -> None:

@@ -12,9 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import keep_freed_memory, write_whole
-
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved and stopped on request; the launchers start it again
+from msr_jax.runtime import EXIT_STOPPED, keep_freed_memory, write_whole
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import write_whole
+from msr_jax.runtime import EXIT_STOPPED, ending_with, handling_sigterm, write_whole
 from msr_jax.train.distributed import any_process
 
 
@@ -65,13 +66,21 @@ class StopNote:
     def __init__(self) -> None:
         self.is_set = False
         self.pending: jax.Array | None = None
-        try:
-            self.before = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not in the main thread: leave signals alone
-            self.before = None
+        self.handling = handling_sigterm(self._note)
 
     def _note(self, *_: Any) -> None:
         self.is_set = True
+
+    _note.told = "SIGTERM: saving after the steps in flight"  # type: ignore[attr-defined]
+
+    def nothing_to_save(self) -> AbstractContextManager[None]:
+        """Inside, where no step has been taken yet, SIGTERM ends a run of one process at once."""
+        if jax.process_count() > 1:  # the others would wait for this one
+            return nullcontext()
+        stop = ending_with(EXIT_STOPPED, "stopped by SIGTERM before a step; start again to continue")
+        if self.is_set:
+            stop(signal.SIGTERM, None)
+        return handling_sigterm(stop)
 
     def is_agreed(self) -> bool:
         """Whether to stop, the same in every process; to be asked by all of them after every dispatch.
@@ -85,8 +94,8 @@ class StopNote:
         return before is not None and bool(np.asarray(before))
 
     def __enter__(self) -> "StopNote":
+        self.handling.__enter__()
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+    def __exit__(self, *error: Any) -> None:
+        self.handling.__exit__(*error)

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from msr_jax.errors import UserError
+from msr_jax.runtime import clear, passing, saying
 from msr_jax.weights.bs_roformer_names import published_network, unstack_tensors
 from msr_jax.weights.model_folder import Model, flatten, load_model
 from msr_jax.weights.programs import export_onnx, export_stablehlo
@@ -97,7 +98,8 @@ def main(argv: list[str]) -> int:
         _import_torch()  # before a large model is read
     model, out = load_model(args.model), Path(args.out)
     if args.format in PROGRAMS:
-        blob = PROGRAMS[args.format](model)
+        with saying(f"tracing the network for --format {args.format}"):
+            blob = PROGRAMS[args.format](model)
         write, what = (lambda path: path.write_bytes(blob)), f"{len(blob) / 1e6:.1f} MB"
     else:
         is_whole = args.format == "dicose"
@@ -106,7 +108,7 @@ def main(argv: list[str]) -> int:
         )
         write = (lambda path: save_file(state, path)) if args.format == "safetensors" else _save_torch(state, is_whole)
         what = f"{len(state)} tensors"
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    beside = passing(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write(beside)
@@ -114,6 +116,6 @@ def main(argv: list[str]) -> int:
     except (OSError, RuntimeError) as error:
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        clear(beside)
     print(f"wrote {out} ({what})")
     return 0

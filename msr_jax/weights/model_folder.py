@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.models.interface import Backbone
+from msr_jax.runtime import clear, passing
 
 FORMAT = 1
 BUNDLED = Path(__file__).parents[1] / "bundled"  # the model that ships with the package
@@ -95,7 +96,7 @@ def save_model(
     folder = Path(folder)
     if folder.exists() and not (folder / "config.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no model folder; name another place")
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    beside = passing(folder)
     replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     kept = {
         "format": FORMAT,
@@ -116,7 +117,7 @@ def save_model(
     except OSError as error:
         raise UserError(f"cannot write the model folder {folder}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        clear(beside)
         shutil.rmtree(replaced, ignore_errors=True)
 
 

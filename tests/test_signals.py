@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM end a command within two seconds, whatever it is doing, and leave nothing half-written."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from msr_jax.runtime import clear_left_over, passing, saying
+
+# A command in C code that neither returns nor looks for signals, as a compiled call or the compiler.
+DEAF = """
+import hashlib, sys
+from contextlib import nullcontext
+from pathlib import Path
+from msr_jax import cli, runtime
+
+def main(argv):
+    passing = runtime.passing(Path(argv[0]))
+    passing.write_text("half")
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+sys.modules["deaf"] = sys.modules[__name__]
+cli.COMMANDS["deaf"] = ("deaf", "")
+sys.argv = ["msr", "deaf", sys.argv[1]]
+sys.exit(cli.main())
+"""
+
+
+def test_a_command_in_compiled_code_ends_within_two_seconds(tmp_path):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    runs = [
+        subprocess.Popen([sys.executable, "-c", DEAF, tmp_path / f"{n}.wav"], stdout=-1, stderr=-1, text=True)
+        for n in numbers
+    ]
+    for run in runs:
+        assert run.stdout.readline() == "ready\n"
+    assert len(list(tmp_path.glob(".*.tmp"))) == 2
+    started = time.monotonic()
+    for run, number in zip(runs, numbers, strict=True):
+        run.send_signal(number)
+    said = [run.communicate(timeout=10)[1] for run in runs]
+    assert time.monotonic() - started < 2
+    assert [run.returncode for run in runs] == [130, 143]
+    assert said == ["msr deaf: interrupted\n", "msr deaf: ended by SIGTERM\n"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_cleared_and_what_others_write_is_not(tmp_path):
+    own = passing(tmp_path / "bass.wav")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f".bass.wav.{gone.pid}.tmp", ".drums.wav.99999999999999999999.tmp", own.name, ".notes.tmp", "1.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("half")
+    clear_left_over(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[2:])
+
+
+@pytest.mark.parametrize("seconds, is_said", [(0.0, False), (0.2, True)])
+def test_what_takes_long_is_said_and_what_does_not_is_not(caplog, monkeypatch, seconds, is_said):
+    monkeypatch.setattr("msr_jax.runtime.log.propagate", True)
+    with caplog.at_level("INFO", "msr_jax"), saying("compiling", after=0.05):
+        time.sleep(seconds)
+    assert ("compiling" in caplog.text) == is_said
