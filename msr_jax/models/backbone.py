@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from msr_jax.errors import UserError
 from msr_jax.models.bs_roformer import make_bs_roformer
 from msr_jax.models.interface import Backbone
+from msr_jax.models.mel_band_roformer import make_mel_band_roformer
 from msr_jax.models.platform import platform
 from msr_jax.models.unet1d import make_unet1d
 
 # name: function(sizes, dtype) -> Backbone
-BACKBONES = {"unet1d": make_unet1d, "bs_roformer": make_bs_roformer}
+BACKBONES = {"unet1d": make_unet1d, "bs_roformer": make_bs_roformer, "mel_band_roformer": make_mel_band_roformer}
 
 
 @cache

@@ -51,6 +51,23 @@ def normal(key: Array, shape: tuple[int, ...]) -> ToDraw:
     return ToDraw(jnp.zeros(shape), None)
 
 
+def linear_params(
+    name: str, leading: tuple[int, ...], inputs: int, outputs: int, is_zero: bool = False
+) -> dict[str, Any]:
+    """Weights `name` (*leading, in, out) and biases `name`_bias of linear layers, uniform by fan-in, as PyTorch has it."""
+    return _weighted(name, (*leading, inputs, outputs), (*leading, outputs), inputs, is_zero)
+
+
+def conv_params(name: str, taps: int, inputs: int, outputs: int, is_zero: bool = False) -> dict[str, Any]:
+    """The same of a convolution over images of taps × taps: weights (taps, taps, in, out)."""
+    return _weighted(name, (taps, taps, inputs, outputs), (outputs,), taps**2 * inputs, is_zero)
+
+
+def _weighted(name: str, weight: tuple[int, ...], bias: tuple[int, ...], fan: int, is_zero: bool) -> dict[str, Any]:
+    init: Initialiser = nn.initializers.zeros if is_zero else uniform_fan(fan)
+    return {name: init(None, weight), f"{name}_bias": init(None, bias)}
+
+
 def draw_marked(key: Array, params: Any) -> Any:
     """`params` with every `ToDraw` in it replaced by float32 values of its shape and distribution, from one long draw.
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from safetensors.numpy import load_file
 
 from msr_jax.errors import UserError
@@ -27,17 +26,23 @@ from msr_jax.methods.schedules import consistency_sigmas, sampler_sigmas
 from msr_jax.models.bs_roformer import BSRoformer
 from msr_jax.models.layers import product
 from msr_jax.models.roformer import gelu
-from msr_jax.parity.checks import TOLERANCE, Check, relative_error, relative_norm
+from msr_jax.parity.checks import GRADIENT_TOLERANCE, TOLERANCE, Check, relative_error, relative_norm
+from msr_jax.parity.separators import (
+    Arrays,
+    activations,
+    check_gradients,
+    compare_mid,
+    last,
+    params_of,
+    separate,
+    state_of,
+)
 from msr_jax.separate.demix import Demix, demix
-from msr_jax.weights.bs_roformer_names import published_shapes, stack_tensors, unstack_tensors
 from msr_jax.weights.bs_roformer_weights import prefixes_of, told_sizes
 from msr_jax.weights.lightning import read_checkpoint
-from msr_jax.weights.model_folder import check_tensors, flatten, unflatten
 
 KINDS = ("bsrf_", "loss_", "demix_", "ckpt_")
-GRADIENT_TOLERANCE = 5e-3
 DEMIX_TOLERANCE = 1e-6
-Arrays = Mapping[str, np.ndarray]
 
 
 def is_bs_roformer(stem: str) -> bool:
@@ -45,25 +50,13 @@ def is_bs_roformer(stem: str) -> bool:
     return stem.startswith(KINDS)
 
 
-def _last(x: np.ndarray | jax.Array) -> jax.Array:
-    """(…, channels, time) -> (…, time, channels), and back."""
-    return jnp.asarray(x).swapaxes(-1, -2)
-
-
 def _flat(x: np.ndarray | jax.Array) -> jax.Array:
     """(batch, stems, channels, time) -> (batch·stems, time, channels)."""
-    return _last(x).reshape(-1, x.shape[-1], x.shape[-2])
+    return last(x).reshape(-1, x.shape[-1], x.shape[-2])
 
 
 def _network(meta: Mapping[str, Any], refining: bool) -> BSRoformer:
     return BSRoformer(**told_sizes(meta, "the fixture"), timed=refining, conditioned=refining)
-
-
-def _params(net: BSRoformer, state: Arrays, where: str) -> Any:
-    init = lambda: net.init(jax.random.key(0), method=lambda module: module.final_norm)["params"]
-    shapes = {path: leaf.shape for path, leaf in flatten(nn.meta.unbox(jax.eval_shape(init))).items()}
-    check_tensors(state, published_shapes(net, shapes), where)
-    return unflatten(stack_tensors(net, state, shapes))
 
 
 def _beside(path: Path, name: str) -> tuple[Arrays, dict]:
@@ -74,82 +67,20 @@ def _beside(path: Path, name: str) -> tuple[Arrays, dict]:
         raise UserError(f"{path.name} needs the fixture {name} beside it ({error})") from error
 
 
-def _state(arrays: Arrays) -> Arrays:
-    return {k.removeprefix("state_dict/"): v for k, v in arrays.items() if k.startswith("state_dict/")}
-
-
-def _separate(net: BSRoformer, params: Any, mixture: np.ndarray) -> tuple[tuple[jax.Array, dict], dict]:
-    mixture = mixture[:, None] if mixture.ndim == 2 else mixture
-    run = jax.jit(lambda p, x: net.apply({"params": p}, x, method="separate", mutable=["intermediates"]))
-    (stems, features), sown = run(params, _last(mixture))
-    return (stems, features), sown["intermediates"]
-
-
 def _check_separator(path: Path, arrays: Arrays, meta: Mapping[str, Any]) -> Iterator[Check]:
     net = _network(meta["config"], False)
-    params = _params(net, _state(arrays), path.name)
+    params = params_of(net, state_of(arrays), path.name)
     if "in/target" in arrays:
-        yield from _check_gradients(net, params, arrays, meta["config"])
+        yield from check_gradients(net, params, arrays, meta["config"], arrays["in/mixture"].shape[-1])
         return
-    (stems, features), sown = _separate(net, params, arrays["in/mixture"])
+    stems, features, sown = separate(net, params, arrays["in/mixture"])
     expected = arrays["out/sources"]
-    found = np.asarray(_last(stems)).reshape(expected.shape)
+    found = np.asarray(last(stems)).reshape(expected.shape)
     scale = 1e6 if np.abs(expected).max() < 1e-3 else 1.0  # a fixture about quiet input, to be compared at full level
     yield Check("out/sources", relative_error(scale * found, scale * expected), TOLERANCE)
     frames = meta.get("frames_stored_in_mid", "all")
-    yield from _compare_mid(arrays, _activations(features, sown), frames, skip=scale != 1)
-
-
-def _activations(features: Mapping[str, Any], sown: Mapping[str, Any]) -> dict[str, Any]:
-    """Activations under the fixtures' names, in the fixtures' order of axes."""
-    named = {}
-    if "stft" in features:
-        named["stft"] = features["stft"].transpose(0, 3, 2, 1, 4)
-        named["band_split"] = features["band_split"]
-    for i, (time, freq) in enumerate(zip(features["time"], features["freq"], strict=True)):
-        named |= {f"layer{i}_time": time, f"layer{i}_freq": freq}
-    named["final_norm"] = sown["final_norm"][0]
-    return named
-
-
-def _compare_mid(arrays: Arrays, named: Mapping[str, Any], frames: Any, skip: bool = False) -> Iterator[Check]:
-    for name, value in named.items():
-        if skip or f"mid/{name}" not in arrays:
-            continue
-        reference, axis = arrays[f"mid/{name}"], {"stft": 3, "stft_adapter": 3}.get(name, 1)
-        axis = 2 if name.endswith("_time") or _is_time_adapter(name) else axis
-        if frames != "all" and np.ndim(value) > 2:
-            value = np.take(np.asarray(value), frames, axis)
-        yield Check(f"mid/{name}", relative_error(value, reference), TOLERANCE)
-
-
-def _is_time_adapter(name: str) -> bool:
-    return name.startswith("transformer_adapter") and int(name.removeprefix("transformer_adapter")) % 2 == 0
-
-
-def _check_gradients(net: BSRoformer, params: Any, arrays: Arrays, config: Mapping[str, Any]) -> Iterator[Check]:
-    target = arrays["in/target"]
-    as_channels = lambda x: jnp.moveaxis(x, 1, 2).reshape(len(x), x.shape[2], -1)
-
-    def loss(params: Any) -> tuple[jax.Array, tuple]:
-        stems, _ = net.apply({"params": params}, _last(arrays["in/mixture"]), method="separate")
-        difference = as_channels(stems - _last(target))
-        l1 = jnp.abs(difference).mean()
-        spectral = multires_stft(
-            difference,
-            config["multi_stft_resolutions_window_sizes"],
-            config["multi_stft_hop_size"],
-            config["stft_n_fft"],
-        ).mean()
-        return l1 + config["multi_stft_resolution_loss_weight"] * spectral, (l1, spectral)
-
-    (total, (l1, spectral)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    for name, value in (("total", total), ("l1", l1), ("mrstft", spectral)):
-        yield Check(f"out/{name}", relative_error(np.reshape(value, 1), arrays[f"out/{name}"]), TOLERANCE)
-    for name, value in unstack_tensors(net, flatten(jax.device_get(grads))).items():
-        if f"out/grad/{name}" in arrays:
-            error = relative_norm(value, arrays[f"out/grad/{name}"])
-            yield Check(f"out/grad/{name}", error, GRADIENT_TOLERANCE)
+    if scale == 1:
+        yield from compare_mid(arrays, activations(features, sown), frames)
 
 
 class _Refiner:
@@ -178,18 +109,18 @@ class _Refiner:
 def _call(denoise: Denoiser, x: np.ndarray, sigma: Any) -> np.ndarray:
     """Outputs (batch, stems, channels, time) for x of that shape; sigma is one number, or one per batch item."""
     wide = jnp.broadcast_to(jnp.asarray(sigma, jnp.float32).reshape(-1, 1), x.shape[:2]).reshape(-1)
-    return np.asarray(_last(denoise(_flat(x), wide))).reshape(x.shape)
+    return np.asarray(last(denoise(_flat(x), wide))).reshape(x.shape)
 
 
 def _check_refiner(path: Path, arrays: Arrays, meta: Mapping[str, Any]) -> Iterator[Check]:
     det_arrays, det_meta = _beside(path, meta["det_fixture"])
     det = _network(det_meta["config"], False)
-    (estimate, features), _ = _separate(
-        det, _params(det, _state(det_arrays), meta["det_fixture"]), arrays["in/mixture"]
+    estimate, features, _ = separate(
+        det, params_of(det, state_of(det_arrays), meta["det_fixture"]), arrays["in/mixture"]
     )
-    yield Check("in/det_tracks", relative_error(_last(estimate), arrays["in/det_tracks"]), TOLERANCE)
+    yield Check("in/det_tracks", relative_error(last(estimate), arrays["in/det_tracks"]), TOLERANCE)
     net = _network(meta["config"], True)
-    refiner = _Refiner(net, _params(net, _state(arrays), path.name), features)
+    refiner = _Refiner(net, params_of(net, state_of(arrays), path.name), features)
     data, low = meta["sigma_data"], meta.get("sigma_min", 1e-4)
     raw = refiner.network()
     roles = {
@@ -224,7 +155,7 @@ def _sample_consistency(
     )  # one noise; more are never asked for
     sigmas = consistency_sigmas(steps, 1e-4, start, 9)
     y = refine_by_consistency(consistency, _flat(x), sigmas, sequence, sigma_min=1e-4)
-    return np.asarray(_last(y)).reshape(x.shape)
+    return np.asarray(last(y)).reshape(x.shape)
 
 
 def _check_refiner_mid(refiner: _Refiner, arrays: Arrays, meta: Mapping[str, Any]) -> Iterator[Check]:
@@ -234,11 +165,11 @@ def _check_refiner_mid(refiner: _Refiner, arrays: Arrays, meta: Mapping[str, Any
     k, stem = int(told[1]), int(told[2])
     sigma = jnp.full(len(arrays["in/mixture"]), arrays["in/sigmas"][k])
     scalings = edm_scalings(sigma, meta["sigma_data"])
-    x = _last(arrays[f"in/x_noisy/{k}"][:, stem]) * scalings.into[:, None, None]
+    x = last(arrays[f"in/x_noisy/{k}"][:, stem]) * scalings.into[:, None, None]
     _, sown = refiner.run(x, scalings.tau, [stem])
     p, c = refiner.params, refiner.conditioning
     condition = gelu(sown["mapping"][0])
-    named = _activations({axis: sown[axis][0] for axis in ("time", "freq")}, sown)
+    named = activations({axis: sown[axis][0] for axis in ("time", "freq")}, sown)
     named |= {"mapping": sown["mapping"][0], "time_emb": sown["time_emb"][0]}
     named["stem_emb"] = p["conditioning"]["stem_embedding"][stem]
     named["stft_adapter"] = c["stft"].transpose(0, 3, 2, 1, 4)
@@ -250,7 +181,7 @@ def _check_refiner_mid(refiner: _Refiner, arrays: Arrays, meta: Mapping[str, Any
                 film = p["layers"][f"{axis}_0"][block]
                 wide = product(condition, film["to_scale_shift"][i], jnp.float32) + film["to_scale_shift_bias"][i]
                 named[f"film_{short}_layer{i}_{axis}"] = wide
-    yield from _compare_mid(arrays, named, meta.get("frames_stored_in_mid", "all"))
+    yield from compare_mid(arrays, named, meta.get("frames_stored_in_mid", "all"))
 
 
 def _check_loss(arrays: Arrays, meta: Mapping[str, Any]) -> Iterator[Check]:
@@ -308,9 +239,9 @@ def _check_demix(path: Path, arrays: Arrays, meta: Mapping[str, Any]) -> Iterato
     if "config_from" in meta:
         det_arrays, det_meta = _beside(path, meta["config_from"])
         net = _network(det_meta["config"], False)
-        params = _params(net, _state(det_arrays), meta["config_from"])
-        separate = jax.jit(lambda x: net.apply({"params": params}, x, method="separate")[0])
-        model = lambda chunks, _: np.asarray(separate(chunks))
+        params = params_of(net, state_of(det_arrays), meta["config_from"])
+        run = jax.jit(lambda x: net.apply({"params": params}, x, method="separate")[0])
+        model = lambda chunks, _: np.asarray(run(chunks))
     for name in [k for k in arrays if k.startswith("out/")]:
         kind, *rest = name.removeprefix("out/").split("/")
         if kind == "ramp":
@@ -336,12 +267,12 @@ def _check_checkpoints(path: Path, arrays: Arrays, meta: Mapping[str, Any]) -> I
         state = read_checkpoint(path.with_name(files[file])).state_dict
         prefix = prefixes_of(state, arch)[network]
         own = {k.removeprefix(prefix): t.read() for k, t in state.items() if k.startswith(prefix)}
-        return _params(kind, own, files[file])
+        return params_of(kind, own, files[file])
 
     features = None
     for file in [name for name in files if name in ("det", "raw", "full")]:
-        (stems, features), _ = _separate(det, weights(file, "bsrf_det", "deterministic", det), mixture)
-        yield Check(f"{files[file]}: out/det_tracks", relative_error(_last(stems), estimate), TOLERANCE)
+        stems, features, _ = separate(det, weights(file, "bsrf_det", "deterministic", det), mixture)
+        yield Check(f"{files[file]}: out/det_tracks", relative_error(last(stems), estimate), TOLERANCE)
     refiner = lambda file, arch, network: _Refiner(net, weights(file, arch, network, net), features).network()
     diffusion = make_denoiser(refiner("diff", "bsrf_diffusion", "diffusion"), data, 1.0)
     student, averaged = (
@@ -360,7 +291,7 @@ def _check_checkpoints(path: Path, arrays: Arrays, meta: Mapping[str, Any]) -> I
         y = refine_by_diffusion(
             diffusion, _flat(estimate), sigmas, noise_from_sequence(jnp.stack(sequence)), s_churn=1.0
         )
-        clipped = np.asarray(_last(clip_waveform(y, 1.0))).reshape(estimate.shape)
+        clipped = np.asarray(last(clip_waveform(y, 1.0))).reshape(estimate.shape)
         yield Check("out/diff_sample_3steps", relative_error(clipped, arrays["out/diff_sample_3steps"]), TOLERANCE)
     if "out/cd_1step" in arrays:
         once = _sample_consistency(student, arrays, "out/det_tracks", "in/noise", 1, 0.003934)

@@ -22,6 +22,7 @@ from msr_jax.models import layers, unet1d
 from msr_jax.models.backbone import make_backbone
 from msr_jax.parity.bs_roformer import check_bs_roformer, is_bs_roformer
 from msr_jax.parity.checks import TOLERANCE, Check, relative_error
+from msr_jax.parity.mel_band_roformer import check_mel_band_roformer, is_mel_band_roformer
 from msr_jax.weights.lightning import read_checkpoint
 from msr_jax.weights.model_folder import parameter_shapes, unflatten
 from msr_jax.weights.torch_names import PREFIXES, from_torch, to_torch
@@ -72,7 +73,7 @@ class _Fixture:
         if arch is None:
             raise UserError(
                 f"{self.path.name} is a fixture of no network that `msr parity` knows; known are {', '.join(ARCHS)}, "
-                "bsrf_*, loss_*, demix_* and ckpt_*"
+                "bsrf_*, melrf_*, loss_*, demix_* and ckpt_*"
             )
         state = {k.removeprefix("state_dict/"): v for k, v in self.arrays.items() if k.startswith("state_dict/")}
         if not state:
@@ -264,6 +265,8 @@ def check_fixture(path: str | Path) -> list[Check]:
     with jax.default_matmul_precision("highest"):
         if is_bs_roformer(fixture.stem):
             checks = list(check_bs_roformer(fixture.path, fixture.arrays, fixture.meta))
+        elif is_mel_band_roformer(fixture.stem):
+            checks = list(check_mel_band_roformer(fixture.path, fixture.arrays, fixture.meta))
         else:
             checks = list(_check_blocks(fixture) if fixture.stem.startswith("unet_blocks") else _check_network(fixture))
     if not checks:

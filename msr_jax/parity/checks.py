@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 TOLERANCE = 2e-5
+GRADIENT_TOLERANCE = 5e-3
 
 
 class Check(NamedTuple):

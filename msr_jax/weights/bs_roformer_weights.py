@@ -10,9 +10,9 @@ from msr_jax.config import bsrf_base
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.models.bs_roformer import BSRoformer
-from msr_jax.weights.bs_roformer_names import published_network, published_shapes, stack_tensors
 from msr_jax.weights.lightning import Checkpoint, plain
 from msr_jax.weights.model_folder import FIELDS, check_tensors, parameter_shapes, unflatten
+from msr_jax.weights.roformer_names import published_network, published_shapes, stack_tensors
 from msr_jax.weights.torch_names import PREFIXES
 
 SIZES = set(BSRoformer.__dataclass_fields__) - {"timed", "conditioned", "dtype", "remat", "parent", "name"}

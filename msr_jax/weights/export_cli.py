@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 from msr_jax.errors import UserError
 from msr_jax.runtime import clear, passing, saying
-from msr_jax.weights.bs_roformer_names import published_network, unstack_tensors
 from msr_jax.weights.model_folder import Model, flatten, load_model
 from msr_jax.weights.programs import export_onnx, export_stablehlo
+from msr_jax.weights.roformer_names import published_network, unstack_tensors
 from msr_jax.weights.torch_names import DUPLICATES, PREFIXES, to_torch
 
 LIGHTNING_VERSION = "2.3.1"  # the original program refuses a file that names none

@@ -1,13 +1,18 @@
-"""Where each tensor of a published BS-RoFormer state dict stands in our parameters, which stack what repeats."""
+"""Where each tensor of a published BS- or Mel-Band RoFormer's state dict stands in our parameters, which stack what repeats."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from msr_jax.models.bs_roformer import AXES, BSRoformer, band_groups
+from msr_jax.models.bs_roformer import BSRoformer
+from msr_jax.models.mask_roformer import AXES, MaskRoformer
+from msr_jax.models.mel_band_roformer import MelBandRoformer
 from msr_jax.weights.model_folder import inputs_of
 
+NETWORKS: dict[str, type[MaskRoformer]] = {"bs_roformer": BSRoformer, "mel_band_roformer": MelBandRoformer}
+T = TypeVar("T")
 # The parameters of a block under the names of the published state dict.
 ATTENTION = {
     "norm": "norm.gamma",
@@ -51,9 +56,9 @@ def _both(name: str, path: tuple[str, ...], index: tuple[int, ...] = ()) -> Iter
     yield Place(f"{name}.bias", (*path[:-1], f"{path[-1]}_bias"), index)
 
 
-def places(net: BSRoformer) -> Iterator[Place]:
+def places(net: MaskRoformer) -> Iterator[Place]:
     """Every tensor of the network's published state dict."""
-    bands = [(g, k) for g, (_, count) in enumerate(band_groups(net.freqs_per_bands)) for k in range(count)]
+    bands = [(g, k) for g, (_, count) in enumerate(net.groups) for k in range(count)]
     for b, (g, k) in enumerate(bands):
         name, group = f"band_split.to_features.{b}", ("band_split", f"group_{g}")
         yield Place(f"{name}.0.gamma", (*group, "norm"), (k,))
@@ -68,10 +73,13 @@ def places(net: BSRoformer) -> Iterator[Place]:
                     for ours, theirs in {**names, **film}.items():
                         path: tuple[str, ...] = ("layers", f"{axis}_{j}", block, ours)
                         yield Place(f"layers.{i}.{a}.layers.{j}.{n}.{theirs}", path, (i,))
-    yield Place("final_norm.gamma", ("final_norm",), ())
+            if net.has_output_norms:
+                yield Place(f"layers.{i}.{a}.norm.gamma", ("layers", f"{axis}_norm"), (i,))
+    if not net.has_output_norms:
+        yield Place("final_norm.gamma", ("final_norm",), ())
     for s in range(net.num_stems):
         for b, (g, k) in enumerate(bands):
-            for depth in range(net.mask_estimator_depth):
+            for depth in range(net.mask_linears):
                 path = ("mask_estimators", f"group_{g}", f"linear_{depth}")
                 yield from _both(f"mask_estimators.{s}.to_freqs.{b}.0.{2 * depth}", path, (s, k))
     if net.timed:
@@ -90,7 +98,7 @@ def places(net: BSRoformer) -> Iterator[Place]:
                     yield from _both(f"transformer_feature_adapters.{2 * i + a}.{n}", path, (i,))
 
 
-def published_shapes(net: BSRoformer, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def published_shapes(net: MaskRoformer, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Shapes of the published state dict, from those of our parameters by path ("a/b/c")."""
     found = {}
     for place in places(net):
@@ -99,7 +107,9 @@ def published_shapes(net: BSRoformer, shapes: Mapping[str, tuple[int, ...]]) -> 
     return found
 
 
-def stack_tensors(net: BSRoformer, tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def stack_tensors(
+    net: MaskRoformer, tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
     """Published state dict -> our flat parameters. `tensors` holds arrays, or functions that give one, called in turn."""
     params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
     for place in places(net):
@@ -109,10 +119,10 @@ def stack_tensors(net: BSRoformer, tensors: Mapping[str, Any], shapes: Mapping[s
     return params
 
 
-def unstack_tensors(net: BSRoformer, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def unstack_tensors(net: MaskRoformer, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inverse of `stack_tensors`. Published refiners have no `mask_scale`: it goes into the heads' last products."""
     tensors, scale = {}, net.mask_scale if net.conditioned else 1.0
-    last = f"linear_{net.mask_estimator_depth - 1}"
+    last = f"linear_{net.mask_linears - 1}"
     for place in places(net):
         tensor = params["/".join(place.path)][place.at]
         if scale != 1 and place.path[0] == "mask_estimators" and place.path[-1] in (last, f"{last}_bias"):
@@ -122,8 +132,23 @@ def unstack_tensors(net: BSRoformer, params: Mapping[str, np.ndarray]) -> dict[s
     return tensors
 
 
-def published_network(sizes: Mapping[str, Any], network: str) -> BSRoformer:
+def published_network(sizes: Mapping[str, Any], network: str) -> MaskRoformer:
     """The module that a network of a model folder is, from the `model` section of its config."""
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items() if k != "name"}
     timed, conditioned = inputs_of(network)
-    return BSRoformer(**fields, timed=timed, conditioned=conditioned)
+    return NETWORKS[sizes["name"]](**fields, timed=timed, conditioned=conditioned)
+
+
+def is_numbered_by_pypi(names: Iterable[str]) -> bool:
+    """Whether a state dict counts a layer's transformers as the PyPI package does in Mel-Band RoFormers.
+
+    There the linear one has number 0 even where a network has none.
+    """
+    layer = {name.split(".")[2] for name in names if name.startswith("layers.0.")}
+    return bool(layer) and "0" not in layer
+
+
+def renumber(state: Mapping[str, T], by: int) -> dict[str, T]:
+    """A state dict with the number of each layer's transformers moved: by -1 from the PyPI package's count, by 1 to it."""
+    moved = lambda match: f"{match[1]}{int(match[2]) + by}."
+    return {re.sub(r"^(layers\.\d+\.)(\d+)\.", moved, name): value for name, value in state.items()}
