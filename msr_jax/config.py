@@ -45,6 +45,7 @@ def unet_base() -> ConfigDict:
             "context_features": 4,
             "zero_init_output": False,
             "remat": (),
+            "lora_rank": 0,
         }
     )
     c.diffusion = ConfigDict(
@@ -97,6 +98,7 @@ def unet_base() -> ConfigDict:
             "warmup_steps": 0,
             "decay_steps": 0,
             "final_lr": 0.0,
+            "freeze": (),
         }
     )
     c.ema_rate = 0.0
@@ -252,6 +254,7 @@ def bsrf_base() -> ConfigDict:
             "pass_mixture": 0.0,
             "mask_scale": 1.0,
             "remat": True,
+            "lora_rank": 0,
         }
     )
     c.diffusion.update({"sigma_data": 0.06, "estimate_probability": 0.5})

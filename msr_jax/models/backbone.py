@@ -86,6 +86,7 @@ def make_backbone(model: Mapping[str, Any], dtype: str = "float32") -> Backbone:
     """
     sizes = dict(model)
     name = sizes.pop("name", None)
+    sizes.pop("lora_rank", None)  # how it is trained, which is no part of it
     if name not in BACKBONES:
         raise UserError(f"there is no backbone '{name}'; known are {', '.join(BACKBONES)}")
     made = BACKBONES[name](sizes, compute_dtype(dtype))

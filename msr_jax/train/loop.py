@@ -24,6 +24,7 @@ from msr_jax.train.sharding import gather, make_mesh
 from msr_jax.train.stage import (
     BUILDS_ON,
     FREE,
+    OF_TRAINING,
     SHARED,
     Stage,
     as_inputs,
@@ -117,7 +118,8 @@ def _run(
 
         def write_model() -> None:
             weights = {**frozen, **gather(trained_networks(method, state))}
-            agree(lambda: save_model(workdir / "model", config, weights), main_only=True)
+            model = {name: value for name, value in config["model"].items() if f"model.{name}" not in OF_TRAINING}
+            agree(lambda: save_model(workdir / "model", {**config, "model": model}, weights), main_only=True)
 
         def save(at_end: bool, is_stopping: bool, score: float | None) -> None:
             if at_end or not is_stopping:  # who asked for a stop waits for the checkpoint only

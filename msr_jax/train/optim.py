@@ -1,7 +1,8 @@
 """Optimisers and learning-rate schedules of the config, by optax."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 import optax.contrib
 
 from msr_jax.errors import UserError
+from msr_jax.models.lora import LORA
 
 
 def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -72,8 +74,45 @@ def make_schedule(optim: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     return optax.join_schedules(parts, ends) if ends else after
 
 
-def make_optimizer(optim: Mapping[str, Any], schedule: optax.Schedule) -> optax.GradientTransformation:
+def trained_mask(params: Any, freeze: Sequence[str]) -> Any:
+    """Which parameters are trained, as a tree of bools; None if all are.
+
+    Not trained: those whose path ("layers/time_0/attention/to_qkv") one of the patterns `freeze` matches, `*` standing for
+    anything; and, where there are low-rank adapters, all else.
+
+    Raises:
+      UserError: a pattern matches no parameter, or nothing is left to train.
+    """
+    flat, tree = jax.tree_util.tree_flatten_with_path(params)
+    paths = ["/".join(key.key for key in path) for path, _ in flat]
+    for pattern in freeze:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise UserError(
+                f"config.optim.freeze has '{pattern}', which is no parameter's path; they are such as {', '.join(paths[:3])}"
+            )
+    has_lora = any(path.startswith(f"{LORA}/") for path in paths)
+    is_trained = [
+        (not has_lora or path.startswith(f"{LORA}/")) and not any(fnmatchcase(path, pattern) for pattern in freeze)
+        for path in paths
+    ]
+    if not any(is_trained):
+        raise UserError("config.optim.freeze leaves no parameter to train; take a pattern out of it")
+    return None if all(is_trained) else jax.tree.unflatten(tree, is_trained)
+
+
+def hold_frozen(params: Any, mask: Any) -> Any:
+    """`params`, those that are not trained as constants, so that no gradient of theirs is computed."""
+    if mask is None:
+        return params
+    return jax.tree.map(lambda leaf, is_trained: leaf if is_trained else jax.lax.stop_gradient(leaf), params, mask)
+
+
+def make_optimizer(
+    optim: Mapping[str, Any], schedule: optax.Schedule, mask: Any = None
+) -> optax.GradientTransformation:
     """The optimiser `name`, after clipping to the global norm `clip_norm` (0: none, as released).
+
+    `mask` is of `trained_mask`: parameters outside of it stay as they are to the bit, and take no room in the state.
 
     `weight_decay` is decoupled, and applies to adamw, prodigy and muon. Muon moves matrices and convolutions,
     AdamW the rest. Its updates are scaled to the size of AdamW's, so that both take one learning rate.
@@ -95,7 +134,11 @@ def make_optimizer(optim: Mapping[str, Any], schedule: optax.Schedule) -> optax.
     if decay and name in ("adam", "radam"):
         raise UserError(f"optim.weight_decay is {decay}, but {name} has none; set optim.name=adamw, prodigy or muon")
     clip = [optax.clip_by_global_norm(optim["clip_norm"])] if optim["clip_norm"] else []
-    return optax.chain(*clip, *makers[name]())
+    tx = optax.chain(*clip, *makers[name]())
+    if mask is None:
+        return tx
+    nothing = optax.stateless(lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates))  # 0 + -0 is 0
+    return optax.chain(optax.masked(tx, mask), optax.masked(nothing, jax.tree.map(lambda m: not m, mask)))
 
 
 def _prodigy(schedule: optax.Schedule, decay: float, b1: float, b2: float, eps: float) -> optax.GradientTransformation:

@@ -12,7 +12,8 @@ from msr_jax.errors import UserError
 from msr_jax.methods.stages import Objective, make_objective
 from msr_jax.models.backbone import cast_params, copy_shared
 from msr_jax.models.interface import Backbone
-from msr_jax.train.optim import make_optimizer, make_schedule
+from msr_jax.models.lora import LORA, init_lora, merge_lora
+from msr_jax.train.optim import hold_frozen, make_optimizer, make_schedule, trained_mask
 from msr_jax.train.sharding import gathered, put, replicated, tree_sharding, with_shardings
 from msr_jax.train.state import TrainState, init_state, make_train_steps
 from msr_jax.weights.model_folder import inputs_of, load_model
@@ -29,9 +30,11 @@ BUILDS_ON = {
 SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
 FREE = ("model.remat", "model.zero_init_output", "model.pass_mixture", "model.attn_dropout", "model.ff_dropout")
 OF_REFINER = ("model.mask_scale",)  # a separator's may differ too
+OF_TRAINING = ("model.lora_rank",)  # no part of a network: its adapters are merged when it is written
 # Folded into the seed's key, where a step's number is otherwise.
 INIT_KEY, VALIDATION_KEY = 2**31 - 1, 2**31 - 2
 AUGMENT_KEY = 2**31 - 3  # folded into a micro-batch's key
+LORA_KEY = 2**31 - 4
 
 
 class Stage(NamedTuple):
@@ -64,24 +67,37 @@ def make_stage(
     is_student = config["method"] == "consistency"
     min_size = config["mesh"]["fsdp_min_size"]
     whole = lambda tree: gathered(mesh, tree, min_size)
-    objective = _augmented(make_objective(config, backbone), config)
-    loss_fn = lambda params, inputs, batch, key: objective(whole(params), whole(inputs), batch, key)
-    schedule = make_schedule(config["optim"], config["train"]["steps"])
-    tx = make_optimizer(config["optim"], schedule)
-    target_rate = config["consistency"]["target_rate"] if is_student else 0.0
+    rank = config["model"].get("lora_rank", 0)
 
-    def initial(source: Any) -> TrainState:
+    def first_params(source: Any) -> Any:
+        key = jax.random.key(config["seed"])
         if is_student:  # the student and its target start as copies of the teacher
-            return init_state(jax.tree.map(jax.numpy.copy, source), tx, config["ema_rate"], True)
-        key = jax.random.fold_in(jax.random.key(config["seed"]), INIT_KEY)
-        params = backbone.init(key, *inputs_of(config["method"]))
-        if source and config["method"] == "deterministic":
-            params = copy_shared(params, source)
-        elif source and config["init_from"]["warm_start"]:
-            params = copy_shared(params, source, config["model"].get("zero_init_output", False))
-        return init_state(params, tx, config["ema_rate"], False)
+            params = jax.tree.map(jax.numpy.copy, source)
+        else:
+            params = backbone.init(jax.random.fold_in(key, INIT_KEY), *inputs_of(config["method"]))
+            if source and config["method"] == "deterministic":
+                params = copy_shared(params, source)
+            elif source and config["init_from"]["warm_start"]:
+                params = copy_shared(params, source, config["model"].get("zero_init_output", False))
+        return {**params, LORA: init_lora(jax.random.fold_in(key, LORA_KEY), params, rank)} if rank else params
 
     source = start or frozen.get("diffusion" if is_student else "deterministic", {})
+    if rank and not source:
+        raise UserError(
+            "config.model.lora_rank trains adapters on a network that is there already; name one by"
+            " --config.init_from.deterministic=DIR, or set it to 0"
+        )
+    mask = trained_mask(jax.eval_shape(first_params, source), config["optim"].get("freeze", ()))
+    objective = _augmented(make_objective(config, backbone), config)
+
+    def loss_fn(params, inputs, batch, key):
+        inputs = {name: merge_lora(network) for name, network in whole(inputs).items()}
+        return objective(merge_lora(whole(hold_frozen(params, mask))), inputs, batch, key)
+
+    schedule = make_schedule(config["optim"], config["train"]["steps"])
+    tx = make_optimizer(config["optim"], schedule, mask)
+    target_rate = config["consistency"]["target_rate"] if is_student else 0.0
+    initial = lambda source: init_state(first_params(source), tx, config["ema_rate"], is_student)
     shapes = jax.eval_shape(initial, source)
     shardings = tree_sharding(mesh, shapes, min_size)
     steps = make_train_steps(loss_fn, tx, schedule, config["seed"], config["ema_rate"], target_rate)
@@ -153,7 +169,7 @@ def _load(config: Mapping[str, Any], folder: str, needed: tuple[str, ...], kind:
     free = FREE if "diffusion" in needed else FREE + OF_REFINER
     theirs = {"model.mask_scale": 1.0, **dict(settings({field: model.config[field] for field in SHARED}))}
     for name, value in settings({field: config[field] for field in SHARED}):
-        if name not in free and theirs.get(name) != value:
+        if name not in (*free, *OF_TRAINING) and theirs.get(name) != value:
             raise UserError(f"config.{name} is {value}, but {theirs.get(name)} in {folder}; both must have the same")
     return {name: model.weights[name] for name in needed}
 
@@ -168,6 +184,11 @@ def settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def trained_networks(method: str, state: TrainState) -> dict[str, Any]:
-    """What the stage adds to the model: the averaged parameters if the config keeps an average, and the target."""
+    """What the stage adds to the model: the averaged parameters if the config keeps an average, and the target.
+
+    Low-rank adapters are merged into them.
+    """
     trained = {method: state.params if state.ema_params is None else state.ema_params}
-    return trained if state.target_params is None else {**trained, "target": state.target_params}
+    if state.target_params is not None:
+        trained["target"] = state.target_params
+    return {name: merge_lora(params) for name, params in trained.items()}
