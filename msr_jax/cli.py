@@ -11,6 +11,7 @@ from msr_jax.runtime import INTERRUPTED, handling_sigterm, keep_freed_memory, pr
 COMMANDS = {
     "separate": ("msr_jax.separate.command", "separate songs into stems"),
     "train": ("msr_jax.train.main", "train a model from a config"),
+    "plan": ("msr_jax.plan.command", "what training or separation needs on TPUs and GPUs, by their own compilers"),
     "evaluate": ("msr_jax.evaluate.command", "score a model, or any estimates, over a folder of tracks"),
     "compare": ("msr_jax.evaluate.compare", "tell which differences between results are real"),
     "tables": ("msr_jax.evaluate.tables", "the paper's tables from the models and data at hand"),

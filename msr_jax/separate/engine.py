@@ -163,7 +163,7 @@ class Separator:
         needed = {"deterministic", network_of(config, refine)}
         self.weights = {k: cast_params(jax.device_put(v), dtype) for k, v in model.weights.items() if k in needed}
         refiner = make_refiner(config, backbone, refine, num_steps, one_by_one=batch_size < len(self.stems))
-        self._run = jax.jit(_batch_function(refiner, mixture_consistent))
+        self._run = jax.jit(batch_function(refiner, mixture_consistent))
 
     def _run_chunks(self, chunks: np.ndarray, first: int) -> np.ndarray:
         """(chunks, samples, channels) -> (chunks, stems, samples, channels), in batches of one fixed size."""
@@ -288,7 +288,11 @@ def mixture_consistency(stems: jax.Array, mixture: jax.Array) -> jax.Array:
     return stems + rest * power / jnp.maximum(power.sum(1, keepdims=True), 1e-20)
 
 
-def _batch_function(refiner: Callable, mixture_consistent: bool) -> Callable:
+def batch_function(refiner: Callable, mixture_consistent: bool) -> Callable:
+    """What runs on the device: (weights, mixture (batch, time, channels), place (batch, 2) integers, seed) -> stems
+    (batch, stems, time, channels), to be jitted.
+    """
+
     def run(weights, mixture, place, seed):  # place (batch, 2): chunk, group of channels
         # A key per example from its place in the song: the result does not depend on how examples are batched.
         key = lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p[0]), p[1])

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import EXIT_STOPPED, keep_freed_memory, write_whole
+from msr_jax.runtime import EXIT_STOPPED, keep_freed_memory
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -69,13 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE.py", help="a file with get_config()")
     parser.add_argument("--workdir", metavar="DIR", help="checkpoints, logs and the model go here")
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="trace so many steps into DIR/profile")
-    plan = parser.add_argument_group("planning")
-    plan.add_argument("--dry-run", action="store_true", help="print memory, FLOPs, communication and exit")
-    plan.add_argument("--chip", default="", help="with --dry-run: expected step time on this chip, such as v5e or h100")
-    plan.add_argument(
-        "--devices", type=int, metavar="N", help="with --dry-run: plan for N devices, simulated on the CPU"
-    )
-    plan.add_argument("--json", metavar="FILE", type=Path, help="with --dry-run: write the figures here too")
     many = parser.add_argument_group(
         "several processes", "SLURM, Open MPI and GKE are recognised by themselves; see launch/README.md"
     )
@@ -87,29 +79,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
+    gone = [flag for flag in argv if flag.partition("=")[0] in ("--dry-run", "--chip", "--devices")]
+    if gone:
+        raise UserError(
+            f"{gone[0]} is gone: msr plan --config FILE.py --target v5e:8x8 plans by the chip's own compiler"
+        )
     args, overrides = _parser().parse_known_args(argv)
     config = read_config(args.config, overrides)
-    for flag, is_set in (("--chip", args.chip), ("--devices", args.devices), ("--json", args.json)):
-        if is_set and not args.dry_run:
-            raise UserError(f"{flag} goes with --dry-run")
-    if args.profile < 0 or (args.devices or 1) < 1:
-        raise UserError("--profile and --devices must be positive")
-    return _plan(args, config) if args.dry_run else _train(args, config)
-
-
-def _plan(args: argparse.Namespace, config: dict[str, Any]) -> int:
-    if args.devices:  # before JAX is used
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", args.devices)
-    from msr_jax.plan.program import make_plan, print_plan
-
-    plan = make_plan(config, args.chip)
-    print_plan(plan, args.chip)
-    if args.json:
-        write_whole(args.json, json.dumps(plan, indent=1) + "\n")
-    return 0
+    if args.profile < 0:
+        raise UserError("--profile must be positive")
+    return _train(args, config)
 
 
 def _train(args: argparse.Namespace, config: dict[str, Any]) -> int:

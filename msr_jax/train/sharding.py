@@ -5,7 +5,7 @@ a pod, in which XLA places the communication. `jax.pmap`, which this succeeds, g
 every array a leading device axis, and can only replicate parameters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,8 +23,8 @@ WIDEST = 128
 MIN_SHARDED = 2**16  # elements; the config's value for smaller arrays being cheaper whole
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """Mesh over all devices with the axes data and fsdp (past `WIDEST`, fsdp_inner too); a size of -1 takes what is left.
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh over all devices (JAX's own unless others are given) with the axes data and fsdp (past `WIDEST`, fsdp_inner too); a size of -1 takes what is left.
 
     Devices are in the order of their processes, so that each process holds one block of every batch and the same example
     meets the same noise however many processes there are.
@@ -32,14 +32,15 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     shape = [sizes[axis] for axis in AXES]
     known = int(np.prod([s for s in shape if s != -1]))
     if shape.count(-1) == 1 and known > 0 and count % known == 0:
         shape[shape.index(-1)] = count // known
     if int(np.prod(shape)) != count or min(shape) < 1:
         raise UserError(f"mesh {dict(zip(AXES, shape, strict=True))} does not fit {count} devices; one size may be -1")
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     axes: tuple[str, ...] = AXES
     if shape[1] > WIDEST and shape[1] % WIDEST == 0:
         shape, axes = [shape[0], WIDEST, shape[1] // WIDEST], (*AXES, "fsdp_inner")

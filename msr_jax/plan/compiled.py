@@ -1,0 +1,105 @@
+"""What a compiler says of a program: its memory, its communication, its forms. Kept on disk, as compiling takes minutes."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from msr_jax.errors import UserError
+from msr_jax.plan.hlo import collectives, forms
+from msr_jax.plan.program import Program
+from msr_jax.plan.target import Target, tracing
+from msr_jax.runtime import write_whole
+
+# For simulated CPU devices the program's machine code need not be quick. Memory and communication stay the same.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+FORMAT = 1  # of what is kept; another one is compiled anew
+GIB = 2**30
+
+
+def cache_folder() -> Path:
+    """Where results are kept: `msr_jax/plans` in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msr_jax" / "plans"
+
+
+def compile_program(program: Program, target: Target) -> dict[str, Any]:
+    """Compile a program for a target, or take the result from disk where the same program was compiled by the same compiler.
+
+    Returns:
+      {"compiler", "key": of program and compiler, "seconds", "refused": "" or the compiler's own words, and where it was not
+      refused "arguments", "outputs", "aliased", "work_space", "code" in bytes per device, "cost": {"flops", "bytes"} or None,
+      "collectives": a list, "forms"}. A program that the compiler refuses for want of memory has "needs" and "has", in bytes.
+    """
+    with tracing(target), jax.set_mesh(program.mesh):
+        lowered = program.traced.lower()
+    key = _key(lowered.as_text(), target)
+    path = cache_folder() / f"{key}.json"
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    except (OSError, ValueError):
+        pass
+    start = time.perf_counter()
+    facts: dict[str, Any] = {"compiler": target.compiler, "key": key, "refused": ""}
+    try:
+        with jax.set_mesh(program.mesh):
+            compiled = lowered.compile(compiler_options=QUICK if target.platform == "cpu" else None)
+    except jax.errors.JaxRuntimeError as error:
+        facts.update(_refusal(str(error)))
+    else:
+        facts.update(_facts(compiled, program.mesh.size))
+    facts["seconds"] = time.perf_counter() - start
+    try:
+        write_whole(path, json.dumps(facts) + "\n")
+    except UserError:  # a full or read-only disk: the plan is made all the same
+        pass
+    return facts
+
+
+def _key(text: str, target: Target) -> str:
+    of = [str(FORMAT), target.kind, target.name.partition(":")[2], target.compiler, jax.__version__, text]
+    return hashlib.sha256("\n".join(of).encode()).hexdigest()[:32]
+
+
+def _facts(compiled: Any, devices: int) -> dict[str, Any]:
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    cost = _cost(compiled)
+    return {
+        "arguments": int(memory.argument_size_in_bytes),
+        "outputs": int(memory.output_size_in_bytes),
+        "aliased": int(memory.alias_size_in_bytes),
+        "work_space": int(memory.temp_size_in_bytes),
+        "code": int(memory.generated_code_size_in_bytes),
+        "cost": cost,
+        "collectives": [c._asdict() | {"sent_bytes": c.sent_bytes} for c in collectives(text, devices)],
+        "forms": forms(text),
+    }
+
+
+def _cost(compiled: Any) -> dict[str, float] | None:
+    """The compiler's own count, where it makes one. (Not its seconds: what it cannot judge counts -1 there.)"""
+    try:
+        cost = compiled.cost_analysis()
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+    if not cost or cost.get("flops", -1) <= 0 or cost.get("bytes accessed", -1) <= 0:
+        return None
+    return {"flops": float(cost["flops"]), "bytes": float(cost["bytes accessed"])}
+
+
+def _refusal(message: str) -> dict[str, Any]:
+    first = next((line for line in message.splitlines() if line.strip()), "no reason given")
+    found: dict[str, Any] = {"refused": first[:400]}
+    sizes = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", message) or re.search(
+        r"([\d.]+)([KMG])i?B? exceeds available HBM \(([\d.]+)([KMG])", message
+    )
+    if sizes:
+        unit = {"K": 2**10, "M": 2**20, "G": GIB}
+        found["needs"] = round(float(sizes[1]) * unit[sizes[2]])
+        found["has"] = round(float(sizes[3]) * unit[sizes[4]])
+    return found
