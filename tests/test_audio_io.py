@@ -1,5 +1,6 @@
 """Audio files: what is read and written, and what is refused in one sentence."""
 
+import os
 import resource
 
 import numpy as np
@@ -31,20 +32,6 @@ def test_mp3_is_read(tmp_path):
     audio, rate = read_audio(tmp_path / "a.mp3")
     assert rate == RATE and audio.shape == (2 * RATE, 2)
     assert np.abs(audio).max() == pytest.approx(0.5, abs=0.05)
-
-
-@pytest.mark.filterwarnings("error")  # what goes wrong in the thread that feeds libsndfile is a warning to pytest
-@pytest.mark.parametrize("tag", [b"", b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256)])
-def test_an_mp3_that_does_not_tell_its_length_is_read_to_the_end(tmp_path, tag):
-    # Loud noise, then nearly silence: from the bit rate of the first frames alone it seems half as long as it is.
-    audio = np.random.default_rng(0).standard_normal((10 * RATE, 1)) * 0.2
-    audio[2 * RATE :] *= 1e-3
-    soundfile.write(tmp_path / "a.mp3", audio, RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.2)
-    data = (tmp_path / "a.mp3").read_bytes()
-    assert b"Xing" in data[:200]
-    (tmp_path / "b.mp3").write_bytes(tag + data[data.index(data[:2], 4) :])  # without the frame that tells
-    assert audio_info(tmp_path / "b.mp3").frames is None
-    assert 10 * RATE <= len(read_audio(tmp_path / "b.mp3")[0]) < 10.3 * RATE
 
 
 def test_a_flac_that_does_not_tell_its_length_is_read_to_the_end(tmp_path):
@@ -102,15 +89,6 @@ def test_an_mp3_cut_short_is_refused(tmp_path):
         read_audio(tmp_path / "a.mp3")
 
 
-def test_a_wav_from_a_pipe_whose_header_leaves_the_length_open_is_read(tmp_path):
-    soundfile.write(tmp_path / "a.wav", tone(), RATE, subtype="PCM_16")
-    data = bytearray((tmp_path / "a.wav").read_bytes())
-    for size in (b"\xff\xff\xff\xff", b"\x00\xf0\xff\x7f"):  # as ffmpeg and sox write it
-        data[4:8] = data[40:44] = size
-        (tmp_path / "a.wav").write_bytes(data)
-        assert read_audio(tmp_path / "a.wav")[0].shape == (RATE, 2)
-
-
 def test_unreadable_files_are_named_with_a_reason(tmp_path):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("these are words, not samples\n" * 40)
@@ -134,6 +112,10 @@ def test_unreadable_files_are_named_with_a_reason(tmp_path):
         assert name in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="is a folder"):
         read_audio(tmp_path)
+    os.mkfifo(tmp_path / "pipe.wav")
+    for pipe in (tmp_path / "pipe.wav", "/dev/null"):
+        with pytest.raises(UserError, match="is a pipe or a device"):
+            read_audio(pipe)
 
 
 def test_a_place_that_cannot_be_written_is_named_and_left_clean(tmp_path):
@@ -145,8 +127,8 @@ def test_a_place_that_cannot_be_written_is_named_and_left_clean(tmp_path):
     (tmp_path / "folder.wav").mkdir()
     with pytest.raises(UserError, match="it is a folder"):
         write_audio(tmp_path / "folder.wav", tone(), RATE)
-    with pytest.raises(UserError, match="cannot write"):
-        write_audio(tmp_path / "a.flac", np.zeros((10, 9), np.float32), RATE)  # FLAC ends at 8 channels
+    with pytest.raises(UserError, match="FLAC holds 8 channels at most, not 9; write WAV"):
+        write_audio(tmp_path / "a.flac", np.zeros((10, 9), np.float32), RATE)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.wav"]
 
 
@@ -173,6 +155,15 @@ def test_integer_formats_count_what_they_clip(tmp_path):
     assert (flac.clipped, wav.clipped) == (2, 0)
     np.testing.assert_array_equal(read_audio(tmp_path / "a.wav")[0], loud)
     np.testing.assert_allclose(read_audio(tmp_path / "a.flac")[0], np.clip(loud, -1, 1), atol=2**-22)
+
+
+@pytest.mark.parametrize("frames", [None, 2**30])
+def test_a_wav_file_names_its_speakers_and_not_the_time(tmp_path, frames):
+    with AudioWriter(tmp_path / "a.wav", RATE, 6, frames=frames, mask=0x60F) as writer:
+        writer.write(tone(channels=6))
+    assert audio_info(tmp_path / "a.wav").mask == 0x60F
+    assert b"PEAK" not in (tmp_path / "a.wav").read_bytes()
+    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav")[0], tone(channels=6))
 
 
 def test_wav_files_beyond_four_gigabytes_are_rf64(tmp_path):

@@ -1,123 +1,137 @@
 """Reading, writing and resampling of audio files; everything that libsndfile knows, mp3 among it."""
 
 import os
-import re
-import shutil
-import threading
+import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
+from msr_jax.audio.headers import Spliced, find_samples
+from msr_jax.audio.mpeg import find_frames
 from msr_jax.errors import UserError
 from msr_jax.runtime import clear, passing
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 MPEG_FRAME = 1152  # samples that one frame of an mp3 holds at the most
+FLAC_CHANNELS = 8
 WAV_BYTES = 2**32 - 2**16  # a WAV file counts its bytes in 32 bits
 WIDTH = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "DOUBLE": 8}  # bytes of a sample; 4 for the others
-# Its notes on a file's header: the only place where libsndfile says that the file is shorter than the header promises.
-PROMISES = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.M)
-OPEN_ENDED = (0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)  # what programs write for a length they did not know yet
 
 
 class AudioInfo(NamedTuple):
-    """What the header of an audio file says; `frames` is samples per channel, None where the header does not tell."""
+    """What the header of an audio file says.
+
+    `frames` is samples per channel, None where the header does not tell; `mask` has a bit for each speaker, by the order of
+    WAVEFORMATEXTENSIBLE, 0 where none are named.
+    """
 
     frames: int | None
     channels: int
     sample_rate: int
     subtype: str
+    mask: int = 0
+
+
+def _readable(path: str | Path) -> Path:
+    """The path of a file that can be opened and holds something; UserError where it is none."""
+    path = Path(path)
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{path} is a folder; name an audio file")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is a pipe or a device, in which one cannot go back; save the audio as a file first")
+    if status.st_size == 0:
+        raise UserError(f"{path} is an empty file")
+    return path
 
 
 def audio_info(path: str | Path) -> AudioInfo:
     """Header of an audio file.
 
     Raises:
-      UserError: missing, a folder, empty, not audio, or plainly shorter on disk than its header says.
+      UserError: missing, a folder, a pipe, empty, not audio, or plainly shorter on disk than its header says.
     """
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; name an audio file")
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is an empty file")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} does not exist") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    try:
-        with soundfile.SoundFile(path) as file:
-            info = AudioInfo(frames := file.frames, file.channels, file.samplerate, file.subtype)
-            is_ogg, notes = file.format == "OGG", file.extra_info
-    except (RuntimeError, TypeError) as error:  # TypeError: a name that ends in .raw
-        raise UserError(f"{path} cannot be read as audio ({_reason(error)})") from error
-    if info.frames == 0:
-        raise UserError(f"{path} holds no audio samples")
-    for promised, found in PROMISES.findall(notes):
-        if int(promised) > int(found) and int(promised) not in OPEN_ENDED:
-            raise UserError(f"{path} is cut off: its header promises {promised} bytes, the file has {found}")
-    if is_ogg and _ogg_is_cut(path):
-        raise UserError(f"{path} is cut off: its last page is missing or incomplete")
-    is_streamed = frames > 2**60 or (_is_mpeg(info) and not _mp3_start(path)[1])
-    return info._replace(frames=None) if is_streamed else info
+    path = _readable(path)
+    with _opened(path) as (_, info):
+        return info
 
 
 def _reason(error: Exception) -> str:
-    return str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error).rstrip(".")
+    reason = str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error).rstrip(".")
+    return (
+        "Format not recognised" if "possibly a pipe" in reason else reason
+    )  # libsndfile's words for an mp3 that is none
 
 
-def _is_mpeg(info: AudioInfo) -> bool:
-    return info.subtype.startswith("MPEG")
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, AudioInfo]]:
+    """A file open for reading, in such a way that libsndfile reads all of it."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+            source = _source(path, file)
+            opened = stack.enter_context(soundfile.SoundFile(source.file))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        except (RuntimeError, TypeError) as error:
+            raise UserError(f"{path} cannot be read as audio ({_reason(error)})") from error
+        if opened.frames == 0:
+            raise UserError(f"{path} holds no audio samples")
+        if opened.format == "OGG" and _ogg_is_cut(file):
+            raise UserError(f"{path} is cut off: its last page is missing or incomplete")
+        frames = source.frames or (opened.frames if opened.frames < 2**60 else None)
+        if frames != opened.frames:
+            opened.seekable = lambda: False  # else soundfile seeks after every block, beyond the end too, and fails
+        yield opened, AudioInfo(frames, opened.channels, opened.samplerate, opened.subtype, source.mask)
 
 
-def _ogg_is_cut(path: Path) -> bool:
+class _Source(NamedTuple):
+    """What libsndfile is to open for a file, its speakers, and its true length where libsndfile would not know it."""
+
+    file: Any
+    mask: int
+    frames: int | None = None
+
+
+def _source(path: Path, file: BinaryIO) -> _Source:
+    try:
+        samples = find_samples(file)
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if samples and samples.is_cut:
+        held = samples.stop - samples.start
+        raise UserError(f"{path} is cut off: its header promises {samples.promised} bytes, the file has {held}")
+    if samples and samples.head is not None:
+        return _Source(Spliced(file, samples.head, samples.start, samples.stop), samples.mask)
+    mpeg = None if samples else find_frames(file, path.suffix)
+    if mpeg:
+        # Where nothing tells the number of frames, libsndfile estimates it from the first bit rate and would end there:
+        # a file that is longer by what rates can differ is read to its true end, which is known.
+        zeros = 0 if mpeg.frames is None else 64 * (mpeg.stop - mpeg.start)
+        return _Source(Spliced(file, b"", mpeg.start, mpeg.stop, zeros), 0, mpeg.frames)
+    name = os.fsencode(path) if os.name == "posix" else path  # else a name that is not UTF-8 cannot be opened
+    return _Source(name, samples.mask if samples else 0)
+
+
+def _ogg_is_cut(file: BinaryIO) -> bool:
     """Whether the last page of an Ogg file is not the end of its stream; libsndfile takes the last whole page for it."""
-    with open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 2**17))  # a page has at most 65,307 bytes
-        tail = file.read()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 2**17))  # a page has at most 65,307 bytes
+    tail = file.read()
     page = tail[tail.rfind(b"OggS") :]
     if len(page) < 27 or not page[5] & 4:
         return True
     return 27 + page[26] + sum(page[27 : 27 + page[26]]) > len(page)
-
-
-def _mp3_start(path: Path) -> tuple[int, bool]:
-    """Bytes of tags before the sound of an mp3, and whether its first frame says how many frames there are."""
-    with open(path, "rb") as file:
-        tag = file.read(10)
-        start = 0
-        if tag[:3] == b"ID3" and len(tag) == 10:
-            start = 10 + sum((byte & 127) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True))
-        file.seek(start)
-        head = file.read(4096)
-    at = max(head.find(b"Xing"), head.find(b"Info"))
-    return start, at >= 0 and len(head) > at + 7 and bool(head[at + 7] & 1)
-
-
-def _open(path: Path, info: AudioInfo) -> soundfile.SoundFile:
-    """Open for reading, so that a file of unknown length can be read to its true end."""
-    if info.frames is not None or not _is_mpeg(info):
-        file = soundfile.SoundFile(path)
-        if info.frames is None:
-            file.seekable = lambda: False  # else soundfile seeks after every block, beyond the end too, and fails
-        return file
-    # By name libsndfile would stop where it estimates the end to be; from a pipe it reads on. It cannot skip tags there.
-    start = _mp3_start(path)[0]
-    out, into = os.pipe()
-
-    def feed() -> None:
-        with suppress(BrokenPipeError), open(path, "rb") as source, open(into, "wb") as sink:
-            source.seek(start)
-            shutil.copyfileobj(source, sink)
-
-    threading.Thread(target=feed, daemon=True).start()
-    return soundfile.SoundFile(out, closefd=True)
 
 
 def read_blocks(path: str | Path, block: int) -> Iterator[np.ndarray]:
@@ -126,23 +140,24 @@ def read_blocks(path: str | Path, block: int) -> Iterator[np.ndarray]:
     Raises:
       UserError: as `audio_info`; and, while reading, for a file that ends early or holds NaN or infinite samples.
     """
-    path, info = Path(path), audio_info(path)
+    path = _readable(path)
     done = 0
-    try:
-        with _open(path, info) as file:
-            while len(data := file.read(block, dtype="float32", always_2d=True)):
+    with _opened(path) as (file, info):
+        try:
+            left = lambda: block if info.frames is None else min(block, info.frames - done)
+            while len(data := file.read(left(), dtype="float32", always_2d=True)):
                 if not np.isfinite(data).all():
                     at = done + int(np.argmin(np.isfinite(data).all(1)))
                     seconds = f"{at / info.sample_rate:.2f} s"
                     raise UserError(f"{path} holds a NaN or infinite sample at sample {at} ({seconds})")
                 done += len(data)
                 yield data
-    except RuntimeError as error:
-        raise UserError(f"{path} is damaged or cut off after sample {done} ({_reason(error)})") from error
+        except RuntimeError as error:
+            raise UserError(f"{path} is damaged or cut off after sample {done} ({_reason(error)})") from error
     if done == 0:
         raise UserError(f"{path} holds no audio samples")
     # The last frame of an mp3 may be left out without a word; other formats are exact.
-    if info.frames is not None and done < info.frames - (MPEG_FRAME if _is_mpeg(info) else 0):
+    if info.frames is not None and done < info.frames - (MPEG_FRAME if info.subtype.startswith("MPEG") else 0):
         raise UserError(f"{path} is cut off: its header promises {info.frames} samples, {done} could be read")
 
 
@@ -159,16 +174,23 @@ class AudioWriter:
     """Writes a file block by block beside its place; leaving the `with` gives it its name, an error discards it.
 
     Integer formats clip what lies beyond ±1; `clipped` counts such samples. WAV is 32-bit float unless a subtype says
-    otherwise (RF64, its form for large files, where `frames` say that 4 GB do not do), FLAC 24-bit.
+    otherwise (RF64, its form for large files, where `frames` say that 4 GB do not do), FLAC 24-bit. `mask` names the speakers of
+    more than two channels, as `AudioInfo.mask`. What is written depends on the arguments alone, not on the time.
 
     Raises:
       UserError: another suffix, the place cannot be written, or a WAV file of unknown length passes 4 GB.
     """
 
     def __init__(
-        self, path: str | Path, sample_rate: int, channels: int, subtype: str | None = None, frames: int | None = None
+        self,
+        path: str | Path,
+        sample_rate: int,
+        channels: int,
+        subtype: str | None = None,
+        frames: int | None = None,
+        mask: int = 0,
     ):
-        self.path = Path(path)
+        self.path, self.mask = Path(path), mask
         self.clipped = 0
         suffix = self.path.suffix.lower()
         if suffix not in FORMATS:
@@ -176,11 +198,17 @@ class AudioWriter:
         if self.path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder")
         kind = FORMATS[suffix]
+        if kind == "FLAC" and channels > FLAC_CHANNELS:
+            raise UserError(
+                f"cannot write {path}: FLAC holds {FLAC_CHANNELS} channels at most, not {channels}; write WAV"
+            )
         self.subtype = subtype or {"WAV": "FLOAT", "FLAC": "PCM_24"}[kind]
         # Samples per channel that fit.
         self.room = WAV_BYTES // (WIDTH.get(self.subtype, 4) * channels) if kind == "WAV" else None
         if self.room and frames and frames > self.room:
             kind, self.room = "RF64", None
+        elif kind == "WAV" and mask and channels > 2:
+            kind = "WAVEX"
         self.beside = passing(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,8 +230,12 @@ class AudioWriter:
 
     def close(self) -> None:
         """Everything onto the disk, still beside its place."""
+        if self.file.closed:
+            return
         try:
             self.file.close()
+            if self.path.suffix.lower() == ".wav":
+                _settle_header(self.beside, self.mask)
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot write {self.path}: {_reason(error)}; is the disk full?") from error
 
@@ -219,6 +251,20 @@ class AudioWriter:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         finally:
             clear(self.beside)
+
+
+def _settle_header(path: Path, mask: int) -> None:
+    """Make a WAV file's header free of the time of day (its PEAK chunk becomes padding), and name the speakers in it."""
+    with open(path, "r+b") as file:
+        head = file.read(4096)
+        peak, fmt = head.find(b"PEAK"), head.find(b"fmt ")
+        if 0 <= peak < head.find(b"data"):
+            size = int.from_bytes(head[peak + 4 : peak + 8], "little")
+            file.seek(peak)
+            file.write(b"PAD " + head[peak + 4 : peak + 8] + bytes(size))
+        if mask and head[fmt + 8 : fmt + 10] == b"\xfe\xff":  # WAVEFORMATEXTENSIBLE
+            file.seek(fmt + 28)
+            file.write(mask.to_bytes(4, "little"))
 
 
 def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str | None = None) -> None:
