@@ -19,6 +19,7 @@ COMMANDS = {
     "import": ("msr_jax.weights.import_cli", "read an official checkpoint into a model folder"),
     "export": ("msr_jax.weights.export_cli", "write a model folder as a PyTorch checkpoint"),
     "parity": ("msr_jax.parity.check", "check network fixtures against this implementation"),
+    "serve": ("msr_jax.serve.command", "a page and an HTTP API that separate songs"),
     "bench": ("msr_jax.bench.main", "measure speed and memory beside the peers"),
 }
 

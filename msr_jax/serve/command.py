@@ -1,0 +1,100 @@
+"""`msr serve`: a page on which a song is dropped and heard as stems, and the HTTP API underneath."""
+
+import argparse
+import importlib.util
+import ipaddress
+import secrets
+from pathlib import Path
+
+from msr_jax.errors import UserError
+
+NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="msr serve", description=__doc__)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; others than this machine's need a token"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="model to offer; repeatable (default: the bundled one)",
+    )
+    parser.add_argument("--max-minutes", type=float, default=20, help="longest song (default 20)")
+    parser.add_argument("--max-upload-mb", type=float, default=200, help="largest file (default 200)")
+    parser.add_argument("--max-queue", type=int, default=200, help="songs that may wait (default 200)")
+    parser.add_argument("--jobs", type=int, default=1, help="songs at a time (default 1)")
+    parser.add_argument(
+        "--keep-hours", type=float, default=1, help="files are removed so long after a job's end (default 1)"
+    )
+    parser.add_argument(
+        "--token", help="what visitors must bring; made up and printed where --host is not this machine's"
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="site whose pages may use the API; repeatable",
+    )
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where files are kept (default: a temporary folder)")
+    return parser
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    for name in ("max_minutes", "max_upload_mb", "max_queue", "jobs", "keep_hours"):
+        if not getattr(args, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
+    if not 0 <= args.port < 65536:
+        raise UserError(f"--port must lie between 0 and 65535, not {args.port}")
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise UserError(f"msr serve needs {', '.join(missing)}: pip install 'msr_jax[web]'")
+    token = args.token or (None if is_loopback(args.host) else secrets.token_urlsafe(16))
+    return _serve(args, token)
+
+
+def _serve(args: argparse.Namespace, token: str | None) -> int:
+    import socket
+
+    import uvicorn
+
+    from msr_jax.serve.api import make_app
+    from msr_jax.serve.decode import Limits
+    from msr_jax.serve.jobs import Desk
+    from msr_jax.serve.models import Models
+
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((args.host, args.port))
+    except OSError as error:
+        raise UserError(f"cannot listen on {args.host}:{args.port}: {error.strerror}") from error
+    models = Models(args.model)
+    desk = Desk(models, Limits(args.max_minutes), args.jobs, args.keep_hours, args.max_queue, args.folder)
+    app = make_app(desk, token, int(args.max_upload_mb * 1e6), tuple(args.allow_origin))
+    shown = f"[{args.host}]" if ":" in args.host else args.host
+    link = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
+    print(f"open {link}   (Ctrl-C ends it and removes its files)", flush=True)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+        h11_max_incomplete_event_size=1 << 16,
+    )
+    uvicorn.Server(config).run([listener])
+    return 0

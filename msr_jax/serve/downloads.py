@@ -1,0 +1,101 @@
+"""What a finished job gives away: a stem or a mix of stems as a file, and all stems as a ZIP."""
+
+import io
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from msr_jax.audio.io import AudioWriter
+from msr_jax.errors import UserError
+from msr_jax.serve.jobs import Job
+
+MEDIA = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg"}
+BLOCK = 1 << 18  # samples that are encoded at a time
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
+
+
+def encoded(job: Job, gains: Mapping[str, float], suffix: str, name: str) -> Path:
+    """The file of a sum of tracks, made once and kept in the job's folder.
+
+    Args:
+      gains: track ("song" is the song itself): factor.
+      suffix: wav (32-bit float), flac (24 bits), mp3 (48 kHz and two channels at the most).
+      name: of the file, one of ours.
+
+    Raises:
+      UserError: the format cannot hold this rate or so many channels.
+    """
+    path = job.folder / f"{name}.{suffix}"
+    with job.lock:
+        if not path.exists():
+            audio = job.source.audio
+            assert audio is not None
+            if suffix == "mp3":
+                _write_mp3(path, job, gains, audio.sample_rate, audio.channels)
+            else:
+                with AudioWriter(path, audio.sample_rate, audio.channels, frames=audio.frames) as writer:
+                    for block in _mixed(job, gains):
+                        writer.write(block)
+    return path
+
+
+def _mixed(job: Job, gains: Mapping[str, float]) -> Iterator[np.ndarray]:
+    for start in range(0, job.frames, BLOCK):
+        parts = (np.float32(gain) * job.read(track, start, BLOCK) for track, gain in gains.items())
+        yield np.sum(list(parts), 0, dtype=np.float32)
+
+
+def _write_mp3(path: Path, job: Job, gains: Mapping[str, float], rate: int, channels: int) -> None:
+    if channels > 2 or rate not in MP3_RATES:
+        raise UserError(f"mp3 holds no {channels} channels at {rate} Hz; take wav or flac")
+    beside = path.with_suffix(".part")
+    with soundfile.SoundFile(beside, "w", rate, channels, "MPEG_LAYER_III", format="MP3") as file:
+        for block in _mixed(job, gains):
+            file.write(np.clip(block, -1, 1))
+    beside.replace(path)
+
+
+def piece(audio: np.ndarray, sample_rate: int) -> bytes:
+    """(samples, channels) float32 as a WAV file of 32-bit float, in memory: what the player fetches."""
+    samples, channels = audio.shape
+    data = np.ascontiguousarray(audio, "<f4").tobytes()
+    width = 4 * channels
+    head = struct.pack("<HHIIHH", 3, channels, sample_rate, sample_rate * width, width, 32)
+    chunks = b"fmt " + struct.pack("<I", 16) + head + b"fact" + struct.pack("<II", 4, samples)
+    chunks += b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+class _Sink(io.RawIOBase):
+    """Collects what a ZIP writer writes, to be taken away piece by piece."""
+
+    def __init__(self) -> None:
+        self.held = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self.held += data
+        return len(data)
+
+    def take(self) -> bytes:
+        taken, self.held = bytes(self.held), bytearray()
+        return taken
+
+
+def zipped(job: Job, suffix: str) -> Iterator[bytes]:
+    """A ZIP of all stems, piece by piece; nothing of it is held but the piece."""
+    sink = _Sink()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
+        for k, stem in enumerate(job.stems):
+            path = encoded(job, {stem: 1.0}, suffix, f"{k}")
+            with open(path, "rb") as source, archive.open(f"{stem}.{suffix}", "w", force_zip64=True) as target:
+                while data := source.read(1 << 20):
+                    target.write(data)
+                    yield sink.take()
+    yield sink.take()

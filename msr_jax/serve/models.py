@@ -1,0 +1,67 @@
+"""The models that a server offers, loaded when they are first used and kept."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from msr_jax.errors import UserError
+from msr_jax.methods.stages import REFINEMENTS, network_of
+from msr_jax.separate.engine import Separator, load
+from msr_jax.weights.model_folder import BUNDLED, load_model
+
+DIAL = (1, 2, 4)  # refinement steps that are offered
+BUNDLED_NAME = "bundled"
+
+
+class Models:
+    """Names of model folders; `msr_jax.load` opens them."""
+
+    def __init__(self, folders: list[str]):
+        """Loads every model once.
+
+        Raises:
+          UserError: a folder is no model, or two have one name.
+        """
+        self.offers: dict[str, dict[str, Any]] = {}
+        self._folders: dict[str, str] = {}
+        self._separators: dict[tuple[str, str, int | None], Separator] = {}
+        self._lock = threading.Lock()
+        for folder in folders or [str(BUNDLED)]:
+            name = BUNDLED_NAME if folder == str(BUNDLED) else _name(folder)
+            if name in self.offers:
+                raise UserError(f"two models are named {name}; rename the folder of one")
+            model = load_model(folder)
+            held = [r for r in REFINEMENTS if network_of(model.config, r) in model.weights]
+            self._folders[name] = folder
+            self.offers[name] = {
+                "name": name,
+                "stems": list(model.config["stems"]),
+                "sample_rate": model.config["sample_rate"],
+                "channels": model.config["channels"],
+                "refinements": held,
+                "steps": list(DIAL) if {"consistency", "diffusion"} & set(held) else [],
+            }
+
+    def stems(self, name: str, refine: str, steps: int | None) -> list[str]:
+        """Stems of a model; UserError where there is no such model or it cannot refine so."""
+        if name not in self.offers:
+            raise UserError(f"there is no model '{name}' here; there are {', '.join(self.offers)}")
+        offer = self.offers[name]
+        if refine not in offer["refinements"]:
+            raise UserError(f"the model {name} cannot refine by '{refine}', only by {', '.join(offer['refinements'])}")
+        if steps is not None and (refine not in ("consistency", "diffusion") or steps not in DIAL):
+            raise UserError(f"steps must be one of {', '.join(map(str, DIAL))}, with refine consistency or diffusion")
+        return offer["stems"]
+
+    def separator(self, name: str, refine: str, steps: int | None) -> Separator:
+        """The separator for these settings, made once."""
+        key = (name, refine, steps)
+        with self._lock:
+            if key not in self._separators:
+                self._separators[key] = load(self._folders[name], refine, steps)
+            return self._separators[key]
+
+
+def _name(folder: str) -> str:
+    path = Path(folder).resolve()
+    return path.parent.name if path.name == "model" else path.name

@@ -1,0 +1,258 @@
+"""`msr serve`: what is uploaded comes back as stems; what must not be taken is refused, and nothing is left over."""
+
+import io
+import threading
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip("fastapi")
+from fastapi.testclient import TestClient
+
+from msr_jax.serve import guard
+from msr_jax.serve.api import make_app
+from msr_jax.serve.decode import Limits
+from msr_jax.serve.jobs import Desk
+from msr_jax.serve.models import Models
+from msr_jax.serve.overview import BANDS, COLUMN, COLUMN_BYTES, Overview
+from tests.conftest import TINY_RATE
+
+RATE = 2 * TINY_RATE
+LIMITS = Limits(minutes=0.1)
+
+
+def song_file(seconds=2.0, channels=2, rate=RATE, seed=0, kind="WAV"):
+    audio = 0.1 * np.random.default_rng(seed).standard_normal((int(seconds * rate), channels))
+    file = io.BytesIO()
+    soundfile.write(file, audio, rate, format=kind, subtype="PCM_16")
+    return file.getvalue()
+
+
+def read(body):
+    return soundfile.read(io.BytesIO(body), dtype="float32", always_2d=True)[0]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model):
+    return Models([str(tiny_model)])
+
+
+def client_of(models, folder, keep_hours=1.0, most=50, **options):
+    desk = Desk(models, LIMITS, 1, keep_hours, most, folder)
+    app = make_app(desk, **{"token": None, "max_bytes": 1_000_000, **options})
+    return TestClient(app, base_url="http://localhost:8000"), desk
+
+
+@pytest.fixture
+def client(models, tmp_path):
+    client, _ = client_of(models, tmp_path / "server")
+    with client:
+        yield client
+
+
+def create(client, body=None, **fields):
+    return client.post("/api/jobs", files={"file": ("song.wav", body or song_file())}, data=fields)
+
+
+def wait(client, identity):
+    for _ in range(600):
+        job = client.get(f"/api/jobs/{identity}").json()
+        if job["state"] in ("done", "failed"):
+            return job
+        time.sleep(0.1)
+    raise AssertionError(job)
+
+
+def test_a_song_comes_back_as_stems_that_add_up_to_it(client):
+    body = song_file()
+    answer = create(client, body)
+    assert answer.status_code == 202 and answer.headers["location"] == f"/api/jobs/{answer.json()['id']}"
+    job = wait(client, answer.json()["id"])
+    assert job["state"] == "done" and job["frames_done"] == job["frames"] == 2 * RATE
+    assert job["stems"] == ["bass", "drums", "guitar", "piano", "rest"]
+    base = f"/api/jobs/{job['id']}"
+    archive = zipfile.ZipFile(io.BytesIO(client.get(f"{base}/stems.zip").content))
+    assert archive.testzip() is None
+    stems = {name.removesuffix(".wav"): read(archive.read(name)) for name in archive.namelist()}
+    assert list(stems) == job["stems"]
+    np.testing.assert_allclose(sum(stems.values()), read(body), atol=1e-6)
+    np.testing.assert_array_equal(read(client.get(f"{base}/drums.wav").content), stems["drums"])
+    np.testing.assert_allclose(read(client.get(f"{base}/drums.flac").content), np.clip(stems["drums"], -1, 1), atol=2**-22)
+    assert client.get(f"{base}/drums.mp3").headers["content-type"] == "audio/mpeg"
+    mix = read(client.get(f"{base}/mixdown.wav", params={"gains": "drums:0.5,bass:1"}).content)
+    np.testing.assert_allclose(mix, 0.5 * stems["drums"] + stems["bass"], atol=1e-6)
+    piece = read(client.get(f"{base}/bass.wav", params={"start": 1000, "frames": 77}).content)
+    np.testing.assert_array_equal(piece, stems["bass"][1000:1077])
+    view = client.get(f"{base}/song.view")
+    assert len(view.content) == -(-job["frames"] // COLUMN) * COLUMN_BYTES
+    assert view.headers["x-column-bands"] == str(BANDS)
+
+
+def test_another_setting_takes_the_same_song_again(client):
+    first = wait(client, create(client).json()["id"])
+    answer = client.post("/api/jobs", files={"source": (None, first["id"]), "refine": (None, "consistency"), "steps": (None, "2")})
+    second = wait(client, answer.json()["id"])
+    assert second["state"] == "done" and (second["refine"], second["steps"]) == ("consistency", 2)
+    assert client.delete(f"/api/jobs/{first['id']}").status_code == 204
+    assert client.get(f"/api/jobs/{second['id']}/song.wav").status_code == 200
+
+
+def test_events_end_with_the_job(client):
+    identity = create(client).json()["id"]
+    with client.stream("GET", f"/api/jobs/{identity}", headers={"accept": "text/event-stream"}) as events:
+        lines = [line for line in events.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines) and '"state": "done"' in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("send", "status", "says"),
+    [
+        (lambda c: c.post("/api/jobs", json={"url": "http://localhost/song.wav"}), 415, "no addresses"),
+        (lambda c: c.post("/api/jobs", files={"source": (None, "../../etc")}), 404, "no such job"),
+        (lambda c: c.post("/api/jobs", files={"model": (None, "x")}), 422, "one of 'file'"),
+        (lambda c: create(c, model="../bundled"), 422, "no model '../bundled'"),
+        (lambda c: create(c, refine="loudly"), 422, "cannot refine by 'loudly'"),
+        (lambda c: create(c, refine="consistency", steps="3"), 422, "steps must be one of 1, 2, 4"),
+        (lambda c: create(c, refine="consistency", steps="-1"), 422, "whole number"),
+        (lambda c: create(c, bytes(1_100_000)), 413, "larger than the 1 MB"),
+        (lambda c: c.get("/api/jobs/unknown"), 404, "no such job"),
+        (lambda c: c.get("/api/jobs/%2e%2e/drums.wav"), 404, ""),
+        (lambda c: c.post("/api/jobs", headers={"origin": "http://elsewhere.example"}), 403, "other sites"),
+        (lambda c: c.get("/api/models", headers={"host": "elsewhere.example"}), 421, "localhost alone"),
+        (
+            lambda c: c.post("/api/jobs", content=b"--x\r\nbroken", headers={"content-type": "multipart/form-data; boundary=x"}),
+            (400, 422),
+            "",
+        ),
+        (lambda c: c.post("/api/jobs", content=b"x", headers={"content-type": "multipart/form-data"}), 400, ""),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_taken_is_refused_with_the_reason(client, send, status, says):
+    answer = send(client)
+    assert answer.status_code in (status if isinstance(status, tuple) else (status,)), answer.text
+    assert says in answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"no audio at all", "cannot be read as audio"),
+        (song_file(7.0), "longer than the 0.1 minutes"),
+        (song_file(0.1, channels=9), "9 channels; at most 8"),
+        (song_file(0.01, rate=384_000), "384000 samples a second"),
+    ],
+)
+def test_a_song_beyond_the_limits_fails_without_naming_a_place(client, tmp_path, body, says):
+    job = wait(client, create(client, body).json()["id"])
+    assert job["state"] == "failed" and says in job["error"] and str(tmp_path) not in job["error"]
+    assert client.get(f"/api/jobs/{job['id']}/drums.wav").status_code == 409
+
+
+def test_names_of_uploads_are_shown_but_are_no_paths(client, tmp_path):
+    answer = client.post("/api/jobs", files={"file": ("../../evil/..\\song.wav", song_file(0.5))})
+    job = wait(client, answer.json()["id"])
+    assert job["name"] == "song.wav"
+    assert {p.parts[len(tmp_path.parts)] for p in tmp_path.rglob("*")} == {"server"}
+    assert not list(tmp_path.rglob("*evil*")) and not list(tmp_path.rglob("song.wav"))
+    header = client.get(f"/api/jobs/{job['id']}/stems.zip").headers["content-disposition"]
+    assert header == 'attachment; filename="song (stems).zip"'
+
+
+def test_every_answer_carries_a_strict_policy(client):
+    for path in ("/", "/page/main.js", "/api/models", "/nowhere"):
+        headers = client.get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'none'")
+        assert "access-control-allow-origin" not in headers
+    assert "https://" not in client.get("/").text and "http://" not in client.get("/").text
+
+
+def test_with_a_token_only_its_holder_is_served(models, tmp_path):
+    client, _ = client_of(models, tmp_path, token="secret")
+    with client:
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/api/models").status_code == 401
+        assert client.get("/?token=wrong").status_code == 401
+        assert client.get("/api/models", headers={"authorization": "Bearer secret"}).status_code == 200
+        assert client.get("/?token=secret").status_code == 200  # follows the redirection, with the cookie
+        assert client.get("/api/models").status_code == 200
+
+
+def test_only_named_origins_may_use_the_api_from_a_page(models, tmp_path):
+    client, _ = client_of(models, tmp_path, origins=("https://friend.example",))
+    with client:
+        headers = client.get("/api/models", headers={"origin": "https://friend.example"}).headers
+        assert headers["access-control-allow-origin"] == "https://friend.example"
+        assert "access-control-allow-origin" not in client.get("/api/models", headers={"origin": "https://x.example"}).headers
+
+
+def test_a_full_queue_says_so_and_a_removed_job_leaves_nothing(models, tmp_path):
+    client, desk = client_of(models, tmp_path, most=2)
+    with client:
+        held = threading.Event()
+        desk.models = type("Waiting", (), {"offers": models.offers, "stems": models.stems, "separator": lambda *_: held.wait()})()
+        answers = [create(client, song_file(0.2, seed=k)) for k in range(4)]
+        while 202 in [a.status_code for a in answers] and len([a for a in answers if a.status_code == 202]) < 3:
+            answers.append(create(client, song_file(0.2)))
+        refused = create(client)
+        assert refused.status_code == 503 and refused.headers["retry-after"]
+        for answer in answers:
+            if answer.status_code == 202:
+                client.delete(f"/api/jobs/{answer.json()['id']}")
+        held.set()
+        time.sleep(0.3)
+        assert not [p for p in desk.folder.iterdir() if p.name != "lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_go_when_their_time_is_over_and_when_a_server_is_gone(models, tmp_path):
+    client, desk = client_of(models, tmp_path, keep_hours=0.2 / 3600)
+    stale = tmp_path / "run-of-a-killed-server"
+    stale.mkdir()
+    with client:
+        identity = create(client, song_file(0.2)).json()["id"]
+        for _ in range(100):
+            if client.get(f"/api/jobs/{identity}").status_code == 404:
+                break
+            time.sleep(0.1)
+        assert not [p for p in desk.folder.iterdir() if p.name != "lock"]
+        client_of(models, tmp_path)[1].close()
+        assert not stale.exists() and desk.folder.exists()
+
+
+def test_an_upload_that_stands_still_is_ended(monkeypatch, models, tmp_path):
+    import asyncio
+
+    monkeypatch.setattr(guard, "STALL", 0.05)
+    desk = Desk(models, LIMITS, 1, 1.0, 5, tmp_path)
+    app = make_app(desk, None, 1_000_000)
+    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x"), (b"content-length", b"100")]
+    scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/api/jobs", "raw_path": b"/api/jobs", "query_string": b"", "headers": headers, "scheme": "http", "server": ("localhost", 80), "client": ("127.0.0.1", 1), "root_path": ""}  # fmt: skip
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    desk.close()
+    assert sent[0]["status"] == 408
+
+
+def test_metrics_count_jobs(client):
+    wait(client, create(client).json()["id"])
+    text = client.get("/metrics").text
+    assert "msr_jobs_taken_total 1.0" in text and 'msr_jobs_kept{state="done"} 1.0' in text
+
+
+def test_columns_do_not_depend_on_how_a_song_comes():
+    audio = song_file(0.7)
+    samples = read(audio)
+    whole = Overview(RATE).add(samples, ends=True)
+    view = Overview(RATE)
+    parts = [view.add(samples[k : k + 999], ends=k + 999 >= len(samples)) for k in range(0, len(samples), 999)]
+    assert b"".join(parts) == whole
