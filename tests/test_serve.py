@@ -1,15 +1,15 @@
 """`msr serve`: what is uploaded comes back as stems; what must not be taken is refused, and nothing is left over."""
 
 import io
+import re
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-
-pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
 
 from msr_jax.serve import guard
@@ -80,7 +80,9 @@ def test_a_song_comes_back_as_stems_that_add_up_to_it(client):
     assert list(stems) == job["stems"]
     np.testing.assert_allclose(sum(stems.values()), read(body), atol=1e-6)
     np.testing.assert_array_equal(read(client.get(f"{base}/drums.wav").content), stems["drums"])
-    np.testing.assert_allclose(read(client.get(f"{base}/drums.flac").content), np.clip(stems["drums"], -1, 1), atol=2**-22)
+    np.testing.assert_allclose(
+        read(client.get(f"{base}/drums.flac").content), np.clip(stems["drums"], -1, 1), atol=2**-22
+    )
     assert client.get(f"{base}/drums.mp3").headers["content-type"] == "audio/mpeg"
     mix = read(client.get(f"{base}/mixdown.wav", params={"gains": "drums:0.5,bass:1"}).content)
     np.testing.assert_allclose(mix, 0.5 * stems["drums"] + stems["bass"], atol=1e-6)
@@ -93,7 +95,9 @@ def test_a_song_comes_back_as_stems_that_add_up_to_it(client):
 
 def test_another_setting_takes_the_same_song_again(client):
     first = wait(client, create(client).json()["id"])
-    answer = client.post("/api/jobs", files={"source": (None, first["id"]), "refine": (None, "consistency"), "steps": (None, "2")})
+    answer = client.post(
+        "/api/jobs", files={"source": (None, first["id"]), "refine": (None, "consistency"), "steps": (None, "2")}
+    )
     second = wait(client, answer.json()["id"])
     assert second["state"] == "done" and (second["refine"], second["steps"]) == ("consistency", 2)
     assert client.delete(f"/api/jobs/{first['id']}").status_code == 204
@@ -185,14 +189,19 @@ def test_only_named_origins_may_use_the_api_from_a_page(models, tmp_path):
     with client:
         headers = client.get("/api/models", headers={"origin": "https://friend.example"}).headers
         assert headers["access-control-allow-origin"] == "https://friend.example"
-        assert "access-control-allow-origin" not in client.get("/api/models", headers={"origin": "https://x.example"}).headers
+        assert (
+            "access-control-allow-origin"
+            not in client.get("/api/models", headers={"origin": "https://x.example"}).headers
+        )
 
 
 def test_a_full_queue_says_so_and_a_removed_job_leaves_nothing(models, tmp_path):
     client, desk = client_of(models, tmp_path, most=2)
     with client:
         held = threading.Event()
-        desk.models = type("Waiting", (), {"offers": models.offers, "stems": models.stems, "separator": lambda *_: held.wait()})()
+        desk.models = type(
+            "Waiting", (), {"offers": models.offers, "stems": models.stems, "separator": lambda *_: held.wait()}
+        )()
         answers = [create(client, song_file(0.2, seed=k)) for k in range(4)]
         while 202 in [a.status_code for a in answers] and len([a for a in answers if a.status_code == 202]) < 3:
             answers.append(create(client, song_file(0.2)))
@@ -228,7 +237,11 @@ def test_an_upload_that_stands_still_is_ended(monkeypatch, models, tmp_path):
     monkeypatch.setattr(guard, "STALL", 0.05)
     desk = Desk(models, LIMITS, 1, 1.0, 5, tmp_path)
     app = make_app(desk, None, 1_000_000)
-    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x"), (b"content-length", b"100")]
+    headers = [
+        (b"host", b"localhost"),
+        (b"content-type", b"multipart/form-data; boundary=x"),
+        (b"content-length", b"100"),
+    ]
     scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/api/jobs", "raw_path": b"/api/jobs", "query_string": b"", "headers": headers, "scheme": "http", "server": ("localhost", 80), "client": ("127.0.0.1", 1), "root_path": ""}  # fmt: skip
     sent = []
 
@@ -241,6 +254,27 @@ def test_an_upload_that_stands_still_is_ended(monkeypatch, models, tmp_path):
     asyncio.run(app(scope, receive, send))
     desk.close()
     assert sent[0]["status"] == 408
+
+
+def test_the_client_of_the_readme_gets_its_stems(models, tmp_path, monkeypatch):
+    import uvicorn
+
+    readme = (Path(__file__).parents[1] / "msr_jax" / "serve" / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", readme, re.S)[1]
+    (tmp_path / "song.wav").write_bytes(song_file(0.5))
+    monkeypatch.chdir(tmp_path)
+    desk = Desk(models, LIMITS, 1, 1.0, 5, tmp_path / "server")
+    server = uvicorn.Server(uvicorn.Config(make_app(desk, None, 1_000_000), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    exec(code.replace("127.0.0.1:8000", f"127.0.0.1:{port}"), {})
+    server.should_exit = True
+    thread.join()
+    assert len(zipfile.ZipFile("stems.zip").namelist()) == 5
+    assert not list((tmp_path / "server").iterdir())
 
 
 def test_metrics_count_jobs(client):

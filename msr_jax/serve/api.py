@@ -184,7 +184,9 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
         job = finished(job_id)
         pieces = downloads.zipped(job, format)
         first = next(pieces)  # what the format cannot hold shows here, before the answer begins
-        return StreamingResponse(itertools.chain([first], pieces), headers=_attachment(job, "zip"), media_type="application/zip")
+        return StreamingResponse(
+            itertools.chain([first], pieces), headers=_attachment(job, "zip"), media_type="application/zip"
+        )
 
     @app.get("/api/jobs/{job_id}/mixdown.{suffix}", response_class=Response, responses=_problems(404, 409, 422))
     def mixdown(
