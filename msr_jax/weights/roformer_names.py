@@ -134,7 +134,8 @@ def unstack_tensors(net: MaskRoformer, params: Mapping[str, np.ndarray]) -> dict
 
 def published_network(sizes: Mapping[str, Any], network: str) -> MaskRoformer:
     """The module that a network of a model folder is, from the `model` section of its config."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items() if k != "name"}
+    own = {k: v for k, v in sizes.items() if k not in ("name", "lora_rank")}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}
     timed, conditioned = inputs_of(network)
     return NETWORKS[sizes["name"]](**fields, timed=timed, conditioned=conditioned)
 
