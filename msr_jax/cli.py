@@ -5,7 +5,14 @@ import os
 import sys
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import INTERRUPTED, handling_sigterm, keep_freed_memory, print_log, run_as_process
+from msr_jax.runtime import (
+    INTERRUPTED,
+    handling_sigterm,
+    keep_compiled_programs,
+    keep_freed_memory,
+    print_log,
+    run_as_process,
+)
 
 # name: (module with `main(argv) -> int | None`, one line for the overview). Imported on use: `msr --help` stays quick.
 COMMANDS = {
@@ -37,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         name = f"msr {sys.argv[1]}" if len(sys.argv) > 1 else "msr"
         print_log()
+        if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+            keep_compiled_programs()
         return run_as_process(name, lambda: _run(sys.argv[1:]))
     try:
         return _run(argv)

@@ -193,6 +193,44 @@ def print_log() -> None:
         log.propagate = False
 
 
+def home() -> Path:
+    """Where the package keeps what it can make again: `MSR_HOME`, or the user's cache folder."""
+    given = os.environ.get("MSR_HOME")
+    if given:
+        return Path(given)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("msr_jax")
+
+
+def keep_compiled_programs() -> None:
+    """Have JAX keep compiled programs for the next process; to be called before its import.
+
+    A folder for each processor and release of the compiler: a program of another one may use instructions that this one lacks.
+    Whoever sets `JAX_COMPILATION_CACHE_DIR` decides alone.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import hashlib
+    from importlib.metadata import version
+
+    processor = hashlib.sha256(_processor().encode()).hexdigest()[:8]
+    folder = home() / "compiled" / f"jaxlib-{version('jaxlib')}-{processor}"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def _processor() -> str:
+    """What tells one kind of processor from another: Linux lists its features."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        told = {line.partition(":")[0].strip(): line for line in lines}  # of one core
+        return "".join(told.get(name, "") for name in ("model name", "flags", "Features"))
+    import platform
+
+    return f"{platform.machine()} {platform.processor()}"
+
+
 def keep_freed_memory() -> None:
     """Let the C allocator keep freed memory for the next use; does nothing outside Linux with glibc.
 

@@ -99,7 +99,6 @@ def _train(args: argparse.Namespace, config: dict[str, Any]) -> int:
     from msr_jax.train.loop import train
 
     keep_freed_memory()
-    enable_compilation_cache()
     initialize(find_cluster(os.environ, args.coordinator, args.processes, args.process, args.distributed))
     step = int(train(config, args.workdir, profile_steps=args.profile).step)
     if step < config["train"]["steps"]:
@@ -107,11 +106,3 @@ def _train(args: argparse.Namespace, config: dict[str, Any]) -> int:
     if is_main():
         print(f"done: step {step}, model in {Path(args.workdir) / 'model'}")
     return 0
-
-
-def enable_compilation_cache() -> None:
-    """Keep compiled programs across runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "msr_jax" / "compiled"))
