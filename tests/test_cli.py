@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from msr_jax.audio.io import read_blocks
 from msr_jax.cli import COMMANDS, main
-from msr_jax.separate import command as separate_cli
+from msr_jax.separate import songs
 from tests.conftest import TINY_RATE
 
 RATE = TINY_RATE
@@ -24,8 +24,8 @@ def song(path, samples=5000, channels=1, rate=RATE, **options):
     return path
 
 
-def separate(songs, out, model, *options):
-    return main(["separate", *map(str, songs), "-o", str(out), "--model", str(model), *map(str, options)])
+def separate(paths, out, model, *options):
+    return main(["separate", *map(str, paths), "-o", str(out), "--model", str(model), *map(str, options)])
 
 
 def files(folder):
@@ -41,11 +41,11 @@ def test_the_overview_names_every_command_and_a_wrong_one_is_refused(capsys):
 
 
 def test_stems_have_the_song_s_rate_channels_and_length(tiny_model, tmp_path, capsys):
-    songs = [
+    paths = [
         song(tmp_path / "söng [1].flac", 9000, 2, 44_100),
         song(tmp_path / "b.mp3", 20_000, 1, 16_000, format="MP3"),
     ]
-    assert separate(songs, tmp_path / "out", tiny_model, "--refine", "consistency", "--steps", 2) == 0
+    assert separate(paths, tmp_path / "out", tiny_model, "--refine", "consistency", "--steps", 2) == 0
     printed = capsys.readouterr().out
     assert "söng [1].flac: 4 stems" in printed and "(refinement: consistency, T = 2)" in printed
     for name, expected in (("söng [1]", (9000, 2, 44_100, "FLOAT")), ("b", (20_000, 1, 16_000, "FLOAT"))):
@@ -84,12 +84,12 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(tiny_model, tmp_path, ca
     save_file({k: v for k, v in tensors.items() if k != name}, tmp_path / "poorer" / "deterministic.safetensors")
     save_file({**tensors, name: np.zeros(3, np.float32)}, tmp_path / "misshapen" / "deterministic.safetensors")
     before, out = files(tmp_path), tmp_path / "out"
-    for songs, folder, model, options, words in (
+    for names, folder, model, options, words in (
         (["none.wav"], out, tiny_model, (), "does not exist"),
         (["again"], out, tiny_model, (), "is a folder"),
         (["empty.wav"], out, tiny_model, (), "is an empty file"),
-        (["good.wav", "text.wav"], out, tiny_model, (), "text.wav cannot be read as audio"),
-        (["good.wav", "cut.wav"], out, tiny_model, (), "cut.wav is cut off"),
+        (["text.wav"], out, tiny_model, (), "text.wav cannot be read as audio"),
+        (["cut.wav"], out, tiny_model, (), "cut.wav is cut off"),
         (["cut.flac"], out, tiny_model, (), "cut.flac is damaged or cut off"),
         (["nan.wav"], out, tiny_model, (), "NaN"),
         (["good.wav", "again/good.wav"], out, tiny_model, (), "two songs are named good"),
@@ -104,10 +104,57 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(tiny_model, tmp_path, ca
         (["good.wav"], out, tiny_model, ("--refine", "none", "--steps", 2), "steps goes with"),
         (["good.wav"], out, tiny_model, ("--overlap", 0.9), "overlap must lie"),
     ):
-        code = separate([tmp_path / s for s in songs], folder, model, *options)
+        code = separate([tmp_path / name for name in names], folder, model, *options)
         message = capsys.readouterr().err
         assert code == 2 and words in message and message.count("\n") == 1, message
         assert files(tmp_path) == before and not out.exists()
+
+
+def test_bad_songs_do_not_end_a_batch_and_a_second_start_goes_on(tiny_model, tmp_path, capsys):
+    good, other = song(tmp_path / "good.wav"), song(tmp_path / "other.wav")
+    (tmp_path / "text.wav").write_text("no audio here")
+    data = song(tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(data[: len(data) // 2])
+    out, options = tmp_path / "out", ("--refine", "none")
+    batch = [good, tmp_path / "text.wav", tmp_path / "cut.flac", tmp_path / "none.wav", other]
+    assert separate(batch, out, tiny_model, *options) == 1
+    said = capsys.readouterr()
+    assert "good.wav: 4 stems" in said.out and "other.wav: 4 stems" in said.out
+    assert said.err.startswith("NOT separated: 3 of 5 songs\n") and said.err.count("\n") == 4
+    assert all(
+        word in said.err for word in ("text.wav cannot be read", "cut.flac is damaged", "none.wav does not exist")
+    )
+    assert files(out) == [f"{name}/{stem}.wav" for name in ("good", "other") for stem in STEMS]
+    (out / "other" / "piano.wav").unlink()
+    before = (out / "good" / "bass.wav").read_bytes()
+    # A song of the same name from another folder does not replace stems unasked.
+    (tmp_path / "again").mkdir()
+    again = song(tmp_path / "again" / "good.wav", samples=3000)
+    assert separate([again, other], out, tiny_model, *options) == 0
+    said = capsys.readouterr().out
+    assert f"good.wav: kept bass, drums, guitar, piano in {out / 'good'}; --overwrite replaces them" in said
+    assert "other.wav: kept bass, drums, guitar in" in said and "other.wav: 1 stems in" in said
+    assert (out / "good" / "bass.wav").read_bytes() == before and len(files(out)) == 8
+    assert separate([again], out, tiny_model, "--overwrite", *options) == 0
+    assert soundfile.info(out / "good" / "bass.wav").frames == 3000
+
+
+def test_what_a_killed_run_left_is_cleared_by_the_next_into_that_folder(tiny_model, tmp_path):
+    path, out = song(tmp_path / "a.wav"), tmp_path / "out"
+    (out / "a").mkdir(parents=True)
+    (out / ".a.99999999.tmp").mkdir()
+    for left in (out / ".a.99999999.tmp" / "bass.wav", out / "a" / ".bass.wav.99999999.tmp"):
+        left.write_text("half")
+    assert separate([path], out, tiny_model, "--refine", "none") == 0
+    assert files(out) == [f"a/{stem}.wav" for stem in STEMS] and not (out / ".a.99999999.tmp").exists()
+
+
+def test_stems_and_residual_add_up_to_the_song(tiny_model, tmp_path):
+    path = song(tmp_path / "a.wav", 30_000, 2, 44_100, subtype="FLOAT")
+    options = ("--refine", "none", "--residual", "other")
+    assert separate([path], tmp_path / "out", tiny_model, *options) == 0
+    stems = [soundfile.read(tmp_path / "out" / "a" / f"{stem}.wav")[0] for stem in (*STEMS, "other")]
+    np.testing.assert_allclose(sum(stems), soundfile.read(path)[0], atol=1e-5)
 
 
 def test_a_song_never_becomes_its_own_stem(tiny_model, tmp_path, capsys):
@@ -128,11 +175,12 @@ def test_an_interrupted_run_leaves_what_was_there_before(tiny_model, tmp_path, m
 
     def one_block_and_ctrl_c(path, block):
         yield np.zeros((4000, 1), np.float32)
-        written.extend(p.name for p in (out / "a").iterdir())
+        written.extend(files(out))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(separate_cli, "read_blocks", one_block_and_ctrl_c)
-    assert separate([path], out, tiny_model, "--refine", "none") == 130
+    monkeypatch.setattr(songs, "read_blocks", one_block_and_ctrl_c)
+    options = ("--refine", "none", "--overwrite")
+    assert separate([path], out, tiny_model, *options) == 130
     assert len(written) == 4 + has_older_stems
     assert (
         (files(out) == ["a/bass.wav"] and (out / "a" / "bass.wav").read_text() == "older")
@@ -151,7 +199,7 @@ def test_sigterm_ends_a_separation_without_leaving_halves(tiny_model, tmp_path, 
             assert len(files(tmp_path / "out")) == 4
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(separate_cli, "read_blocks", kill_on_the_way)
+    monkeypatch.setattr(songs, "read_blocks", kill_on_the_way)
     with pytest.raises(SystemExit) as ended:
         separate([path], tmp_path / "out", tiny_model, "--refine", "none")
     assert ended.value.code == 128 + signal.SIGTERM and not (tmp_path / "out").exists()

@@ -9,7 +9,10 @@ import pytest
 
 import msr_jax
 from msr_jax.errors import UserError
-from msr_jax.separate.engine import cut_chunks, mixture_consistency, overlap_add
+from msr_jax.separate.chunks import cut_chunks, overlap_add
+from msr_jax.separate.engine import Separator
+from msr_jax.separate.mixture import Shares
+from msr_jax.weights.model_folder import load_model
 from tests.conftest import TINY_RATE, TINY_SEGMENT
 
 RATE = TINY_RATE
@@ -111,10 +114,10 @@ def test_the_result_does_not_depend_on_the_batch_and_the_seed_decides_the_noise(
 
 def test_one_compilation_serves_every_length_and_channel_count(separator):
     separator.separate(song(10), RATE)
-    before = separator._run._cache_size()
+    before = separator._program._cache_size()
     for samples, channels in ((1, 1), (TINY_SEGMENT + 1, 2), (5 * TINY_SEGMENT, 3)):
         separator.separate(song(samples, channels), RATE)
-    assert separator._run._cache_size() == before == 1
+    assert separator._program._cache_size() == before
 
 
 def test_channels_are_separated_each_on_its_own(separator):
@@ -155,22 +158,83 @@ def test_bad_arguments_are_refused(tiny_model, separator):
             separator.separate(audio, rate)
 
 
-def test_stems_add_up_to_the_mixture_on_request(tiny_model):
-    mixture = song(2 * TINY_SEGMENT, 2)
-    free, bound = (
-        msr_jax.load(tiny_model, "consistency", mixture_consistent=is_bound).separate(mixture, RATE)
-        for is_bound in (False, True)
+@pytest.mark.parametrize("rate", [RATE, 6000, 22_050])
+def test_stems_add_up_to_the_song_at_any_rate_on_request(tiny_model, rate):
+    mixture = song(2 * TINY_SEGMENT, 2) + 0.02
+    free, bound, rest = (
+        msr_jax.load(tiny_model, "none", **options).separate(mixture, rate)
+        for options in ({}, {"mixture_consistent": True}, {"residual": "other"})
     )
     assert np.abs(sum(free.values()) - mixture).max() > 0.01
-    np.testing.assert_allclose(sum(bound.values()), mixture, atol=1e-5)
+    for stems in (bound, rest):
+        assert np.abs(sum(stems.values()) - mixture).max() < 1e-5  # -80 dB of its level, by stems that are louder
+    assert list(rest) == [*STEMS, "other"]
+    assert all((rest[stem] == free[stem]).all() for stem in STEMS)
+
+
+def test_one_stem_cannot_add_up_but_has_a_residual(tiny_model):
+    model = load_model(tiny_model)
+    alone = model._replace(config={**model.config, "stems": ["bass"]})
+    with pytest.raises(UserError, match="gives the mixture itself as bass"):
+        Separator(alone, "none", mixture_consistent=True)
+    for options, words in (
+        ({"residual": "bass"}, "another name than the stems"),
+        ({"residual": "other", "mixture_consistent": True}, "add up to the song already"),
+    ):
+        with pytest.raises(UserError, match=words):
+            msr_jax.load(tiny_model, **options)
 
 
 def test_what_is_missing_goes_to_the_loud_stems():
-    stems = np.zeros((1, 3, 100, 1), np.float32)
-    stems[:, 0], stems[:, 1] = 2.0, 1.0
-    shared = mixture_consistency(stems, np.full((1, 100, 1), 8.0, np.float32))
-    np.testing.assert_allclose(shared[0, :, 0, 0], [2 + 5 * 0.8, 1 + 5 * 0.2, 0], rtol=1e-6)
-    assert np.isfinite(mixture_consistency(0 * stems, np.zeros((1, 100, 1), np.float32))).all()
+    stems = np.zeros((3, 1000, 1), np.float32)
+    stems[0], stems[1] = 2.0, 1.0
+    shares = Shares(RATE)
+    done = [
+        shares.add(stems[:, :700], np.full((700, 1), 8, np.float32)),
+        shares.add(stems[:, 700:], np.full((300, 1), 8, np.float32), is_last=True),
+    ]
+    assert done[0].shape[1] < 700
+    shared = np.concatenate(done, 1)
+    for stem, value in zip(shared, (2 + 5 * 0.8, 1 + 5 * 0.2, 0), strict=True):
+        np.testing.assert_allclose(stem, value, rtol=1e-6)
+    lost = Shares(RATE).add(0 * stems, np.ones((1000, 1), np.float32), is_last=True)
+    np.testing.assert_allclose(lost.sum(0), 1, rtol=1e-6)
+
+
+def test_an_offset_does_not_reach_the_network(separator, copier):
+    t = np.arange(3 * RATE) / RATE
+    tone = 0.3 * np.sin(2 * np.pi * 50 * t)
+    drifting = tone + 0.02 + 0.01 * np.sin(2 * np.pi * 0.2 * t)
+    for audio in (tone, tone + 0.02, drifting):
+        found = copier.separate(audio, RATE)["bass"]
+        assert abs(found.mean()) < 1e-4
+        np.testing.assert_allclose(found[RATE:-RATE], tone[RATE:-RATE], atol=1e-3)
+    blocks = [(tone + 0.02).astype(np.float32)[at : at + 777, None] for at in range(0, len(tone), 777)]
+    parts = np.concatenate([part["bass"] for part in copier.stream(blocks, RATE, 1)])
+    np.testing.assert_allclose(parts[:, 0], copier.separate(tone + 0.02, RATE)["bass"], atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [RATE, 22_050])
+def test_silence_stays_exactly_silent(tiny_model, rate):
+    noise = 0.1 * np.random.default_rng(0).standard_normal((4 * rate, 2)).astype(np.float32)
+    quiet = slice(rate, 2 * rate + 17)
+    noise[quiet] = 0
+    noise[-rate // 2 :] = 0
+    noise[3 * rate : 3 * rate + 5] = 0  # no silence
+    noise[2 * rate + 100, 0] = 0
+    for stems in (
+        msr_jax.load(tiny_model, "consistency", num_steps=1).separate(noise, rate),
+        msr_jax.load(tiny_model, "none", residual="other").separate(noise, rate),
+    ):
+        for audio in stems.values():
+            assert not audio[quiet].any() and not audio[-rate // 2 :].any()
+            assert audio[3 * rate : 3 * rate + 5].all() and audio[: rate - 1].any()
+    nothing = msr_jax.load(tiny_model, "consistency", num_steps=1).separate(np.zeros(rate), rate)
+    assert not any(audio.any() for audio in nothing.values())
+
+
+def test_without_overlap_joints_are_cross_faded_over_five_milliseconds(tiny_model):
+    assert msr_jax.load(tiny_model, overlap=0).overlap == RATE * 5 // 1000
 
 
 def test_bfloat16_is_close_to_float32(separator, tiny_model, bfloat16_units):

@@ -96,7 +96,7 @@ def separation_program(
                 jax.ShapeDtypeStruct((), np.uint32),
             )
         )
-        traced = jax.jit(batch_function(refiner, False)).trace(cast, *inputs)
+        traced = jax.jit(batch_function(refiner)).trace(cast, *inputs)
     sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(cast)]
     facts = {
         "program": "separate",

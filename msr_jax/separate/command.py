@@ -1,57 +1,32 @@
 """`msr separate`: songs in, a folder of stems for each out."""
 
 import argparse
-from contextlib import ExitStack, suppress
+import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from msr_jax.audio.io import AudioInfo, AudioWriter, audio_info, read_blocks
+from msr_jax.audio.io import audio_info
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS
+from msr_jax.separate.catalogue import check_stems, find_tasks
 from msr_jax.separate.demix import Demix
-from msr_jax.separate.engine import OVERLAP, Separator, load
+from msr_jax.separate.engine import OVERLAP, load
+from msr_jax.separate.songs import separate_file, stem_paths
 from msr_jax.weights.model_folder import BUNDLED
 
-BLOCK_SECONDS = 10
-
-
-def separate_file(
-    separator: Separator, song: Path, info: AudioInfo, folder: Path, suffix: str, progress=None
-) -> dict[Path, int]:
-    """Separate one file into `folder`/<stem>.<suffix>; all stems appear, or none.
-
-    Returns:
-      {path: number of samples that its format had to clip}.
-
-    Raises:
-      UserError: the song turns out damaged, or a stem cannot be written.
-    """
-    paths = {stem: folder / f"{stem}.{suffix}" for stem in separator.stems}
-    new_folders = [place for place in (folder, *folder.parents) if not place.exists()]  # innermost first
-    try:
-        with ExitStack() as stack:
-            writers = {
-                stem: stack.enter_context(AudioWriter(path, info.sample_rate, info.channels, frames=info.frames))
-                for stem, path in paths.items()
-            }
-            blocks = read_blocks(song, BLOCK_SECONDS * info.sample_rate)
-            for part in separator.stream(blocks, info.sample_rate, info.channels, info.frames, progress):
-                for stem, audio in part.items():
-                    writers[stem].write(audio)
-            for writer in writers.values():  # a disk that is full shows before the first stem gets its name
-                writer.close()
-    except BaseException:
-        for place in new_folders:
-            with suppress(OSError):  # never there, or another song's by now
-                place.rmdir()
-        raise
-    return {writer.path: writer.clipped for writer in writers.values()}
+FULL_DISK = 2**20  # bytes that are left on a disk where nothing can be written any more
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="msr separate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="msr separate",
+        description=__doc__,
+        epilog="Exit codes: 0 done, 1 some songs of several could not be separated, 2 bad options, or a single bad song, "
+        "130 interrupted. Started again, a batch goes on where it was.",
+    )
     parser.add_argument("songs", nargs="+", metavar="SONG", type=Path, help="audio files: wav, flac, ogg, mp3, …")
     parser.add_argument(
         "-o", "--out", required=True, metavar="DIR", type=Path, help="gets a folder of stems for each song"
@@ -75,13 +50,16 @@ def _parser() -> argparse.ArgumentParser:
         "--overlap",
         type=float,
         default=OVERLAP,
-        help=f"of neighbouring segments, 0 to 0.5 (default {OVERLAP:g}; less is faster)",
+        help=f"of neighbouring segments, 0 to 0.5 (default {OVERLAP:g}; less is faster); joints are cross-faded over 5 ms at least",
     )
-    parser.add_argument(
+    parser.add_argument("--overwrite", action="store_true", help="replace stems that are there; without, they are kept")
+    adding_up = parser.add_mutually_exclusive_group()
+    adding_up.add_argument(
         "--mixture-consistent",
         action="store_true",
-        help="have the stems add up to the mixture, each as loud as its share",
+        help="have the stems add up to the song, offset and all: what is missing goes to each by its level",
     )
+    adding_up.add_argument("--residual", metavar="NAME", help="one more stem of this name: the song less all others")
     reference = parser.add_argument_group(
         "reference chunking",
         "as the public training code cuts and joins songs, for comparable results; needs the whole song in memory",
@@ -98,27 +76,18 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.refine not in (None, *REFINEMENTS):
         raise UserError(f"--refine must be one of {', '.join(REFINEMENTS)}, not '{args.refine}'")
-    infos = {song: audio_info(song) for song in args.songs}
-    names = [song.stem for song in infos]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(
-            f"two songs are named {twice[0]} and would share a folder; separate them into different folders"
-        )
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file; -o must name a folder")
+    tasks = find_tasks(args.songs, args.out)
+    if len(tasks) == 1:
+        audio_info(tasks[0].song)  # before a model is loaded
     settings = Demix(args.num_overlap, args.chunk_batch, args.bigshifts, args.tta)
     if not args.demix and settings != Demix():
         raise UserError("--num-overlap, --chunk-batch, --bigshifts and --tta go with --demix")
     options = {"overlap": args.overlap, "dtype": args.dtype, "reference": settings if args.demix else None}
-    options["mixture_consistent"] = args.mixture_consistent
+    options |= {"mixture_consistent": args.mixture_consistent, "residual": args.residual}
     separator = load(args.model, args.refine, args.steps, args.seed, **options)
-    sources = {song.resolve() for song in infos}
-    for song in infos:
-        for stem in separator.stems:
-            path = args.out / song.stem / f"{stem}.{args.format}"
-            if path.resolve() in sources:
-                raise UserError(f"the stem {path} would replace a song that is to be separated; name another folder")
+    check_stems(tasks, separator.stems, args.format)
     steps = f", T = {args.steps}" if args.steps else ""
     console = Console()
     columns = (
@@ -127,19 +96,33 @@ def main(argv: list[str]) -> int:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
     )
+    problems = []
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        for song, info in infos.items():
-            task = bar.add_task(song.name, total=info.frames)
-            update = lambda done, task=task: bar.update(task, completed=done)
-            written = separate_file(separator, song, info, args.out / song.stem, args.format, update)
-            bar.console.print(
-                f"{song.name}: {len(written)} stems in {args.out / song.stem} (refinement: {separator.refine}{steps})",
-                markup=False, highlight=False, soft_wrap=True,
-            )  # fmt: skip
+        say = lambda text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        for task in tasks:
+            paths = stem_paths(task.folder, separator.stems, args.format)
+            kept = [] if args.overwrite else [stem for stem, path in paths.items() if path.exists()]
+            if kept:
+                say(f"{task.song.name}: kept {', '.join(kept)} in {task.folder}; --overwrite replaces them")
+            if len(kept) == len(paths):
+                continue
+            try:
+                info = audio_info(task.song)
+                shown = bar.add_task(task.song.name, total=info.frames)
+                update = lambda done, shown=shown: bar.update(shown, completed=done)
+                missing = [stem for stem in paths if stem not in kept]
+                written = separate_file(separator, task, info, args.format, missing, update)
+            except UserError as error:
+                if len(tasks) == 1 or (args.out.exists() and shutil.disk_usage(args.out).free < FULL_DISK):
+                    raise
+                problems.append(str(error))
+                continue
+            say(f"{task.song.name}: {len(written)} stems in {task.folder} (refinement: {separator.refine}{steps})")
             if clipped := {path.name: count for path, count in written.items() if count}:
-                bar.console.print(
-                    f"  samples beyond ±1, clipped: {', '.join(f'{n} in {p}' for p, n in clipped.items())};"
-                    " --format wav keeps them",
-                    markup=False, highlight=False, soft_wrap=True,
-                )  # fmt: skip
-    return 0
+                numbers = ", ".join(f"{count} in {name}" for name, count in clipped.items())
+                say(f"  samples beyond ±1, clipped: {numbers}; --format wav keeps them")
+    if problems:
+        print(f"NOT separated: {len(problems)} of {len(tasks)} songs", file=sys.stderr)
+        for problem in problems:
+            print(f"  {problem}", file=sys.stderr)
+    return 1 if problems else 0

@@ -1,110 +1,31 @@
 """Separation of songs of any length, rate and channel count with a model that takes fixed segments at one rate.
 
 The song flows through in blocks: resampling, chunks that overlap, the network, overlap-add, resampling back. Memory
-holds a few segments, however long the song is.
+holds a few segments, however long the song is. Reading, the network and what follows it work in threads of their own.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import soxr
 
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import cast_params, make_backbone
+from msr_jax.runtime import saying
+from msr_jax.separate.chunks import ahead, cut_chunks, overlap_add, resampled
 from msr_jax.separate.demix import Demix, demix
+from msr_jax.separate.mixture import Original, Shares, without_offset
 from msr_jax.weights.model_folder import BUNDLED, DEFAULT_REFINE, Model, load_model
 
 OVERLAP = 0.5  # of a segment: every sample twice, less at a segment's edges, where a network knows least
+JOINT_SECONDS = 0.005  # of cross-fade where no overlap is asked for: a hard joint clicks
 MAX_CHANNELS = 1024  # as in libsndfile
-# (segments (chunks, samples, channels), index of the first) -> estimates (chunks, stems, samples, channels)
-ChunkFunction = Callable[[np.ndarray, int], np.ndarray]
-
-
-def cross_fade(segment: int, overlap: int) -> np.ndarray:
-    """Weights (segment,) that rise and fall linearly over `overlap` samples and are nowhere 0."""
-    ramp = np.minimum(np.arange(1, segment + 1), np.arange(segment, 0, -1)) / (overlap + 1)
-    return np.minimum(ramp, 1.0).astype(np.float32)
-
-
-def cut_chunks(blocks: Iterable[np.ndarray], segment: int, hop: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Cut a stream of blocks (any length, channels) into overlapping segments.
-
-    Yields:
-      (start, length, chunk (segment, channels)). The last chunk is moved back so that it ends with the stream; a stream
-      shorter than a segment gives one chunk, zeros after its `length` samples.
-    """
-    # `held` are the samples from `base` on; `start` is where the next chunk begins.
-    held: np.ndarray | None = None
-    base = start = 0
-    for block in blocks:
-        held = block if held is None else np.concatenate([held, block])
-        while base + len(held) >= start + segment:
-            yield start, segment, held[start - base : start - base + segment]
-            held, base = held[start - base :], start  # the last chunk may have to reach back as far as this one
-            start += hop
-    end = base + (0 if held is None else len(held))
-    if held is not None and start == 0:
-        yield 0, len(held), np.pad(held, ((0, segment - len(held)), (0, 0)))
-    elif held is not None and end > base + segment:
-        yield end - segment, segment, held[-segment:]
-
-
-def overlap_add(
-    chunks: Iterator[tuple[int, int, np.ndarray]],
-    run: ChunkFunction,
-    stems: int,
-    segment: int,
-    overlap: int,
-    group: int,
-) -> Iterator[np.ndarray]:
-    """Run chunks through the model, `group` at a time, and cross-fade the results.
-
-    Yields:
-      Blocks (stems, samples, channels) that together are as long as the stream was.
-    """
-    fade = cross_fade(segment, overlap)[:, None]
-    total: Any = None  # until an estimate tells the number of channels
-    weight = np.zeros((0, 1), np.float32)
-    base = count = 0
-
-    def flush(upto: int) -> np.ndarray:
-        nonlocal total, weight, base
-        ready = total[:, : upto - base] / weight[: upto - base]
-        total, weight, base = total[:, upto - base :], weight[upto - base :], upto
-        return ready
-
-    end = 0
-    while batch := [c for _, c in zip(range(group), chunks, strict=False)]:
-        estimates = run(np.stack([chunk for _, _, chunk in batch]), count)
-        count += len(batch)
-        for (start, length, _), estimate in zip(batch, estimates, strict=True):
-            if total is None:
-                total = np.zeros((stems, 0, estimate.shape[-1]), np.float32)
-            if start > base:
-                yield flush(start)
-            grow = start + length - base - total.shape[1]
-            total = np.pad(total, ((0, 0), (0, grow), (0, 0)))
-            weight = np.pad(weight, ((0, grow), (0, 0)))
-            total[:, start - base : start - base + length] += (estimate * fade)[:, :length]
-            weight[start - base : start - base + length] += fade[:length]
-            end = start + length
-    if total is not None:
-        yield flush(end)
-
-
-def _resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channels: int) -> Iterator[np.ndarray]:
-    if rate_in == rate_out:
-        yield from blocks
-        return
-    stream = soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32", quality="HQ")
-    for block in blocks:
-        yield stream.resample_chunk(np.ascontiguousarray(block)).reshape(-1, channels)
-    yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
 
 
 def channel_groups(channels: int, at_once: int) -> np.ndarray:
@@ -127,6 +48,7 @@ class Separator:
         dtype: str = "float32",
         reference: Demix | None = None,
         mixture_consistent: bool = False,
+        residual: str | None = None,
     ):
         """`batch_size`: examples per network call (stems × mixtures); it changes speed and memory, not the result. Below
         the number of stems, they are refined one by one.
@@ -134,7 +56,8 @@ class Separator:
         `dtype`: precision of the networks' products and activations; "bfloat16" is faster where the device
         has units for it, and right to about -40 dB.
         `reference`: cut and join as the public training code does instead, which holds the whole song in memory.
-        `mixture_consistent`: see `mixture_consistency`; for songs that hold nothing but the model's stems.
+        `mixture_consistent`: what is missing is shared out among the stems, see `Shares`; for songs that hold nothing else.
+        `residual`: name of one more stem: the song less all others.
         """
         config = model.config
         if refine is None:
@@ -153,24 +76,53 @@ class Separator:
             reference.check()
         self.config, self.refine, self.num_steps, self.seed = config, refine, num_steps, seed
         self.reference = reference
-        self.stems: list[str] = list(config["stems"])
+        self.separated: list[str] = list(config["stems"])  # what the network gives
+        if mixture_consistent and len(self.separated) == 1 and not residual:
+            raise UserError(
+                f"a mixture-consistent model of one stem gives the mixture itself as {self.separated[0]}; "
+                "have the rest as a stem of its own instead, by --residual NAME"
+            )
+        if mixture_consistent and residual:
+            raise UserError("with a residual the stems add up to the song already; leave mixture_consistent out")
+        if residual in self.separated:
+            raise UserError(f"the residual must have another name than the stems {', '.join(self.separated)}")
+        self.mixture_consistent, self.residual = mixture_consistent, residual
+        self.stems: list[str] = [*self.separated, *([residual] if residual else [])]
         self.segment, self.sample_rate = config["segment"], config["sample_rate"]
-        self.overlap = int(overlap * self.segment)
-        batch_size = batch_size or len(self.stems)
-        self.mixtures_per_call = max(1, batch_size // len(self.stems))
+        self.overlap = max(int(overlap * self.segment), min(int(JOINT_SECONDS * self.sample_rate), self.segment // 2))
+        batch_size = batch_size or len(self.separated)
+        self.mixtures_per_call = max(1, batch_size // len(self.separated))
         backbone = make_backbone(config["model"], dtype)
         backbone.check_length(self.segment)
         needed = {"deterministic", network_of(config, refine)}
-        self.weights = {k: cast_params(jax.device_put(v), dtype) for k, v in model.weights.items() if k in needed}
-        refiner = make_refiner(config, backbone, refine, num_steps, one_by_one=batch_size < len(self.stems))
-        self._run = jax.jit(batch_function(refiner, mixture_consistent))
+        device = next(iter(jnp.zeros(()).devices()))  # this thread's; others that compute for it have another default
+        self.weights = {
+            k: cast_params(jax.device_put(v, device), dtype) for k, v in model.weights.items() if k in needed
+        }
+        refiner = make_refiner(config, backbone, refine, num_steps, one_by_one=batch_size < len(self.separated))
+        self._program = jax.jit(batch_function(refiner))
+        self._compiled: Any = None
+        self._compiling = threading.Lock()
+
+    def _run(self, *inputs: Any) -> Any:
+        with self._compiling:
+            if self._compiled is None:
+                text = f"compiling the network for {len(self.separated)} stems (refinement: {self.refine})"
+                with saying(f"{text}; it is kept for the next time"):
+                    self._compiled = self._program.lower(*inputs).compile()
+        return self._compiled(*inputs)
 
     def _run_chunks(self, chunks: np.ndarray, first: int) -> np.ndarray:
-        """(chunks, samples, channels) -> (chunks, stems, samples, channels), in batches of one fixed size."""
+        """(chunks, samples, channels) -> (chunks, stems, samples, channels), in batches of one fixed size.
+
+        Silence needs no network and stays what it is, but in the reference's chunking.
+        """
         count, samples, channels = chunks.shape
         groups = channel_groups(channels, self.config["channels"])  # (groups, the model's channels)
         index = np.stack(np.unravel_index(np.arange(count * len(groups)), (count, len(groups))), -1)
-        out = np.zeros((count, len(self.stems), samples, channels), np.float32)
+        if not self.reference:
+            index = index[[chunks[chunk][:, groups[group]].any() for chunk, group in index]]
+        out = np.zeros((count, len(self.separated), samples, channels), np.float32)
         for at in range(0, len(index), self.mixtures_per_call):
             chosen = index[at : at + self.mixtures_per_call]
             padded = np.resize(chosen, (self.mixtures_per_call, 2))
@@ -200,46 +152,53 @@ class Separator:
         Yields:
           {stem: (samples, channels) float32}, one after another.
         """
-        group = max(1, self.mixtures_per_call // len(channel_groups(channels, self.config["channels"])))
-        taken = 0
+        original, taken = Original(sample_rate, channels), 0
 
-        def counted() -> Iterator[np.ndarray]:
+        def kept() -> Iterator[np.ndarray]:
             nonlocal taken
             for block in blocks:
+                original.add(block)
                 taken += len(block)
                 yield block
 
-        at_model_rate = _resampled(counted(), sample_rate, self.sample_rate, channels)
-        at_model_rate = (b for b in at_model_rate if len(b))
+        at_model_rate = (b for b in resampled(kept(), sample_rate, self.sample_rate, channels) if len(b))
+        with closing(ahead(self._separated(at_model_rate, channels))) as separated:
+            wide = len(self.separated) * channels  # all stems share one resampler, as so many channels
+            flat = (np.ascontiguousarray(b.swapaxes(0, 1)).reshape(b.shape[1], wide) for b in separated)
+            back = resampled(flat, self.sample_rate, sample_rate, wide)
+            whole = _of_length(back, lambda: taken if frames is None else frames, wide)
+            stems = (b.reshape(len(b), -1, channels).swapaxes(0, 1) for b in whole)
+            done = 0
+            for block in self._as_the_song(stems, original, sample_rate):
+                done += block.shape[1]
+                yield dict(zip(self.stems, block, strict=True))
+                if progress:
+                    progress(done)
+
+    def _separated(self, blocks: Iterator[np.ndarray], channels: int) -> Iterator[np.ndarray]:
+        """The network's stems (stems, samples, channels) of a stream at its rate."""
         if self.reference:
-            separated = self._demixed(at_model_rate, self.reference)
-        else:
-            chunks = cut_chunks(at_model_rate, self.segment, self.segment - self.overlap)
-            separated = overlap_add(chunks, self._run_chunks, len(self.stems), self.segment, self.overlap, group)
-        wide = len(self.stems) * channels  # all stems share one resampler, as so many channels
-        flat = (np.ascontiguousarray(b.swapaxes(0, 1)).reshape(b.shape[1], wide) for b in separated)
-        done = 0
-        for block in _resampled(flat, self.sample_rate, sample_rate, wide):
-            block = block[: None if frames is None else frames - done]
-            done += len(block)
-            if len(block):
-                yield self._named(block, channels)
-            if progress:
-                progress(done)
-        wanted = taken if frames is None else frames
-        if done < wanted:  # rounding of the two rates
-            yield self._named(np.zeros((wanted - done, wide), np.float32), channels)
-            if progress:
-                progress(wanted)
+            if song := list(blocks):
+                yield demix(self._run_chunks, np.concatenate(song), self.segment, self.reference)
+            return
+        group = max(1, self.mixtures_per_call // len(channel_groups(channels, self.config["channels"])))
+        chunks = cut_chunks(without_offset(blocks, self.sample_rate), self.segment, self.segment - self.overlap)
+        with closing(ahead(chunks, depth=2 * group)) as chunks_ahead:
+            yield from overlap_add(
+                chunks_ahead, self._run_chunks, len(self.separated), self.segment, self.overlap, group
+            )
 
-    def _demixed(self, blocks: Iterable[np.ndarray], reference: Demix) -> Iterator[np.ndarray]:
-        """All of the song (stems, samples, channels) at once, as `demix` has it; every chunk is padded to one batch."""
-        if song := list(blocks):
-            yield demix(self._run_chunks, np.concatenate(song), self.segment, reference)
-
-    def _named(self, block: np.ndarray, channels: int) -> dict[str, np.ndarray]:
-        by_stem = block.reshape(len(block), len(self.stems), channels)
-        return {stem: by_stem[:, k] for k, stem in enumerate(self.stems)}
+    def _as_the_song(self, blocks: Iterator[np.ndarray], original: Original, sample_rate: int) -> Iterator[np.ndarray]:
+        """Stems at the song's rate, silent where it is and, where that is asked for, adding up to it."""
+        shares = Shares(sample_rate) if self.mixture_consistent else None
+        for block in blocks:
+            mixture, silent = original.take(block.shape[1])
+            block[:, silent] = 0
+            if self.residual:
+                block = np.concatenate([block, (mixture - block.sum(0))[None]])
+            yield shares.add(block, mixture) if shares else block
+        if shares and shares.stems is not None:
+            yield shares.add(shares.stems[:, :0], shares.mixture[:0], is_last=True)
 
     def separate(self, audio: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
         """Separate a song in memory.
@@ -277,18 +236,19 @@ class Separator:
         return {s: np.concatenate([p[s] for p in parts]).reshape(audio.shape) for s in self.stems}
 
 
-def mixture_consistency(stems: jax.Array, mixture: jax.Array) -> jax.Array:
-    """Stems (batch, stems, time, channels) that add up to the mixture (batch, time, channels).
+def _of_length(blocks: Iterator[np.ndarray], length: Callable[[], int], width: int) -> Iterator[np.ndarray]:
+    """Blocks (samples, width), cut or filled up with zeros to a length that is known when they have come."""
+    done = 0
+    for block in blocks:
+        block = block[: length() - done]
+        done += len(block)
+        if len(block):
+            yield block
+    if done < length():  # rounding of the two rates
+        yield np.zeros((length() - done, width), np.float32)
 
-    What is missing is shared out in proportion to the power of the stems, so that silent ones stay silent (Wisdom et al.,
-    "Differentiable consistency constraints for improved deep speech enhancement", 2019).
-    """
-    rest = mixture[:, None] - stems.sum(1, keepdims=True)
-    power = jnp.square(stems).mean((2, 3), keepdims=True)
-    return stems + rest * power / jnp.maximum(power.sum(1, keepdims=True), 1e-20)
 
-
-def batch_function(refiner: Callable, mixture_consistent: bool) -> Callable:
+def batch_function(refiner: Callable) -> Callable:
     """What runs on the device: (weights, mixture (batch, time, channels), place (batch, 2) integers, seed) -> stems
     (batch, stems, time, channels), to be jitted.
     """
@@ -296,8 +256,7 @@ def batch_function(refiner: Callable, mixture_consistent: bool) -> Callable:
     def run(weights, mixture, place, seed):  # place (batch, 2): chunk, group of channels
         # A key per example from its place in the song: the result does not depend on how examples are batched.
         key = lambda p: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p[0]), p[1])
-        stems = refiner(weights, mixture, jax.vmap(key)(jnp.asarray(place)))
-        return mixture_consistency(stems, mixture) if mixture_consistent else stems
+        return refiner(weights, mixture, jax.vmap(key)(jnp.asarray(place)))
 
     return run
 

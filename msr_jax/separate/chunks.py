@@ -1,0 +1,140 @@
+"""Streams of audio cut into segments that overlap, and segments cross-faded into a stream again."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import soxr
+
+# (segments (chunks, samples, channels), index of the first) -> estimates (chunks, stems, samples, channels)
+ChunkFunction = Callable[[np.ndarray, int], np.ndarray]
+Item = TypeVar("Item")
+
+
+def cross_fade(segment: int, overlap: int) -> np.ndarray:
+    """Weights (segment,) that rise and fall linearly over `overlap` samples and are nowhere 0."""
+    ramp = np.minimum(np.arange(1, segment + 1), np.arange(segment, 0, -1)) / (overlap + 1)
+    return np.minimum(ramp, 1.0).astype(np.float32)
+
+
+def cut_chunks(blocks: Iterable[np.ndarray], segment: int, hop: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Cut a stream of blocks (any length, channels) into overlapping segments.
+
+    Yields:
+      (start, length, chunk (segment, channels)). The last chunk is moved back so that it ends with the stream; a stream
+      shorter than a segment gives one chunk, zeros after its `length` samples.
+    """
+    # `held` are the samples from `base` on; `start` is where the next chunk begins.
+    held: np.ndarray | None = None
+    base = start = 0
+    for block in blocks:
+        held = block if held is None else np.concatenate([held, block])
+        while base + len(held) >= start + segment:
+            yield start, segment, held[start - base : start - base + segment]
+            held, base = held[start - base :], start  # the last chunk may have to reach back as far as this one
+            start += hop
+    end = base + (0 if held is None else len(held))
+    if held is not None and start == 0:
+        yield 0, len(held), np.pad(held, ((0, segment - len(held)), (0, 0)))
+    elif held is not None and end > base + segment:
+        yield end - segment, segment, held[-segment:]
+
+
+def overlap_add(
+    chunks: Iterator[tuple[int, int, np.ndarray]],
+    run: ChunkFunction,
+    stems: int,
+    segment: int,
+    overlap: int,
+    group: int,
+) -> Iterator[np.ndarray]:
+    """Run chunks through the model, `group` at a time, and cross-fade the results.
+
+    Yields:
+      Blocks (stems, samples, channels) that together are as long as the stream was.
+    """
+    fade = cross_fade(segment, overlap)[:, None]
+    total: Any = None  # until an estimate tells the number of channels
+    weight = np.zeros((0, 1), np.float32)
+    base = count = 0
+
+    def flush(upto: int) -> np.ndarray:
+        nonlocal total, weight, base
+        ready = total[:, : upto - base] / weight[: upto - base]
+        total, weight, base = total[:, upto - base :], weight[upto - base :], upto
+        return ready
+
+    end = 0
+    while batch := [c for _, c in zip(range(group), chunks, strict=False)]:
+        estimates = run(np.stack([chunk for _, _, chunk in batch]), count)
+        count += len(batch)
+        for (start, length, _), estimate in zip(batch, estimates, strict=True):
+            if total is None:
+                total = np.zeros((stems, 0, estimate.shape[-1]), np.float32)
+            if start > base:
+                yield flush(start)
+            grow = start + length - base - total.shape[1]
+            total = np.pad(total, ((0, 0), (0, grow), (0, 0)))
+            weight = np.pad(weight, ((0, grow), (0, 0)))
+            total[:, start - base : start - base + length] += (estimate * fade)[:, :length]
+            weight[start - base : start - base + length] += fade[:length]
+            end = start + length
+    if total is not None:
+        yield flush(end)
+
+
+def resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channels: int) -> Iterator[np.ndarray]:
+    """Blocks (samples, channels) float32 at another rate in Hz, by soxr at high quality."""
+    if rate_in == rate_out:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(np.ascontiguousarray(block)).reshape(-1, channels)
+    yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
+
+
+def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+    """The same items, made in a thread of their own, at most `depth` of them before they are asked for.
+
+    What the thread raises comes out here. Whoever stops early closes the iterator; the thread then ends after the item that
+    it is at, and nobody waits for it.
+    """
+    made: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    is_over = threading.Event()
+
+    def put(is_item: bool, value: Any) -> bool:
+        while not is_over.is_set():
+            try:
+                made.put((is_item, value), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        iterator = iter(items)
+        try:
+            if not all(put(True, item) for item in iterator):
+                return
+            put(False, None)
+        except BaseException as error:
+            put(False, error)
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            is_item, value = made.get()
+            if is_item:
+                yield value
+            elif value is None:
+                return
+            else:
+                raise value
+    finally:
+        is_over.set()
