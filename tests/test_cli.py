@@ -133,7 +133,7 @@ def test_bad_songs_do_not_end_a_batch_and_a_second_start_goes_on(tiny_model, tmp
     assert separate([again, other], out, tiny_model, *options) == 0
     said = capsys.readouterr().out
     assert f"good.wav: kept bass, drums, guitar, piano in {out / 'good'}; --overwrite replaces them" in said
-    assert "other.wav: kept bass, drums, guitar in" in said and "other.wav: 1 stems in" in said
+    assert "other.wav: kept bass, drums, guitar in" in said and "other.wav: 1 stem in" in said
     assert (out / "good" / "bass.wav").read_bytes() == before and len(files(out)) == 8
     assert separate([again], out, tiny_model, "--overwrite", *options) == 0
     assert soundfile.info(out / "good" / "bass.wav").frames == 3000

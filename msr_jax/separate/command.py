@@ -72,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(stems: int) -> str:
+    return "1 stem" if stems == 1 else f"{stems} stems"
+
+
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.refine not in (None, *REFINEMENTS):
@@ -117,7 +121,7 @@ def main(argv: list[str]) -> int:
                     raise
                 problems.append(str(error))
                 continue
-            say(f"{task.song.name}: {len(written)} stems in {task.folder} (refinement: {separator.refine}{steps})")
+            say(f"{task.song.name}: {_count(len(written))} in {task.folder} (refinement: {separator.refine}{steps})")
             if clipped := {path.name: count for path, count in written.items() if count}:
                 numbers = ", ".join(f"{count} in {name}" for name, count in clipped.items())
                 say(f"  samples beyond ±1, clipped: {numbers}; --format wav keeps them")
