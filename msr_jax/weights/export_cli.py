@@ -12,7 +12,7 @@ from msr_jax.errors import UserError
 from msr_jax.runtime import clear, passing, saying
 from msr_jax.weights.model_folder import Model, flatten, load_model
 from msr_jax.weights.programs import export_onnx, export_stablehlo
-from msr_jax.weights.roformer_names import published_network, unstack_tensors
+from msr_jax.weights.roformer_names import NETWORKS, published_network, renumber, unstack_tensors
 from msr_jax.weights.torch_names import DUPLICATES, PREFIXES, to_torch
 
 LIGHTNING_VERSION = "2.3.1"  # the original program refuses a file that names none
@@ -20,15 +20,21 @@ FORMATS = {
     "dicose": "the paper's program: a Lightning checkpoint with every network that --arch names",
     "msst": "the public training code and its relatives: the separator's bare state dict",
     "safetensors": "the same bare state dict in safetensors; needs no PyTorch",
+    "pypi": "the PyPI package BS-RoFormer 0.4.1, which numbers the tensors of a Mel-Band RoFormer its own way",
     "stablehlo": "the separator (mixture to stems) as a compiled-anywhere program; runs without this package",
     "onnx": "the same for onnxruntime and its like",
 }
 PROGRAMS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
+FAMILIES = {
+    "unet1d": "unet",
+    "bs_roformer": "bsrf",
+    "mel_band_roformer": "melrf",
+}  # the first word of --arch, by backbone
 
 
 def arch_of(model: Model) -> str:
     """The kind of checkpoint that holds everything in the folder."""
-    family = "bsrf" if model.config["model"]["name"] == "bs_roformer" else "unet"
+    family = FAMILIES[model.config["model"]["name"]]
     if "consistency" in model.weights:
         return f"{family}_consistency"
     return f"{family}_diffusion" if "diffusion" in model.weights else f"{family}_det"
@@ -37,9 +43,30 @@ def arch_of(model: Model) -> str:
 def published_tensors(model: Model, network: str) -> dict[str, Any]:
     """Published state dict of one network of the folder, without prefix."""
     params = flatten(model.weights[network])
-    if model.config["model"]["name"] == "bs_roformer":
+    if model.config["model"]["name"] in NETWORKS:
         return unstack_tensors(published_network(model.config["model"], network), params)
     return to_torch(params)
+
+
+def pypi_tensors(model: Model) -> dict[str, Any]:
+    """State dict of the separator as the PyPI package BS-RoFormer 0.4.1 takes it.
+
+    Raises:
+      UserError: the package has no network of the separator's kind or with its settings.
+    """
+    sizes = model.config["model"]
+    kind = NETWORKS.get(sizes["name"])
+    if kind is None:
+        raise UserError(
+            "the package BS-RoFormer has RoFormers alone; this model's separator is a U-Net: --format dicose"
+        )
+    unknown = {"skip_connection": False, "mlp_expansion_factor": 4}  # to the package
+    for field, value in unknown.items():
+        if sizes.get(field, getattr(kind, field)) != value:
+            raise UserError(f"the package BS-RoFormer has no {field}, which is {sizes[field]} here: take --format msst")
+    tensors = published_tensors(model, "deterministic")
+    is_shifted = sizes["name"] == "mel_band_roformer" and not sizes["linear_transformer_depth"]
+    return renumber(tensors, 1) if is_shifted else tensors
 
 
 def state_dict(model: Model, arch: str) -> dict[str, Any]:
@@ -94,7 +121,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.arch and args.format != "dicose":
         raise UserError(f"--arch goes with --format dicose; {args.format} holds the separator alone")
-    if args.format in ("dicose", "msst"):
+    if args.format in ("dicose", "msst", "pypi"):
         _import_torch()  # before a large model is read
     model, out = load_model(args.model), Path(args.out)
     if args.format in PROGRAMS:
@@ -103,9 +130,10 @@ def main(argv: list[str]) -> int:
         write, what = (lambda path: path.write_bytes(blob)), f"{len(blob) / 1e6:.1f} MB"
     else:
         is_whole = args.format == "dicose"
-        state = (
-            state_dict(model, args.arch or arch_of(model)) if is_whole else published_tensors(model, "deterministic")
-        )
+        if is_whole:
+            state = state_dict(model, args.arch or arch_of(model))
+        else:
+            state = pypi_tensors(model) if args.format == "pypi" else published_tensors(model, "deterministic")
         write = (lambda path: save_file(state, path)) if args.format == "safetensors" else _save_torch(state, is_whole)
         what = f"{len(state)} tensors"
     beside = passing(out)

@@ -26,17 +26,23 @@ PREFIXES = {
     "bsrf_det": _DET,
     "bsrf_diffusion": _DIFFUSION,
     "bsrf_consistency": _CONSISTENCY,
+    "melrf_det": _DET,
+    "melrf_diffusion": _DIFFUSION,
+    "melrf_consistency": _CONSISTENCY,
 }
 # Networks that stand twice in a checkpoint, (copy, original); the copy is ignored on import and written on export.
 _TWICE = {"model.diffusion.net.": "model.unet."}
+_TWICE_IN_EACH = {
+    f"{who}.{copy}": f"{who}.{original}"
+    for who in ("net", "target_model", "teacher_model")
+    for copy, original in _TWICE.items()
+}
 DUPLICATES = {
     "unet_diffusion": _TWICE,
     "bsrf_diffusion": _TWICE,
-    "bsrf_consistency": {
-        f"{who}.{copy}": f"{who}.{original}"
-        for who in ("net", "target_model", "teacher_model")
-        for copy, original in _TWICE.items()
-    },
+    "bsrf_consistency": _TWICE_IN_EACH,
+    "melrf_diffusion": _TWICE,
+    "melrf_consistency": _TWICE_IN_EACH,
 }
 
 
