@@ -125,6 +125,11 @@ def main(argv: list[str]) -> int:
             if clipped := {path.name: count for path, count in written.items() if count}:
                 numbers = ", ".join(f"{count} in {name}" for name, count in clipped.items())
                 say(f"  samples beyond ±1, clipped: {numbers}; --format wav keeps them")
+    others = [name for name in separator.refinements if name != separator.refine]
+    if separator.refine == "none" and others:
+        say(
+            f"not refined; --refine {'|'.join(others)} takes longer and may come nearer: the model's README.md has figures"
+        )
     if problems:
         print(f"NOT separated: {len(problems)} of {len(tasks)} songs", file=sys.stderr)
         for problem in problems:

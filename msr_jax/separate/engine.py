@@ -63,6 +63,7 @@ class Separator:
         if refine is None:
             held = [r for r in ("consistency", "diffusion", "det_x2") if network_of(config, r) in model.weights]
             refine = config.get(DEFAULT_REFINE, (held or ["none"])[0])
+        self.refinements = [r for r in REFINEMENTS if network_of(config, r) in model.weights]
         if refine not in REFINEMENTS:
             raise UserError(f"refine must be one of {', '.join(REFINEMENTS)}, not '{refine}'")
         if network_of(config, refine) not in model.weights:
