@@ -5,11 +5,11 @@ msr train --config configs/bsrf_consistency_small.py --workdir runs/bsrf_consist
 
 from ml_collections import ConfigDict
 
-from msr_jax.config import bsrf_small
+from msr_jax.configs import bsrf_det_small
 
 
 def get_config() -> ConfigDict:
-    config = bsrf_small()
+    config = bsrf_det_small.get_config()
     config.method = "consistency"
     config.loss = "mse"  # weighted by the noise level
     config.optim.update({"name": "radam", "lr": 1e-4, "b1": 0.9, "b2": 0.999})

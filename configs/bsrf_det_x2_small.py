@@ -5,11 +5,11 @@ msr train --config configs/bsrf_det_x2_small.py --workdir runs/bsrf_det_x2 --con
 
 from ml_collections import ConfigDict
 
-from msr_jax.config import bsrf_small
+from msr_jax.configs import bsrf_det_small
 
 
 def get_config() -> ConfigDict:
-    config = bsrf_small()
+    config = bsrf_det_small.get_config()
     config.method = "det_x2"
     config.optim.lr = 1e-3
     config.train.steps = 300

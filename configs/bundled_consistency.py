@@ -5,15 +5,13 @@ msr train --config configs/bundled_consistency.py --workdir runs/bundled_consist
 
 from ml_collections import ConfigDict
 
-from msr_jax.config import bundled
+from msr_jax.configs import bundled_diffusion
 
 
 def get_config() -> ConfigDict:
-    config = bundled()
+    config = bundled_diffusion.get_config()
     config.method = "consistency"
-    config.optim.update({"lr": 1.5e-4, "schedule": "linear"})
-    config.loss_floor = 1e-3
-    config.stem_choice = "all"
+    config.optim.lr = 1.5e-4
     config.consistency.target_rate = 0.99
     config.ema_rate = 0.0  # the rate falls to nothing over all of this short stage
     config.train.steps = 36

@@ -5,15 +5,11 @@ msr train --config configs/bundled_det_x2.py --workdir runs/bundled_det_x2 --con
 
 from ml_collections import ConfigDict
 
-from msr_jax.config import bundled
+from msr_jax.configs import bundled_diffusion
 
 
 def get_config() -> ConfigDict:
-    config = bundled()
+    config = bundled_diffusion.get_config()
     config.method = "det_x2"
     config.diffusion.control_sigma = 0.5
-    config.loss_floor = 1e-3
-    config.stem_choice = "all"
-    config.optim.update({"lr": 3e-4, "schedule": "linear"})
-    config.train.steps = 110
     return config

@@ -5,14 +5,14 @@ msr train --config configs/bundled_diffusion.py --workdir runs/bundled_diffusion
 
 from ml_collections import ConfigDict
 
-from msr_jax.config import bundled
+from msr_jax.configs import bundled_det
 
 
 def get_config() -> ConfigDict:
-    config = bundled()
+    config = bundled_det.get_config()
     config.method = "diffusion"
     config.loss_floor = 1e-3
     config.stem_choice = "all"
-    config.optim.update({"lr": 3e-4, "schedule": "linear"})
+    config.optim.update({"lr": 3e-4, "decay_steps": 0})
     config.train.steps = 110
     return config

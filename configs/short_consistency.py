@@ -5,11 +5,11 @@ msr train --config configs/short_consistency.py --workdir runs/short_consistency
 
 from ml_collections import ConfigDict
 
-from msr_jax.config import short_refined
+from msr_jax.configs import short_diffusion
 
 
 def get_config() -> ConfigDict:
-    config = short_refined()
+    config = short_diffusion.get_config()
     config.method = "consistency"
     config.optim.lr = 1.5e-4
     config.consistency.target_rate = 0.99

@@ -5,11 +5,11 @@ msr train --config configs/short_det_x2.py --workdir runs/short_det_x2 --config.
 
 from ml_collections import ConfigDict
 
-from msr_jax.config import short_refined
+from msr_jax.configs import short_diffusion
 
 
 def get_config() -> ConfigDict:
-    config = short_refined()
+    config = short_diffusion.get_config()
     config.method = "det_x2"
     config.diffusion.control_sigma = 1.0
     return config

@@ -5,11 +5,11 @@ msr train --config configs/unet_consistency_small.py --workdir runs/consistency 
 
 from ml_collections import ConfigDict
 
-from msr_jax.config import unet_small
+from msr_jax.configs import unet_det_small
 
 
 def get_config() -> ConfigDict:
-    config = unet_small()
+    config = unet_det_small.get_config()
     config.method = "consistency"
     config.optim.update({"name": "radam", "lr": 1e-4, "b1": 0.9, "b2": 0.999})
     config.consistency.target_rate = 0.99

@@ -5,11 +5,11 @@ msr train --config configs/unet_diffusion_small.py --workdir runs/diffusion --co
 
 from ml_collections import ConfigDict
 
-from msr_jax.config import unet_small
+from msr_jax.configs import unet_det_small
 
 
 def get_config() -> ConfigDict:
-    config = unet_small()
+    config = unet_det_small.get_config()
     config.method = "diffusion"
     config.init_from.warm_start = True
     config.optim.lr = 5e-4

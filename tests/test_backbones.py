@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import msr_jax
-from msr_jax.config import bsrf_small, unet_base
+from msr_jax.config import unet_base
+from msr_jax.configs import bsrf_det_small
 from msr_jax.methods.stages import make_objective, make_refiner
 from msr_jax.models.backbone import BACKBONES, copy_shared, make_backbone
 from msr_jax.train.loop import train
@@ -54,7 +55,7 @@ def toy(monkeypatch):
 
 
 def tiny_bsrf():
-    config = bsrf_small()
+    config = bsrf_det_small.get_config()
     config.model.update(TINY_BSRF)
     config.segment = SEGMENT
     return config.to_dict()

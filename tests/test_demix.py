@@ -6,7 +6,7 @@ import pytest
 
 import msr_jax
 from msr_jax.cli import main
-from msr_jax.config import bsrf_small
+from msr_jax.configs import bsrf_det_small
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.separate.demix import Demix, demix
@@ -20,7 +20,7 @@ RATE, SEGMENT = 44_100, 600
 @pytest.fixture(scope="module")
 def stereo_model(tmp_path_factory):
     """A model folder of a BS-RoFormer with random weights."""
-    config = bsrf_small()
+    config = bsrf_det_small.get_config()
     config.model.update(TINY_BSRF)
     config.segment = SEGMENT
     folder = tmp_path_factory.mktemp("models") / "stereo"

@@ -15,9 +15,9 @@ import optax
 import pytest
 
 from msr_jax.cli import main
+from msr_jax.config_files import read_config
 from msr_jax.errors import UserError
 from msr_jax.train.loop import train
-from msr_jax.train.main import read_config
 from msr_jax.train.sharding import make_mesh
 from msr_jax.train.state import init_state, make_train_steps
 from msr_jax.weights.model_folder import load_model

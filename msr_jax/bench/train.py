@@ -16,7 +16,7 @@ BATCH = 50
 
 def _config(args: argparse.Namespace) -> dict[str, Any]:
     from msr_jax.config import unet_base
-    from msr_jax.train.main import read_config
+    from msr_jax.config_files import read_config
 
     config = read_config(args.config, []) if args.config else unet_base().to_dict()
     config["data"]["batch"] = args.batch or (2 if args.tiny else BATCH)

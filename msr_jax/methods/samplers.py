@@ -15,6 +15,25 @@ from msr_jax.methods.denoiser import Denoiser, clip_waveform
 
 Array = jax.Array
 Noise = Callable[[Array | int], Array]
+Slope = Callable[[Array, Array], Array]
+Solver = Callable[[Slope, Array, Array, Array], Array]
+
+
+def euler(slope: Slope, x: Array, sigma: Array, sigma_next: Array) -> Array:
+    """First order, as released: x (batch, …) at level `sigma` to `sigma_next`, scalars; one network call."""
+    return x + (sigma_next - sigma) * slope(x, sigma)
+
+
+def heun(slope: Slope, x: Array, sigma: Array, sigma_next: Array) -> Array:
+    """Second order, as the paper's wording suggests: two network calls, one at the last level, which is 0."""
+    g = slope(x, sigma)
+    ahead = x + (sigma_next - sigma) * g
+    correct = lambda ahead: x + (sigma_next - sigma) * (g + slope(ahead, sigma_next)) / 2
+    return lax.cond(sigma_next > 0, correct, lambda ahead: ahead, ahead)
+
+
+# By the name in the config's `diffusion.sampler.solver`.
+SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun}
 
 
 def noise_from_keys(keys: Array, shape: tuple[int, ...]) -> Noise:
@@ -42,7 +61,7 @@ def refine_by_diffusion(
     """The released stochastic sampler, started from the deterministic estimate (paper, section on diffusion refinement).
 
     Every transition σ_i → σ_{i+1} is run `num_resamples` times; between the runs the signal is noised back to σ_i.
-    One network call per run ("euler", released), or two but in the last transition ("heun", the paper's wording).
+    `solver` names one of `SOLVERS`.
 
     Args:
       estimate: (batch, …) deterministic estimate.
@@ -67,11 +86,7 @@ def refine_by_diffusion(
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         sigma_hat = (1 + gamma) * sigma
         x_hat = x + jnp.sqrt(sigma_hat**2 - sigma**2) * noise(1 + 2 * index)
-        g = slope(x_hat, sigma_hat)
-        x = x_hat + (sigma_next - sigma_hat) * g
-        if solver == "heun":
-            correct = lambda x: x_hat + (sigma_next - sigma_hat) * (g + slope(x, sigma_next)) / 2
-            x = lax.cond(sigma_next > 0, correct, lambda x: x, x)
+        x = SOLVERS[solver](slope, x_hat, sigma_hat, sigma_next)
         back = jnp.where(resample < num_resamples - 1, jnp.sqrt(sigma**2 - sigma_next**2), 0.0)
         return (x if num_resamples == 1 else x + back * noise(2 + 2 * index)), None
 

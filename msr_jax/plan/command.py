@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from msr_jax.config_files import read_config
 from msr_jax.errors import UserError
 from msr_jax.runtime import write_whole
-from msr_jax.train.main import read_config
 
 SEPARATIONS = ("none", "diffusion", "consistency")
 
@@ -22,7 +22,9 @@ def _parser() -> argparse.ArgumentParser:
         "accelerators share are compiled for simulated devices. Results are kept in ~/.cache/msr_jax/plans.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE.py", help="a file with get_config()")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.py", help="a file with get_config(), or the name of a recipe"
+    )
     parser.add_argument(
         "--target",
         required=True,

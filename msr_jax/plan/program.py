@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import cast_params, make_backbone
@@ -14,7 +15,6 @@ from msr_jax.models.interface import Backbone
 from msr_jax.plan.target import Target, tracing
 from msr_jax.separate.engine import batch_function
 from msr_jax.train.batches import check_batch
-from msr_jax.train.loop import check_intervals
 from msr_jax.train.sharding import make_mesh, replicated, stacked_batch_sharding, tree_sharding, with_shardings
 from msr_jax.train.stage import BUILDS_ON, as_inputs, make_stage
 from msr_jax.weights.model_folder import inputs_of
@@ -38,7 +38,7 @@ def training_program(config: Mapping[str, Any], target: Target) -> Program:
       UserError: a config that does not fit the devices.
     """
     config = {**config, "train": {**config["train"], "steps_per_dispatch": 1}}
-    check_intervals(config["train"])
+    check_config(config)
     mesh = make_mesh(config["mesh"], target.devices)
     check_batch(config["data"]["batch"], mesh)
     with tracing(target), jax.set_mesh(mesh):

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.plan.chips import peak_flops
@@ -64,7 +65,7 @@ def train(
       UserError: a config, data or checkpoint that does not fit, a place that cannot be written or that another run
         holds, or too many steps in a row without a finite loss.
     """
-    check_intervals(config["train"])
+    check_config(config)
     mesh = make_mesh(config["mesh"])
     check_batch(config["data"]["batch"], mesh)
     backbone = make_backbone(config["model"], config["compute_dtype"])
@@ -187,14 +188,6 @@ def _run(
             profile.close()
             log.close()
     return state
-
-
-def check_intervals(t: Mapping[str, Any]) -> None:
-    """Raises UserError unless the config's `train` intervals are whole dispatches."""
-    per = t["steps_per_dispatch"]
-    for name in ("steps", "log_every", "validate_every", "checkpoint_every"):
-        if t[name] < 1 or per < 1 or t[name] % per:
-            raise UserError(f"train.{name} ({t[name]}) must be a positive multiple of train.steps_per_dispatch ({per})")
 
 
 def _saying_compilation() -> contextlib.AbstractContextManager[None]:

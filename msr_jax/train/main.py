@@ -1,60 +1,20 @@
 """`msr train --config configs/NAME.py --workdir DIR [--config.a.b=value …]`."""
 
 import argparse
-import difflib
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
+from msr_jax.config_fields import tables
+from msr_jax.config_files import read_config
 from msr_jax.errors import UserError
 from msr_jax.runtime import EXIT_STOPPED, keep_freed_memory
 
 
-def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for key, value in config.items():
-        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [prefix + key]
-    return found
-
-
-def _parse(path: str, overrides: list[str]) -> ConfigDict:
-    argv = ["msr train", f"--config={path}", *overrides]
-    values = flags.FlagValues()  # not the process's own: this can then be called again
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
-    values(argv)
-    return values.config
-
-
-def read_config(path: str, overrides: list[str]) -> dict[str, Any]:
-    """The config of a file with overrides (`--config.a.b=value`) applied, as plain nested dicts.
-
-    Raises:
-      UserError: no such file, a file that does not give a config, an unknown key or a value of another type.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"--config {path} is not there; name a file such as configs/unet_det.py")
-    try:
-        known = _leaves(_parse(path, []))
-    except Exception as error:  # the file is a program: it can fail in any way
-        raise UserError(f"--config {path} gives no config ({type(error).__name__}: {error})") from error
-    config = None
-    for k, override in enumerate(overrides):
-        key = re.match(r"--config\.([^=]+)=", override)
-        if not key:
-            raise UserError(f"cannot read '{override}'; settings are written --config.a.b=value")
-        if key[1] not in known:
-            near = difflib.get_close_matches(key[1], known, 3, 0.4)
-            hint = f"; near it are {', '.join(near)}" if near else ""
-            raise UserError(f"the config has no setting '{key[1]}'{hint}")
-        try:
-            config = _parse(path, overrides[: k + 1])
-        except (flags.Error, TypeError, ValueError, KeyError, AttributeError, SyntaxError) as error:
-            raise UserError(f"{override}: {str(error).splitlines()[0]}") from error
-    return (config or _parse(path, [])).to_dict()
+class _HelpConfig(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(tables())
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +25,10 @@ def _parser() -> argparse.ArgumentParser:
         f"{EXIT_STOPPED} stopped by SIGTERM after saving (start again to continue).",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE.py", help="a file with get_config()")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.py", help="a file with get_config(), or the name of a recipe"
+    )
+    parser.add_argument("--help-config", action=_HelpConfig, nargs=0, help="list every setting of a config and exit")
     parser.add_argument("--workdir", metavar="DIR", help="checkpoints, logs and the model go here")
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="trace so many steps into DIR/profile")
     many = parser.add_argument_group(

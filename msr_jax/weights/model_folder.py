@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.models.interface import Backbone
@@ -160,6 +161,7 @@ def load_model(folder: str | Path) -> Model:
             f"{folder / 'config.json'} has {DEFAULT_REFINE} {json.dumps(config[DEFAULT_REFINE])}; "
             f"with its networks it can be {', '.join(refinements)}"
         )
+    check_config({k: config[k] for k in FIELDS}, f"{folder / 'config.json'}: ", is_whole=False)
     backbone = make_backbone(config["model"])
     weights = {}
     for name in config["networks"]:
