@@ -38,7 +38,7 @@ def _all(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list | tuple) and all(test(v) for v in value)
 
 
-def _is_plain_name(value: Any) -> bool:
+def is_plain_name(value: Any) -> bool:
     """Whether a file can be called so in any folder, and is then in it."""
     return (
         isinstance(value, str)
@@ -49,7 +49,7 @@ def _is_plain_name(value: Any) -> bool:
 
 
 def _are_names(value: Any) -> bool:
-    return _all(_is_plain_name)(value) and len({v.casefold() for v in value}) == len(value) > 0
+    return _all(is_plain_name)(value) and len({v.casefold() for v in value}) == len(value) > 0
 
 
 # What each kind is called in words, and how it is told.
