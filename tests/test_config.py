@@ -25,6 +25,7 @@ WRONG = {
     "bool": ("false", 0, None),
     "text": (3, None, ["mse"]),
     "names": ("bass", [], ["bass", "../b"], ["a", "A"], [""], ["a", 1], [".."], ["a/b"], ["a\\b"]),
+    "texts": ("band_split", (1,)),
     "ints": (3, ("1",), (1.5,), (-7,)),
     "bools": (True, (0, 1)),
     "floats": (0.5, ("1",), (-7.0,)),

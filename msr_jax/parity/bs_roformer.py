@@ -1,7 +1,6 @@
 """Fixtures of the BS-RoFormer track: networks, losses, chunked inference and whole checkpoints."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from msr_jax.methods.schedules import consistency_sigmas, sampler_sigmas
 from msr_jax.models.bs_roformer import BSRoformer
 from msr_jax.models.layers import product
 from msr_jax.models.roformer import gelu
-from msr_jax.parity.checks import GRADIENT_TOLERANCE, TOLERANCE, Check, relative_error, relative_norm
+from msr_jax.parity.checks import GRADIENT_TOLERANCE, TOLERANCE, Arrays, Check, relative_error, relative_norm
 from msr_jax.parity.separators import (
-    Arrays,
     activations,
     check_gradients,
     compare_mid,
@@ -41,13 +39,7 @@ from msr_jax.separate.demix import Demix, demix
 from msr_jax.weights.bs_roformer_weights import prefixes_of, told_sizes
 from msr_jax.weights.lightning import read_checkpoint
 
-KINDS = ("bsrf_", "loss_", "demix_", "ckpt_")
 DEMIX_TOLERANCE = 1e-6
-
-
-def is_bs_roformer(stem: str) -> bool:
-    """Whether a fixture's file name is of this track."""
-    return stem.startswith(KINDS)
 
 
 def _flat(x: np.ndarray | jax.Array) -> jax.Array:
@@ -159,12 +151,17 @@ def _sample_consistency(
 
 
 def _check_refiner_mid(refiner: _Refiner, arrays: Arrays, meta: Mapping[str, Any]) -> Iterator[Check]:
-    told = re.search(r"x_noisy/(\d+)\[:, *(\d+)\]", meta.get("layouts", {}).get("mid/*", ""))
-    if not told:
+    if "mid/stem_emb" not in arrays or "mid/time_emb" not in arrays:
         return
-    k, stem = int(told[1]), int(told[2])
-    sigma = jnp.full(len(arrays["in/mixture"]), arrays["in/sigmas"][k])
-    scalings = edm_scalings(sigma, meta["sigma_data"])
+    # One call on one stem at one level; the embeddings of both tell which.
+    nearest = lambda values, name: min(range(len(values)), key=lambda i: relative_error(values[i], arrays[name]))
+    batch, levels = len(arrays["in/mixture"]), arrays["in/sigmas"]
+    stem = nearest(np.asarray(refiner.params["conditioning"]["stem_embedding"]), "mid/stem_emb")
+    sigma_of = lambda k: jnp.full(batch, levels[k])
+    clean = last(arrays["in/x_noisy/0"][:, stem])
+    tau = lambda k: edm_scalings(sigma_of(k), meta["sigma_data"]).tau
+    k = nearest([refiner.run(clean, tau(i), [stem])[1]["time_emb"][0] for i in range(len(levels))], "mid/time_emb")
+    scalings = edm_scalings(sigma_of(k), meta["sigma_data"])
     x = last(arrays[f"in/x_noisy/{k}"][:, stem]) * scalings.into[:, None, None]
     _, sown = refiner.run(x, scalings.tau, [stem])
     p, c = refiner.params, refiner.conditioning

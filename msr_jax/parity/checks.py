@@ -1,11 +1,13 @@
 """What the checks of fixtures share: one compared tensor, and how two are compared."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 5e-3
+Arrays = Mapping[str, np.ndarray]
 
 
 class Check(NamedTuple):

@@ -8,9 +8,8 @@ import numpy as np
 
 from msr_jax.models.mask_roformer import complex_product
 from msr_jax.models.mel_band_roformer import MelBandRoformer, mel_bands
-from msr_jax.parity.checks import TOLERANCE, Check, relative_error
+from msr_jax.parity.checks import TOLERANCE, Arrays, Check, relative_error
 from msr_jax.parity.separators import (
-    Arrays,
     activations,
     check_gradients,
     compare_mid,
@@ -22,11 +21,6 @@ from msr_jax.parity.separators import (
 from msr_jax.weights.lightning import read_checkpoint
 
 FIRST = "band_split.to_features.0.0.gamma"  # of every state dict, after a prefix
-
-
-def is_mel_band_roformer(stem: str) -> bool:
-    """Whether a fixture's file name is of this family."""
-    return stem.startswith("melrf_")
 
 
 def _network(config: Mapping[str, Any]) -> MelBandRoformer:

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from msr_jax.methods.losses import multires_stft
 from msr_jax.models.mask_roformer import MaskRoformer
-from msr_jax.parity.checks import GRADIENT_TOLERANCE, TOLERANCE, Check, relative_error, relative_norm
+from msr_jax.parity.checks import GRADIENT_TOLERANCE, TOLERANCE, Arrays, Check, relative_error, relative_norm
 from msr_jax.weights.model_folder import check_tensors, flatten, unflatten
 from msr_jax.weights.roformer_names import (
     is_numbered_by_pypi,
@@ -20,7 +20,6 @@ from msr_jax.weights.roformer_names import (
     unstack_tensors,
 )
 
-Arrays = Mapping[str, np.ndarray]
 FRAMES = {"stft": 3, "stft_adapter": 3, "masked_stft": 4}  # the axis of frames; else 1, and 2 of what is over time
 
 
