@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from safetensors.numpy import save_file
 
 from msr_jax.errors import UserError
@@ -20,7 +21,8 @@ def six_groups():
     """A residual block of 12 channels in 6 groups, under the fixtures' names and order of axes."""
     x, z = (np.asarray(jax.random.normal(jax.random.key(k), s)) for k, s in enumerate(((1, 8, 12), (1, 5))))
     block = layers.ResidualBlock(12, 6)
-    params = block.init(jax.random.key(2), x, z)["params"]
+    shapes = nn.meta.unbox(jax.eval_shape(block.init, jax.random.key(2), x, z))["params"]
+    params = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), shapes)
     tensors = {f"resnet/state_dict/{k}": np.asarray(v) for k, v in to_torch(flatten(params)).items()}
     y = block.apply({"params": params}, jnp.asarray(x), jnp.asarray(z))
     arrays = {"resnet/in/0": x.swapaxes(1, 2), "resnet/in/1": z, "resnet/out": np.asarray(y).swapaxes(1, 2)}
