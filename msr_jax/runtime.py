@@ -193,6 +193,14 @@ def print_log() -> None:
         log.propagate = False
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """(K, N) of "K/N": every N-th piece of work from the K-th on. Raises UserError unless 1 ≤ K ≤ N."""
+    k, _, n = text.partition("/")
+    if not (k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+        raise UserError(f"--shard must be K/N with K from 1 to N, not '{text}'")
+    return int(k), int(n)
+
+
 def home() -> Path:
     """Where the package keeps what it can make again: `MSR_HOME`, or the user's cache folder."""
     given = os.environ.get("MSR_HOME")

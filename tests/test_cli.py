@@ -75,6 +75,7 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(tiny_model, tmp_path, ca
     samples[4000] = np.nan
     soundfile.write(tmp_path / "nan.wav", samples, RATE, subtype="FLOAT")
     (tmp_path / "again").mkdir()
+    (tmp_path / "nothing").mkdir()
     shutil.copy(good, tmp_path / "again" / "good.wav")
     for network in ("broken", "poorer", "misshapen"):
         shutil.copytree(tiny_model, tmp_path / network)
@@ -86,7 +87,7 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(tiny_model, tmp_path, ca
     before, out = files(tmp_path), tmp_path / "out"
     for names, folder, model, options, words in (
         (["none.wav"], out, tiny_model, (), "does not exist"),
-        (["again"], out, tiny_model, (), "is a folder"),
+        (["nothing"], out, tiny_model, (), "holds no audio files"),
         (["empty.wav"], out, tiny_model, (), "is an empty file"),
         (["text.wav"], out, tiny_model, (), "text.wav cannot be read as audio"),
         (["cut.wav"], out, tiny_model, (), "cut.wav is cut off"),

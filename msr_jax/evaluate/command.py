@@ -26,6 +26,7 @@ from msr_jax.evaluate.score import (
 from msr_jax.evaluate.songs import format_of, load_estimates, pair_folders, stems_of
 from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.metrics.bss_eval import BACKENDS
+from msr_jax.runtime import parse_shard
 from msr_jax.separate.engine import Separator, load
 
 PACKAGES = ("msr_jax", "jax", "flax", "numpy", "scipy", "museval", "log-wmse-audio-quality")
@@ -107,13 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shard(text: str) -> tuple[int, int]:
-    k, _, n = text.partition("/")
-    if not (k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
-        raise UserError(f"--shard must be K/N with K from 1 to N, not '{text}'")
-    return int(k), int(n)
-
-
 def _prepare_out(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -146,7 +140,7 @@ def main(argv: list[str]) -> int:
     for name, value in (("--workers", args.workers), ("--sample-rate", args.sample_rate)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1")
-    shard, shards = _shard(args.shard)
+    shard, shards = parse_shard(args.shard)
     folder = split_of(args.data, args.split)
     settings: dict[str, Any] = {"data": str(args.data), "model": args.model, "estimates": None, "refine": None}
     problems: list[dict[str, str]] = []

@@ -1,8 +1,11 @@
 """`msr separate`: songs in, a folder of stems for each out."""
 
 import argparse
+import json
 import shutil
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,10 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from msr_jax.audio.io import audio_info
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS
+from msr_jax.runtime import parse_shard
 from msr_jax.separate.catalogue import check_stems, find_tasks
 from msr_jax.separate.demix import Demix
-from msr_jax.separate.engine import OVERLAP, load
-from msr_jax.separate.songs import separate_file, stem_paths
+from msr_jax.separate.engine import OVERLAP, Separator, load
+from msr_jax.separate.manifest import Manifest, sha256_of
+from msr_jax.separate.songs import Task, Written, separate_file, stem_paths
 from msr_jax.weights.model_folder import BUNDLED
 
 FULL_DISK = 2**20  # bytes that are left on a disk where nothing can be written any more
@@ -27,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 some songs of several could not be separated, 2 bad options, or a single bad song, "
         "130 interrupted. Started again, a batch goes on where it was.",
     )
-    parser.add_argument("songs", nargs="+", metavar="SONG", type=Path, help="audio files: wav, flac, ogg, mp3, …")
+    parser.add_argument(
+        "songs", nargs="*", metavar="SONG", help="audio files (wav, flac, ogg, mp3, …), folders, or patterns in quotes"
+    )
     parser.add_argument(
         "-o", "--out", required=True, metavar="DIR", type=Path, help="gets a folder of stems for each song"
     )
@@ -53,6 +60,16 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of neighbouring segments, 0 to 0.5 (default {OVERLAP:g}; less is faster); joints are cross-faded over 5 ms at least",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace stems that are there; without, they are kept")
+    many = parser.add_argument_group(
+        "many songs",
+        "stems of a folder's songs, or of those of a pattern or list, keep the folders that the songs are in",
+    )
+    many.add_argument("--list", metavar="FILE", type=Path, help="songs: a path a line, or .jsonl objects with a path")
+    many.add_argument("--shard", default="1/1", metavar="K/N", help="every N-th song from the K-th, for N processes")
+    many.add_argument(
+        "--manifest", metavar="FILE", type=Path, help="JSONL, a line a song: hash, stems, levels, seconds, error"
+    )
+    many.add_argument("--json", action="store_true", help="print those lines instead of words")
     adding_up = parser.add_mutually_exclusive_group()
     adding_up.add_argument(
         "--mixture-consistent",
@@ -72,19 +89,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(stems: int) -> str:
-    return "1 stem" if stems == 1 else f"{stems} stems"
-
-
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.refine not in (None, *REFINEMENTS):
         raise UserError(f"--refine must be one of {', '.join(REFINEMENTS)}, not '{args.refine}'")
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file; -o must name a folder")
-    tasks = find_tasks(args.songs, args.out)
-    if len(tasks) == 1:
+    shard, shards = parse_shard(args.shard)
+    tasks = find_tasks(args.songs, args.out, args.list)[shard - 1 :: shards]
+    is_alone = len(tasks) == 1 and shards == 1 and not args.manifest
+    if is_alone:
         audio_info(tasks[0].song)  # before a model is loaded
+    manifest = Manifest(args.manifest) if args.manifest else None
     settings = Demix(args.num_overlap, args.chunk_batch, args.bigshifts, args.tta)
     if not args.demix and settings != Demix():
         raise UserError("--num-overlap, --chunk-batch, --bigshifts and --tta go with --demix")
@@ -92,7 +108,8 @@ def main(argv: list[str]) -> int:
     options |= {"mixture_consistent": args.mixture_consistent, "residual": args.residual}
     separator = load(args.model, args.refine, args.steps, args.seed, **options)
     check_stems(tasks, separator.stems, args.format)
-    steps = f", T = {args.steps}" if args.steps else ""
+    told = _Teller(args, separator, manifest)
+    problems = []
     console = Console()
     columns = (
         TextColumn("{task.description}"),
@@ -100,38 +117,80 @@ def main(argv: list[str]) -> int:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
     )
-    problems = []
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        say = lambda text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    with Progress(*columns, console=console, disable=args.json or not console.is_terminal) as bar:
+        told.say = lambda text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        whole = bar.add_task(f"{len(tasks)} songs", total=len(tasks), visible=len(tasks) > 1)
         for task in tasks:
             paths = stem_paths(task.folder, separator.stems, args.format)
             kept = [] if args.overwrite else [stem for stem, path in paths.items() if path.exists()]
-            if kept:
-                say(f"{task.song.name}: kept {', '.join(kept)} in {task.folder}; --overwrite replaces them")
-            if len(kept) == len(paths):
-                continue
+            missing = [stem for stem in paths if stem not in kept]
+            started, written, error = time.perf_counter(), None, None
             try:
-                info = audio_info(task.song)
-                shown = bar.add_task(task.song.name, total=info.frames)
-                update = lambda done, shown=shown: bar.update(shown, completed=done)
-                missing = [stem for stem in paths if stem not in kept]
-                written = separate_file(separator, task, info, args.format, missing, update)
-            except UserError as error:
-                if len(tasks) == 1 or (args.out.exists() and shutil.disk_usage(args.out).free < FULL_DISK):
+                if missing:
+                    info = audio_info(task.song)
+                    shown = bar.add_task(task.song.name, total=info.frames)
+                    update = lambda done, shown=shown: bar.update(shown, completed=done)
+                    written = separate_file(separator, task, info, args.format, missing, update)
+                    if len(tasks) > 1:
+                        bar.remove_task(shown)
+            except UserError as problem:
+                if is_alone or (args.out.exists() and shutil.disk_usage(args.out).free < FULL_DISK):
                     raise
-                problems.append(str(error))
-                continue
-            say(f"{task.song.name}: {_count(len(written))} in {task.folder} (refinement: {separator.refine}{steps})")
-            if clipped := {path.name: count for path, count in written.items() if count}:
-                numbers = ", ".join(f"{count} in {name}" for name, count in clipped.items())
-                say(f"  samples beyond ±1, clipped: {numbers}; --format wav keeps them")
-    others = [name for name in separator.refinements if name != separator.refine]
-    if separator.refine == "none" and others:
-        say(
-            f"not refined; --refine {'|'.join(others)} takes longer and may come nearer: the model's README.md has figures"
-        )
-    if problems:
-        print(f"NOT separated: {len(problems)} of {len(tasks)} songs", file=sys.stderr)
-        for problem in problems:
-            print(f"  {problem}", file=sys.stderr)
+                problems.append(error := str(problem))
+            told.song(task, kept, written, error, time.perf_counter() - started)
+            bar.advance(whole)
+    told.end(problems, len(tasks))
     return 1 if problems else 0
+
+
+class _Teller:
+    """Says what becomes of every song, in words or in JSON, and writes it down."""
+
+    def __init__(self, args: argparse.Namespace, separator: Separator, manifest: Manifest | None):
+        self.separator, self.manifest, self.is_json = separator, manifest, args.json
+        self.say: Callable[[str], None] = print
+        self.steps = f", T = {args.steps}" if args.steps else ""
+        self.model = "bundled" if args.model == BUNDLED else str(args.model)
+        names = ("steps", "seed", "dtype", "overlap", "demix", "mixture_consistent", "residual", "format")
+        self.settings = {"refine": separator.refine, **{name: getattr(args, name) for name in names}}
+
+    def song(self, task: Task, kept: Sequence[str], written: Written | None, error: str | None, seconds: float) -> None:
+        if self.is_json or (self.manifest and (written or error or str(task.song) not in self.manifest.sources)):
+            row = {
+                "source": str(task.song),
+                "sha256": sha256_of(task.song),
+                "model": self.model,
+                "settings": self.settings,
+                "stems": {stem: str(path) for stem, path in written.paths.items()} if written else {},
+                "levels": written.levels if written else {},
+                "seconds": written.seconds if written else None,
+                "work_seconds": round(seconds, 3),
+                "kept": list(kept),
+                "error": error,
+            }
+            if self.manifest:
+                self.manifest.add(row)
+            if self.is_json:
+                print(json.dumps(row, allow_nan=False), flush=True)
+        if not self.is_json:
+            self._in_words(task, kept, written)
+
+    def _in_words(self, task: Task, kept: Sequence[str], written: Written | None) -> None:
+        if kept:
+            self.say(f"{task.song.name}: kept {', '.join(kept)} in {task.folder}; --overwrite replaces them")
+        if written:
+            stems = "1 stem" if len(written.paths) == 1 else f"{len(written.paths)} stems"
+            self.say(f"{task.song.name}: {stems} in {task.folder} (refinement: {self.separator.refine}{self.steps})")
+            if clipped := {stem: count for stem, count in written.clipped.items() if count}:
+                numbers = ", ".join(f"{count} in {written.paths[stem].name}" for stem, count in clipped.items())
+                self.say(f"  samples beyond ±1, clipped: {numbers}; --format wav keeps them")
+
+    def end(self, problems: Sequence[str], songs: int) -> None:
+        others = [name for name in self.separator.refinements if name != self.separator.refine]
+        if self.separator.refine == "none" and others and not self.is_json:
+            dial = f"--refine {'|'.join(others)} takes longer and may come nearer"
+            print(f"not refined; {dial}: the model's README.md has figures")
+        if problems:
+            print(f"NOT separated: {len(problems)} of {songs} songs", file=sys.stderr)
+            for problem in problems:
+                print(f"  {problem}", file=sys.stderr)

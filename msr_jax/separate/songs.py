@@ -1,10 +1,13 @@
 """One song in, its stems out: whole, together, and none of them over a song or over older stems unasked."""
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from msr_jax.audio.io import AudioInfo, AudioWriter, read_blocks
 from msr_jax.errors import UserError
@@ -21,22 +24,28 @@ class Task(NamedTuple):
     folder: Path
 
 
+class Written(NamedTuple):
+    """What was written of a song, by stem."""
+
+    paths: dict[str, Path]
+    clipped: dict[str, int]  # samples that the format had to clip
+    levels: dict[str, float | None]  # RMS in dB below full scale; None for silence
+    seconds: float  # of audio
+
+
 def stem_paths(folder: Path, stems: Iterable[str], suffix: str) -> dict[str, Path]:
     return {stem: folder / f"{stem}.{suffix}" for stem in stems}
 
 
 def separate_file(
     separator: Separator, task: Task, info: AudioInfo, suffix: str, stems: Sequence[str] | None = None, progress=None
-) -> dict[Path, int]:
+) -> Written:
     """Separate one file into `task.folder`/<stem>.<suffix>; all stems appear together, or none.
 
     What runs that were killed left there is cleared.
 
     Args:
       stems: those to write (default: all).
-
-    Returns:
-      {path: number of samples that its format had to clip}.
 
     Raises:
       UserError: the song turns out damaged, or a stem cannot be written.
@@ -49,6 +58,7 @@ def separate_file(
     # A new folder gets its name when all is in it.
     beside = folder if folder.exists() else passing(folder)
     paths = stem_paths(beside, separator.stems if stems is None else stems, suffix)
+    done, squares = 0, dict.fromkeys(paths, 0.0)
     try:
         with ExitStack() as stack:
             writers = {
@@ -57,8 +67,10 @@ def separate_file(
             }
             blocks = read_blocks(task.song, BLOCK_SECONDS * info.sample_rate)
             for part in separator.stream(blocks, info.sample_rate, info.channels, info.frames, progress):
+                done += len(next(iter(part.values())))
                 for stem, writer in writers.items():
                     writer.write(part[stem])
+                    squares[stem] += float(np.square(part[stem], dtype=np.float64).sum())
             for writer in writers.values():  # a disk that is full shows before the first stem gets its name
                 writer.close()
         if beside != folder:
@@ -71,4 +83,13 @@ def separate_file(
             clear(beside)
         for place in new_folders:  # those that stayed empty
             clear(place)
-    return {folder / writer.path.name: writer.clipped for writer in writers.values()}
+    return Written(
+        {stem: folder / path.name for stem, path in paths.items()},
+        {stem: writer.clipped for stem, writer in writers.items()},
+        {stem: _level(square / (done * info.channels)) for stem, square in squares.items()},
+        done / info.sample_rate,
+    )
+
+
+def _level(power: float) -> float | None:
+    return round(10 * math.log10(power), 2) if power > 0 else None

@@ -1,0 +1,103 @@
+"""Many songs: where their stems go, who takes which, and what is written down about each."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from msr_jax.cli import main
+from msr_jax.errors import UserError
+from msr_jax.separate.catalogue import find_tasks
+from tests.conftest import TINY_RATE
+
+STEMS = ["bass", "drums", "guitar", "piano"]
+
+
+@pytest.fixture
+def library(tmp_path):
+    """Empty files; what is called a song is enough to find it."""
+    for name in (
+        "a/one.WAV",
+        "a/two.mp3",
+        "b/one.flac",
+        "b/c/three.ogg",
+        "b/cover.jpg",
+        "b/._one.flac",
+        "b/.trash/x.wav",
+    ):
+        path = tmp_path / "music" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "music"
+
+
+def folders(tasks, out):
+    return [str(task.folder.relative_to(out)) for task in tasks]
+
+
+def test_a_folder_s_songs_keep_their_folders_and_nothing_else_is_a_song(library):
+    out = library / "a" / "stems"
+    (out / "one").mkdir(parents=True)
+    (out / "one" / "bass.wav").touch()
+    assert folders(find_tasks([library], out), out) == ["a/one", "a/two", "b/one", "b/c/three"]
+
+
+def test_patterns_and_lists_keep_folders_below_the_common_one_and_files_do_not(library, tmp_path):
+    out, one, other = tmp_path / "out", library / "a" / "two.mp3", library / "b" / "one.flac"
+    assert folders(find_tasks([f"{library}/**/one.*"], out), out) == ["a/one", "b/one"]
+    (tmp_path / "songs.txt").write_text(f"{one}\n\n{other}\n")
+    (tmp_path / "songs.jsonl").write_text("".join(json.dumps({"path": str(p), "id": 1}) + "\n" for p in (one, other)))
+    for name in ("songs.txt", "songs.jsonl"):
+        assert folders(find_tasks([], out, tmp_path / name), out) == ["a/two", "b/one"]
+    assert folders(find_tasks([one, other, one], out), out) == ["two", "one"]
+    assert folders(find_tasks([tmp_path / "...wav"], out), out) == ["...wav"]
+
+
+def test_what_names_no_songs_is_refused(library, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "list.txt").write_text("\n")
+    for given, listed, words in (
+        ([tmp_path / "empty"], None, "holds no audio files"),
+        ([f"{library}/*.wav"], None, "no file is called like"),
+        ([], None, "no songs are named"),
+        ([], tmp_path / "none.txt", "cannot be read"),
+        ([], tmp_path / "list.jsonl", "nor .* an object with a path"),
+        ([], tmp_path / "list.txt", "names no songs"),
+        ([library / "a" / "one.WAV", library / "b" / "one.flac"], None, "two songs are named one"),
+    ):
+        with pytest.raises(UserError, match=words):
+            find_tasks(given, tmp_path / "out", listed)
+
+
+def test_shards_share_a_folder_and_the_manifest_has_every_song_once(tiny_model, tmp_path, capsys):
+    music, out, manifest = tmp_path / "music", tmp_path / "out", tmp_path / "manifest.jsonl"
+    for k, name in enumerate(("a", "b/a", "c")):
+        (music / name).parent.mkdir(parents=True, exist_ok=True)
+        audio = 0.1 * np.random.default_rng(k).standard_normal(3000)
+        soundfile.write(music / f"{name}.wav", audio, TINY_RATE)
+    (music / "bad.wav").write_text("no audio")
+    command = ["separate", str(music), "-o", str(out), "--model", str(tiny_model), "--refine", "none"]
+    command += ["--manifest", str(manifest)]
+    codes = [main([*command, "--shard", f"{k}/2", "--json"]) for k in (1, 2)]
+    assert sorted(codes) == [0, 1]
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert capsys.readouterr().out.splitlines() == manifest.read_text().splitlines()
+    assert len(rows) == len({row["source"] for row in rows}) == 4
+    by_name = {row["source"].removeprefix(f"{music}/"): row for row in rows}
+    assert "cannot be read as audio" in by_name["bad.wav"]["error"] and by_name["bad.wav"]["stems"] == {}
+    row = by_name["b/a.wav"]
+    assert row["stems"] == {stem: str(out / "b" / "a" / f"{stem}.wav") for stem in STEMS} and len(row["sha256"]) == 64
+    assert row["error"] is None and row["seconds"] == 3000 / TINY_RATE and row["settings"]["refine"] == "none"
+    for stem, path in row["stems"].items():
+        level = 10 * np.log10(np.square(soundfile.read(path)[0]).mean())
+        assert row["levels"][stem] == pytest.approx(level, abs=0.01)
+    # Started again, it separates nothing anew and adds nothing for what is there.
+    assert main(command) == 1
+    assert "kept bass, drums, guitar, piano" in capsys.readouterr().out
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert [row["source"] for row in rows if not row["error"]].count(str(music / "c.wav")) == 1 and len(rows) == 5
+    manifest.write_text("[1]\n")
+    assert main(command) == 2
+    assert "is no manifest" in capsys.readouterr().err
