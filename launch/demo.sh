@@ -34,13 +34,13 @@ echo "== separating a track of the test split with the bundled model"
 cp "$out/corpus/test/Track00002/mix.flac" "$out/song.flac"
 msr separate "$out/song.flac" -o "$out/stems"
 rm -f "$out/bundled_table.json" # of an earlier start: the model or the code may have changed since
-python launch/demo_table.py msr_jax/bundled "$out/corpus/test" "$out/bundled_table.json" 1
+python launch/demo/table.py msr_jax/bundled "$out/corpus/test" "$out/bundled_table.json" 1
 echo "stems of $out/song.flac: $out/stems/song/"
 [ "$*" = --train ] || exit 0
 
 render train 80 20
 [ -e "$out/records/dataset_info.json" ] || python -m data_prep.slakh2100 "$out/corpus" "$out/records" --crop 32768
-[ -e "$out/steps" ] || { python launch/demo_plan.py "$SECONDS" > "$out/.steps" && mv "$out/.steps" "$out/steps"; }
+[ -e "$out/steps" ] || { python launch/demo/plan.py "$SECONDS" > "$out/.steps" && mv "$out/.steps" "$out/steps"; }
 read -r det diffusion consistency < "$out/steps"
 train det "$det"
 train diffusion "$diffusion" --config.init_from.deterministic="$out/det"
@@ -48,5 +48,5 @@ train consistency "$consistency" --config.init_from.diffusion="$out/diffusion"
 
 echo "== separating the same track with the trained model"
 msr separate "$out/song.flac" -o "$out/trained_stems" --model "$out/consistency"
-python launch/demo_table.py "$out/consistency" "$out/corpus/test" "$out/table.json"
+python launch/demo/table.py "$out/consistency" "$out/corpus/test" "$out/table.json"
 echo "stems of $out/song.flac: $out/trained_stems/song/   model: $out/consistency/model"

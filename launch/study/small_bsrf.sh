@@ -29,4 +29,4 @@ render test 4
 train det
 train diffusion --config.init_from.deterministic="$out/det"
 train consistency --config.init_from.diffusion="$out/diffusion"
-python launch/demo_table.py "$out/consistency" "$out/corpus/test" "$out/table.json"
+python launch/demo/table.py "$out/consistency" "$out/corpus/test" "$out/table.json"

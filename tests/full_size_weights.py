@@ -1,6 +1,6 @@
 """Every official checkpoint at full size, of random numbers, through `msr import` and `msr export`: a table.
 
-    python launch/full_size_weights.py FOLDER_OF_PARITY_FILES [--only NAME …]
+    python tests/full_size_weights.py FOLDER_OF_PARITY_FILES [--only NAME …]
 
 Time and peak memory of the two commands, each in a process of its own, and whether what comes out equals what went in to
 the bit. The folder holds the key lists `*/keys_*.json`. Needs the extra `torch`, and a few times 4 GB of disk.
