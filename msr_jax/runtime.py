@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import platform
 import re
 import shutil
 import signal
@@ -237,6 +238,17 @@ def _processor() -> str:
     import platform
 
     return f"{platform.machine()} {platform.processor()}"
+
+
+def machine() -> str:
+    """The processor, the cores that this process may use, and the operating system."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 def keep_freed_memory() -> None:

@@ -3,13 +3,11 @@
 import argparse
 import importlib
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import write_whole
+from msr_jax.runtime import machine, write_whole
 
 # Each has run(options) -> rows.
 BENCHMARKS = {
@@ -22,17 +20,6 @@ BENCHMARKS = {
 }
 # Fields that some benchmarks add to a row, and what the table calls them.
 MORE = {"rtf": "RTF", "flops": "FLOP", "share_of_matmul_rate": "of the matmul rate"}
-
-
-def machine() -> str:
-    """The processor, the cores that this process may use, and the operating system."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from msr_jax.bench.main import machine
 from msr_jax.data.tracks import find_tracks, split_of
 from msr_jax.errors import UserError
 from msr_jax.evaluate.command import model_runs, stamp_of
@@ -21,7 +20,7 @@ from msr_jax.evaluate.protocols import PROTOCOLS
 from msr_jax.evaluate.published import DATA, PUBLISHED
 from msr_jax.evaluate.report import headline, number, quoted
 from msr_jax.evaluate.score import evaluate_tracks, summary
-from msr_jax.runtime import write_whole
+from msr_jax.runtime import machine, write_whole
 from msr_jax.separate.engine import Separator
 
 # Name in the paper, refinement, steps.
