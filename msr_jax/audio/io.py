@@ -1,8 +1,8 @@
-"""Reading, writing and resampling of audio files; everything that libsndfile knows, mp3 among it."""
+"""Reading, writing and resampling of audio files: all that libsndfile knows, mp3 among it, and what `media` adds."""
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -12,7 +12,9 @@ import soundfile
 import soxr
 
 from msr_jax.audio.headers import Spliced, find_samples
+from msr_jax.audio.media import media_format, open_media
 from msr_jax.audio.mpeg import find_frames
+from msr_jax.audio.speakers import FROM_VORBIS, MASKS, flac_mask, write_mask
 from msr_jax.errors import UserError
 from msr_jax.runtime import clear, passing
 
@@ -62,7 +64,7 @@ def audio_info(path: str | Path) -> AudioInfo:
       UserError: missing, a folder, a pipe, empty, not audio, or plainly shorter on disk than its header says.
     """
     path = _readable(path)
-    with _opened(path) as (_, info):
+    with _opened(path) as (info, _):
         return info
 
 
@@ -74,8 +76,8 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, AudioInfo]]:
-    """A file open for reading, in such a way that libsndfile reads all of it."""
+def _opened(path: Path) -> Iterator[tuple[AudioInfo, Callable[[int], np.ndarray]]]:
+    """What a file is, and how to read on in it: read(n) gives at most n samples per channel, none at the end."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "rb"))
@@ -84,7 +86,14 @@ def _opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, AudioInfo]]:
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
         except (RuntimeError, TypeError) as error:
-            raise UserError(f"{path} cannot be read as audio ({_reason(error)})") from error
+            kind = media_format(file)
+            if kind is None:
+                raise UserError(f"{path} cannot be read as audio ({_reason(error)})") from error
+            if kind == "ogg" and _ogg_is_cut(file):
+                raise UserError(f"{path} is cut off: its last page is missing or incomplete") from error
+            media, blocks = stack.enter_context(open_media(path, kind))
+            yield AudioInfo(None, media.channels, media.sample_rate, "", media.mask), _by_length(blocks)
+            return
         if opened.frames == 0:
             raise UserError(f"{path} holds no audio samples")
         if opened.format == "OGG" and _ogg_is_cut(file):
@@ -92,7 +101,27 @@ def _opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, AudioInfo]]:
         frames = source.frames or (opened.frames if opened.frames < 2**60 else None)
         if frames != opened.frames:
             opened.seekable = lambda: False  # else soundfile seeks after every block, beyond the end too, and fails
-        yield opened, AudioInfo(frames, opened.channels, opened.samplerate, opened.subtype, source.mask)
+        mask, channels = source.mask, opened.channels
+        order: Any = slice(None)
+        if opened.format == "FLAC" and channels > 2:
+            mask = flac_mask(path, channels)
+        elif opened.format == "OGG" and channels in FROM_VORBIS:
+            mask, order = MASKS[channels], FROM_VORBIS[channels]
+        read = lambda n: opened.read(n, dtype="float32", always_2d=True)[:, order]
+        yield AudioInfo(frames, channels, opened.samplerate, opened.subtype, mask), read
+
+
+def _by_length(blocks: Iterator[np.ndarray]) -> Callable[[int], np.ndarray]:
+    """A function that gives the next of some audio, at most so many samples per channel."""
+    rest: list[np.ndarray] = []
+
+    def read(n: int) -> np.ndarray:
+        block = rest.pop() if rest else next(blocks, np.zeros((0, 1), np.float32))
+        if len(block) > n:
+            rest.append(block[n:])
+        return block[:n]
+
+    return read
 
 
 class _Source(NamedTuple):
@@ -142,10 +171,10 @@ def read_blocks(path: str | Path, block: int) -> Iterator[np.ndarray]:
     """
     path = _readable(path)
     done = 0
-    with _opened(path) as (file, info):
+    with _opened(path) as (info, read):
         try:
             left = lambda: block if info.frames is None else min(block, info.frames - done)
-            while len(data := file.read(left(), dtype="float32", always_2d=True)):
+            while len(data := read(left())):
                 if not np.isfinite(data).all():
                     at = done + int(np.argmin(np.isfinite(data).all(1)))
                     seconds = f"{at / info.sample_rate:.2f} s"
@@ -190,7 +219,7 @@ class AudioWriter:
         frames: int | None = None,
         mask: int = 0,
     ):
-        self.path, self.mask = Path(path), mask
+        self.path, self.channels, self.mask = Path(path), channels, mask
         self.clipped = 0
         suffix = self.path.suffix.lower()
         if suffix not in FORMATS:
@@ -209,7 +238,7 @@ class AudioWriter:
             kind, self.room = "RF64", None
         elif kind == "WAV" and mask and channels > 2:
             kind = "WAVEX"
-        self.beside = passing(self.path)
+        self.kind, self.beside = kind, passing(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = soundfile.SoundFile(self.beside, "w", sample_rate, channels, self.subtype, format=kind)
@@ -234,8 +263,10 @@ class AudioWriter:
             return
         try:
             self.file.close()
-            if self.path.suffix.lower() == ".wav":
-                _settle_header(self.beside, self.mask)
+            if self.kind != "FLAC":
+                _leave_out_peaks(self.beside)
+            if self.mask and self.channels > 2:
+                write_mask(self.beside, self.kind, self.channels, self.mask)
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot write {self.path}: {_reason(error)}; is the disk full?") from error
 
@@ -253,18 +284,15 @@ class AudioWriter:
             clear(self.beside)
 
 
-def _settle_header(path: Path, mask: int) -> None:
-    """Make a WAV file's header free of the time of day (its PEAK chunk becomes padding), and name the speakers in it."""
+def _leave_out_peaks(path: Path) -> None:
+    """Make padding of the PEAK chunk in a WAV file's header: it has the time of day in it."""
     with open(path, "r+b") as file:
         head = file.read(4096)
-        peak, fmt = head.find(b"PEAK"), head.find(b"fmt ")
+        peak = head.find(b"PEAK")
         if 0 <= peak < head.find(b"data"):
             size = int.from_bytes(head[peak + 4 : peak + 8], "little")
             file.seek(peak)
             file.write(b"PAD " + head[peak + 4 : peak + 8] + bytes(size))
-        if mask and head[fmt + 8 : fmt + 10] == b"\xfe\xff":  # WAVEFORMATEXTENSIBLE
-            file.seek(fmt + 28)
-            file.write(mask.to_bytes(4, "little"))
 
 
 def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str | None = None) -> None:

@@ -1,8 +1,6 @@
 """Multitrack folders: Slakh2100 as distributed (numbered stems with `metadata.yaml`), one file per stem (MUSDB18-HQ, the
 converted Slakh2100), or MUSDB18's `.stem.mp4` files."""
 
-import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +9,10 @@ import numpy as np
 import yaml
 
 from msr_jax.audio.io import read_audio, resample
+from msr_jax.data import stem_mp4
 from msr_jax.errors import UserError
 
 AUDIO = (".wav", ".flac")
-MP4 = ".stem.mp4"
-MP4_STREAMS = ("mixture", "drums", "bass", "other", "vocals")
 CORPUS_RATE = 44_100  # Hz, of all corpora here as distributed
 LENGTH_TOLERANCE = 0.15  # seconds by which stems of a track may differ, as in the published preparation
 # General MIDI programs of the four groups of the paper, counted from 0; drums are marked instead.
@@ -41,7 +38,7 @@ class Track(NamedTuple):
 
 def track_name(track: Path) -> str:
     """The track's name: that of its folder, or of its file without `.stem.mp4`."""
-    return track.name.removesuffix(MP4)
+    return track.name.removesuffix(stem_mp4.SUFFIX)
 
 
 def is_track(folder: Path, stems: Sequence[str]) -> bool:
@@ -49,7 +46,7 @@ def is_track(folder: Path, stems: Sequence[str]) -> bool:
     if folder.name.startswith((".", "__MACOSX")):
         return False
     if not folder.is_dir():
-        return folder.name.endswith(MP4)
+        return folder.name.endswith(stem_mp4.SUFFIX)
     return (folder / "metadata.yaml").is_file() or any((folder / f"{s}{a}").is_file() for s in stems for a in AUDIO)
 
 
@@ -105,20 +102,6 @@ def _plain_sources(track: Path, stems: Sequence[str]) -> Iterator[tuple[str, Pat
             yield stem, path
 
 
-def _read_mp4(track: Path, stems: Sequence[str]) -> Iterator[tuple[str, np.ndarray, int]]:
-    """(stem, (samples, 2) float32, Hz) of the streams of a `.stem.mp4` file, decoded by ffmpeg."""
-    if shutil.which("ffmpeg") is None:
-        raise UserError(f"{track} needs ffmpeg to be read; install it, or use MUSDB18-HQ")
-    for stem in stems:
-        stream = f"0:{MP4_STREAMS.index(stem)}"
-        command = ["ffmpeg", "-v", "error", "-xerror", "-i", str(track), "-map", stream, "-f", "f32le"]
-        done = subprocess.run([*command, "-ac", "2", "-ar", str(CORPUS_RATE), "-"], capture_output=True)
-        if done.returncode or not done.stdout:
-            reason = done.stderr.decode(errors="replace").strip().splitlines() or ["no audio"]
-            raise UserError(f"{track} cannot be read by ffmpeg, stream {stream} ({reason[-1]})")
-        yield stem, np.frombuffer(done.stdout, np.float32).reshape(-1, 2), CORPUS_RATE
-
-
 def to_channels(samples: np.ndarray, channels: int, path: Path) -> np.ndarray:
     """(samples, any) -> (samples, channels): to mono all are averaged, and mono is repeated.
 
@@ -149,9 +132,9 @@ def read_track(
     track = Path(track)
     audio: dict[str, list[tuple[np.ndarray, int]]] = {}
     files, notes = [], []
-    if track.name.endswith(MP4):
+    if track.name.endswith(stem_mp4.SUFFIX):
         files = [track]
-        for stem, samples, rate in _read_mp4(track, stems):
+        for stem, samples, rate in stem_mp4.read_streams(track, stems):
             audio[stem] = [(to_channels(samples, channels, track), rate)]
     else:
         layout = _slakh_sources(track) if (track / "metadata.yaml").is_file() else _plain_sources(track, stems)
