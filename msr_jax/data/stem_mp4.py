@@ -64,9 +64,10 @@ def _atom(file: BinaryIO, names: Sequence[bytes], at: int, end: int) -> bytes:
             size, head = struct.unpack(">Q", file.read(8).ljust(8, b"\0"))[0], 16
         stop = end if size == 0 else min(end, at + size)
         if name == names[0]:
-            if len(names) > 1:
-                return _atom(file, names[1:], at + head, stop)
-            return file.read(stop - at - head) if stop - at < 2**20 else b""
+            if len(names) == 1:
+                return file.read(stop - at - head) if stop - at < 2**20 else b""
+            if found := _atom(file, names[1:], at + head, stop):
+                return found
         if stop < at + head:
             return b""
         at = stop

@@ -62,7 +62,9 @@ def separate_file(
     try:
         with ExitStack() as stack:
             writers = {
-                stem: stack.enter_context(AudioWriter(path, info.sample_rate, info.channels, frames=info.frames))
+                stem: stack.enter_context(
+                    AudioWriter(path, info.sample_rate, info.channels, frames=info.frames, mask=info.mask)
+                )
                 for stem, path in paths.items()
             }
             blocks = read_blocks(task.song, BLOCK_SECONDS * info.sample_rate)

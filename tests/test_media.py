@@ -1,0 +1,218 @@
+"""Audio that libsndfile does not know, by PyAV or the program ffmpeg; and `.stem.mp4` files with any stems."""
+
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from msr_jax.audio import media
+from msr_jax.audio.io import audio_info, read_audio
+from msr_jax.data.stem_mp4 import streams_of
+from msr_jax.data.tracks import read_track
+from msr_jax.errors import UserError
+
+RATE = 44_100
+KINDS = {
+    "a.m4a": ("ipod", "aac"),
+    "alac.m4a": ("ipod", "alac"),
+    "a.aac": ("adts", "aac"),
+    "a.webm": ("webm", "libopus"),
+    "a.wma": ("asf", "wmav2"),
+    "a.oga": ("ogg", "flac"),
+    "a.mka": ("matroska", "flac"),
+}
+
+
+def tone(frequency=300.0, seconds=1.0, channels=2):
+    t = np.arange(int(seconds * RATE)) / RATE
+    return np.stack([0.3 * np.sin(2 * np.pi * frequency * (1 + c) * t) for c in range(channels)], 1).astype(np.float32)
+
+
+def encode(path, streams, kind=None):
+    """Write streams of audio (samples, channels) at 44,100 Hz (48,000 Hz for Opus, as it wants it) into a media file."""
+    form, codec = kind or KINDS[path.name]
+    if codec == "flac":
+        return wrap_flac(path, streams[0], form)
+    with av.open(str(path), "w", format=form) as container:
+        outs = [
+            container.add_stream(codec, rate=48_000 if codec == "libopus" else RATE, layout="stereo") for _ in streams
+        ]
+        for out in outs:
+            if codec == "wmav2":
+                out.bit_rate = 128_000
+        container.start_encoding()
+        for out, audio in zip(outs, streams, strict=True):
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(audio.reshape(1, -1)), format="flt", layout="stereo"
+            )
+            frame.sample_rate = RATE
+            container.mux(out.encode(frame))
+            container.mux(out.encode(None))
+    return path
+
+
+def wrap_flac(path, audio, form):
+    """The packets of a FLAC file in another container."""
+    plain = path.with_suffix(".flac")
+    soundfile.write(plain, audio, RATE)
+    if form == "flac":
+        return plain
+    with av.open(str(plain)) as source, av.open(str(path), "w", format=form) as container:
+        out = container.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = out
+                container.mux(packet)
+    return path
+
+
+@pytest.fixture(params=["PyAV", "ffmpeg"])
+def decoder(request, monkeypatch, tmp_path):
+    """PyAV; and a stand-in for the program ffmpeg, which answers the options that are passed to it, by PyAV too."""
+    if request.param == "PyAV":
+        monkeypatch.setattr(media.shutil, "which", lambda name: None)
+        return request.param
+    program = tmp_path / "bin" / "ffmpeg"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\n{FFMPEG}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(media, "find_spec", lambda name: None)
+    return request.param
+
+
+FFMPEG = """
+import struct, sys
+import av
+told = dict(zip(sys.argv[2:-1], sys.argv[3:]))
+assert told["-f"] == "wav" and told["-c:a"] == "pcm_f32le" and sys.argv[-1] == "-"
+with av.open(told["-i"]) as container:
+    stream = container.streams.audio[int(told["-map"].split(":")[2])]
+    rate, channels = stream.rate, stream.channels
+    head = struct.pack("<HHIIHH", 3, channels, rate, 4 * channels * rate, 4 * channels, 32)
+    sys.stdout.buffer.write(b"RIFF\\xff\\xff\\xff\\xffWAVEfmt \\x10\\0\\0\\0" + head + b"data\\xff\\xff\\xff\\xff")
+    resampler = av.AudioResampler(format="flt")
+    try:
+        for frame in container.decode(stream):
+            for part in resampler.resample(frame):
+                sys.stdout.buffer.write(part.to_ndarray().tobytes())
+    except av.FFmpegError as error:
+        sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_media_files_are_read(tmp_path, decoder, name):
+    audio, rate = read_audio(encode(tmp_path / name, [tone()]))
+    assert rate == (48_000 if name == "a.webm" else RATE) and audio.shape[1] == 2
+    assert len(audio) / rate == pytest.approx(1.0, abs=0.06)
+    for c in range(2):
+        strongest = np.abs(np.fft.rfft(audio[:rate, c])).argmax() * rate / len(audio[:rate])
+        assert strongest == pytest.approx(300 * (1 + c), abs=2)
+
+
+@pytest.mark.parametrize(
+    "blocks,length", [((600, 424, 300), 1000), ((1000,), 1000), ((990,), 990), ((900, 6000), 6900)]
+)
+def test_what_an_encoder_of_mp4_fills_its_last_frames_with_is_left_out(blocks, length):
+    info = media.MediaInfo(1, 1000, 0, 1.0)
+    samples = np.arange(sum(blocks), dtype=np.float32)[:, None]
+    parts = np.split(samples, np.cumsum(blocks)[:-1])
+    read = np.concatenate(list(media._measured(Path("a.m4a"), "mov", info, iter(parts))))
+    np.testing.assert_array_equal(read, samples[:length])
+    other = np.concatenate(list(media._measured(Path("a.mka"), "matroska", info, iter(parts))))
+    np.testing.assert_array_equal(other, samples)
+
+
+def test_lossless_files_keep_their_length(tmp_path):
+    for name in ("alac.m4a", "a.oga"):
+        assert len(read_audio(encode(tmp_path / name, [tone()]))[0]) == RATE
+
+
+@pytest.mark.parametrize("name", ["a.m4a", "a.webm", "a.oga", "a.mka"])
+def test_a_media_file_that_was_cut_short_is_refused(tmp_path, name):
+    data = encode(tmp_path / name, [tone(seconds=3)]).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="cut off") as caught:
+        read_audio(tmp_path / name)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_without_a_decoder_it_is_said_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "find_spec", lambda name: None)
+    monkeypatch.setattr(media.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"a\.m4a needs PyAV or ffmpeg .*pip install 'msr_jax\[media\]'"):
+        audio_info(encode(tmp_path / "a.m4a", [tone()]))
+
+
+def test_lists_that_name_other_files_are_not_opened(tmp_path):
+    (tmp_path / "a.m4a").write_text("#EXTM3U\n#EXTINF:1,\nother.ts\n")
+    (tmp_path / "a.webm").write_text("ffconcat version 1.0\nfile other.wav\n")
+    for name in ("a.m4a", "a.webm"):
+        with pytest.raises(UserError, match="cannot be read as audio"):
+            audio_info(tmp_path / name)
+
+
+def test_speakers_come_in_the_order_of_wav_from_every_format(tmp_path):
+    six = tone(200.0, 1.0, 6)
+    soundfile.write(tmp_path / "a.ogg", six[:, [0, 2, 1, 4, 5, 3]], RATE)  # as Vorbis has them: the centre second
+    for path in (
+        tmp_path / "a.ogg",
+        encode(tmp_path / "a.oga", [six]),
+        encode(tmp_path / "a.flac", [six], ("flac", "flac")),
+    ):
+        audio, _ = read_audio(path)
+        heard = [np.abs(np.fft.rfft(x)).argmax() for x in audio.T]
+        heard.pop(3)  # Vorbis leaves little of the low frequencies' channel above 120 Hz
+        assert heard == [200, 400, 600, 1000, 1200]
+        assert audio_info(path).mask in (0x3F, 0x60F)  # the back or the sides
+
+
+def with_names(path, names):
+    """Add the atom in which stem files name their stems, at the end."""
+    body = json.dumps({"stems": [{"name": name, "color": "#000000"} for name in names]}).encode()
+    atom = lambda name, body: struct.pack(">I4s", 8 + len(body), name) + body
+    data = path.read_bytes()
+    at = data.index(b"moov") - 4
+    size = struct.unpack(">I", data[at : at + 4])[0]
+    assert at + size == len(data)  # nothing that an offset points to moves
+    udta = atom(b"udta", atom(b"stem", body))
+    path.write_bytes(data[:at] + struct.pack(">I", size + len(udta)) + data[at + 4 :] + udta)
+    return path
+
+
+def stem_mp4(path, count=5):
+    return encode(path, [tone(200.0 + 100 * k) for k in range(count)], ("mp4", "aac"))
+
+
+def strongest(audio):
+    return np.abs(np.fft.rfft(audio[:RATE, 0])).argmax()
+
+
+def test_stems_of_an_mp4_are_those_of_musdb18_unless_it_names_others(tmp_path):
+    plain = stem_mp4(tmp_path / "a.stem.mp4")
+    assert streams_of(plain) == ["mixture", "drums", "bass", "other", "vocals"]
+    read = read_track(plain, ("drums", "vocals"), RATE, 2)
+    assert [strongest(x) for x in read.audio] == pytest.approx([300, 600], abs=2) and read.files == [plain]
+    with pytest.raises(UserError, match=r"a\.stem\.mp4 holds no guitar; its stems are drums, bass, other, vocals"):
+        read_track(plain, ("bass", "guitar"), RATE)
+    named = with_names(stem_mp4(tmp_path / "b.stem.mp4", 3), ["Guitar", "Piano"])
+    read = read_track(named, ("piano", "guitar"), RATE, 2)
+    assert [strongest(x) for x in read.audio] == pytest.approx([400, 300], abs=2)
+    with pytest.raises(UserError, match="holds no drums; its stems are guitar, piano"):
+        read_track(named, ("drums",), RATE)
+
+
+def test_a_damaged_stem_mp4_is_a_sentence(tmp_path):
+    (tmp_path / "a.stem.mp4").write_bytes(b"no mp4")
+    with pytest.raises(UserError, match="is no mp4 file"):
+        read_track(tmp_path / "a.stem.mp4", ("drums",), RATE)
+    few = stem_mp4(tmp_path / "b.stem.mp4", 2)
+    with pytest.raises(UserError, match="has 2 streams of audio, not 5"):
+        read_track(few, ("vocals",), RATE)
