@@ -1,5 +1,6 @@
 """MUSDB18-HQ becomes records sample by sample; what is wrong with a song is named, and a broken one left out."""
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
