@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from importlib.metadata import version
 
 from msr_jax.errors import UserError
 from msr_jax.runtime import (
@@ -33,7 +34,9 @@ COMMANDS = {
 
 def _usage() -> str:
     rows = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
-    return f"usage: msr COMMAND …\n\n{rows}\n\n`msr COMMAND --help` tells the rest."
+    return (
+        f"usage: msr COMMAND …\n\n{rows}\n\n`msr COMMAND --help` tells the rest, `msr --version` which release this is."
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,6 +61,9 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"msr_jax {version('msr_jax')}")
+        return 0
     if argv[0] not in COMMANDS:
         print(f"msr: there is no command '{argv[0]}'; known are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2

@@ -298,6 +298,12 @@ def check_field(name: str, value: Any, where: str, told: str = "", model: str = 
       told: the field's name there, if it is another, such as "audio.sample_rate".
       model: the backbone, for a name that begins with "model.".
 
+    >>> check_field("model.freqs_per_bands", [2, 2, 4], "config.")
+    (2, 2, 4)
+    >>> check_field("sample_rate", "44.1k", "x.yaml: ", "audio.sample_rate")
+    Traceback (most recent call last):
+    msr_jax.errors.UserError: x.yaml: audio.sample_rate must be a whole number, at least 1, not "44.1k"
+
     Raises:
       UserError: another kind, or out of range.
       KeyError: no such field.

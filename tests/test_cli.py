@@ -3,10 +3,13 @@
 import os
 import shutil
 import signal
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from msr_jax.audio.io import read_blocks
@@ -14,6 +17,7 @@ from msr_jax.cli import COMMANDS, main
 from msr_jax.separate import songs
 from tests.conftest import TINY_RATE
 
+ROOT = Path(__file__).resolve().parents[1]
 RATE = TINY_RATE
 STEMS = ("bass", "drums", "guitar", "piano")
 
@@ -30,6 +34,13 @@ def separate(paths, out, model, *options):
 
 def files(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_version_is_that_of_the_project_in_every_file_that_names_it(capsys):
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"msr_jax {version}\n"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_overview_names_every_command_and_a_wrong_one_is_refused(capsys):

@@ -68,5 +68,9 @@ def kept_chunks(stems: np.ndarray, chunk: int, threshold: float = SILENT) -> np.
 
 
 def musdb_segments(samples: np.ndarray, sample_rate: int = 44_100) -> np.ndarray:
-    """Number of 11 s segments of MUSDB18 songs of so many samples; the last one is padded with zeros."""
+    """Number of 11 s segments of MUSDB18 songs of so many samples; the last one is padded with zeros.
+
+    >>> int(musdb_segments(60 * 44_100))
+    6
+    """
     return -(-np.asarray(samples) // (MUSDB_SECONDS * sample_rate))

@@ -11,6 +11,9 @@ def karras_sigmas(num_levels: int, sigma_min: float, sigma_max: float, rho: floa
     """Levels (num_levels,) falling from sigma_max to sigma_min, evenly spaced in σ^(1/ρ); one level is [sigma_max].
 
     EDM eq. 5; computed in float64, returned in float32.
+
+    >>> karras_sigmas(3, 1.0, 9.0, 2.0).tolist()
+    [9.0, 4.0, 1.0]
     """
     if num_levels == 1:
         return np.array([sigma_max], np.float32)
@@ -32,6 +35,9 @@ def consistency_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: 
     """Levels (num_steps,) at which the consistency sampler calls its network.
 
     As released: the schedule is built with one level more than there are steps, and its last level is never used.
+
+    >>> consistency_sigmas(2, 1.0, 9.0, 2.0).tolist()
+    [9.0, 4.0]
     """
     return karras_sigmas(num_steps + 1, sigma_min, sigma_max, rho)[:num_steps]
 

@@ -22,7 +22,11 @@ def _si_sdr(inner: np.ndarray, reference: np.ndarray, estimate: np.ndarray) -> n
 
 
 def si_sdr(estimate: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """SI-SDR in dB over the last axis (samples), no mean removed: (…, samples) twice -> (…)."""
+    """SI-SDR in dB over the last axis (samples), no mean removed: (…, samples) twice -> (…).
+
+    >>> round(float(si_sdr(np.array([2.0, 0.2]), np.array([1.0, 0.0]))), 2)  # whatever the scale, an error of a tenth
+    20.0
+    """
     estimate, reference = estimate.astype(np.float64), reference.astype(np.float64)
     return _si_sdr((estimate * reference).sum(-1), np.square(reference).sum(-1), np.square(estimate).sum(-1))
 
@@ -33,7 +37,11 @@ def is_silent(audio: np.ndarray) -> np.ndarray:
 
 
 def windows(samples: int, sample_rate: int) -> list[slice]:
-    """Windows of a signal: [2i, 2i + 4) s for i below ceil((samples - 2 s) / 2 s), the last cut at the end."""
+    """Windows of a signal: [2i, 2i + 4) s for i below ceil((samples - 2 s) / 2 s), the last cut at the end.
+
+    >>> windows(7, 1)
+    [slice(0, 4, None), slice(2, 6, None), slice(4, 7, None)]
+    """
     hop, length = HOP_SECONDS * sample_rate, WINDOW_SECONDS * sample_rate
     return [slice(i * hop, min(i * hop + length, samples)) for i in range(max(0, -(-(samples - hop) // hop)))]
 
