@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from msr_jax.bench.bs_roformer import count_flops
+from msr_jax.bench.roformers import SHAPES, count_flops, sizes_of
 from msr_jax.cli import main
 from tests import toy
 
@@ -96,6 +96,20 @@ def test_flops_of_the_official_segment_are_those_of_the_specification():
     from msr_jax.config import bsrf_base
 
     assert count_flops(bsrf_base().model.to_dict(), 485_100) == pytest.approx(5.82e12, rel=0.002)
+
+
+def test_the_mel_band_roformer_s_operations_are_those_of_the_published_formula():
+    assert count_flops(sizes_of("mel_384_6"), SHAPES["mel_384_6"].segment) == pytest.approx(2 * 1553e9, rel=0.002)
+
+
+def test_the_roformers_benchmark_measures_the_public_networks(tmp_path, monkeypatch):
+    monkeypatch.setattr("msr_jax.bench.roformers.SHAPES", {"mel_384_6": SHAPES["mel_384_6"]})
+    path = tmp_path / "b.json"
+    assert main(["bench", "roformers", "--json", str(path), "--tiny", "--repeats", "1", "--no-peer"]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["name"] for row in rows] == ["mel_384_6_float32", "mel_384_6_bfloat16"]
+    assert all(row["share_of_matmul_rate"] > 0 and row["computed_in"] in ("float32", "bfloat16") for row in rows)
+    assert main(["bench", "roformers", "--seconds", "0", "--no-peer"]) == 2
 
 
 @pytest.mark.torch

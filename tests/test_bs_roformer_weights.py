@@ -266,7 +266,7 @@ def test_the_onnx_program_runs_in_onnxruntime_and_separates_alike(short, tmp_pat
 def test_weights_and_outputs_are_those_of_the_pypi_package_both_ways(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("bs_roformer")
-    from msr_jax.bench.bs_roformer import make_peer
+    from msr_jax.bench.roformers import make_peer
 
     sizes = {**bsrf_base().model.to_dict(), "dim": 32, "depth": 2, "num_stems": 2, "zero_dc": False}
     net = make_peer(sizes)

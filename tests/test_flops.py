@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from msr_jax.bench.bs_roformer import count_flops as of_the_formula
+from msr_jax.bench.roformers import count_flops as of_the_formula
 from msr_jax.config import bsrf_base
 from msr_jax.models.backbone import make_backbone
 from msr_jax.plan.flops import count_flops

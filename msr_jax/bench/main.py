@@ -13,6 +13,7 @@ from msr_jax.runtime import machine, write_whole
 BENCHMARKS = {
     "unet": "msr_jax.bench.unet",
     "bs_roformer": "msr_jax.bench.bs_roformer",
+    "roformers": "msr_jax.bench.roformers",
     "evaluate": "msr_jax.bench.evaluate",
     "train": "msr_jax.bench.train",
     "dispatch": "msr_jax.bench.dispatch",
@@ -39,9 +40,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that the benchmark runs")
     parser.add_argument("--config", metavar="FILE.py", help="train: a training config; default: the official U-Net's")
     parser.add_argument("--batch", type=int, help="train: examples per step over all devices; default 50")
+    parser.add_argument("--seconds", type=float, help="roformers: of audio; default: the segment of each network")
     args = parser.parse_args(argv)
     if args.repeats < 1:
         raise UserError("--repeats must be at least 1")
+    if args.seconds is not None and not args.seconds >= 0.1:
+        raise UserError("--seconds must be at least 0.1")
     rows = importlib.import_module(BENCHMARKS[args.name]).run(args)
     print_table(rows)
     if args.json:
