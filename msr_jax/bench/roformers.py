@@ -59,7 +59,7 @@ def sizes_of(shape: str, is_tiny: bool = False) -> dict[str, Any]:
     sizes = {k: v for k, v in bsrf_base().model.to_dict().items() if k not in of_bands}
     sizes |= {"name": SHAPES[shape].name, "attn_dropout": 0.0, "ff_dropout": 0.0, "remat": False}
     if of_bands:
-        sizes["mlp_expansion_factor"] = 4
+        sizes |= {"num_bands": 12 if is_tiny else 60, "mlp_expansion_factor": 4}
     return {**sizes, **SHAPES[shape].own, **(TINY if is_tiny else {})}
 
 
@@ -141,7 +141,7 @@ def make_peer(sizes: Mapping[str, Any]) -> Any:
     same += ("stft_n_fft", "stft_hop_length", "stft_win_length")
     fields = {name: sizes[name] for name in same}
     if sizes["name"] == "mel_band_roformer":
-        return MelBandRoformer(**fields, num_bands=sizes.get("num_bands", 60)).eval()
+        return MelBandRoformer(**fields, num_bands=sizes["num_bands"]).eval()
     net = BSRoformer(**fields, freqs_per_bands=sizes["freqs_per_bands"])
     widths = tuple(2 * (2 if sizes["stereo"] else 1) * width for width in sizes["freqs_per_bands"])
     options = {"depth": sizes["mask_estimator_depth"], "mlp_expansion_factor": sizes["mlp_expansion_factor"]}
