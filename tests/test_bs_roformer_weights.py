@@ -14,11 +14,11 @@ from safetensors.numpy import save_file
 from msr_jax.cli import main
 from msr_jax.config import bsrf_base
 from msr_jax.models.backbone import make_backbone
-from msr_jax.weights.bs_roformer_weights import find_section, read_yaml
 from msr_jax.weights.export_cli import state_dict
 from msr_jax.weights.lightning import read_checkpoint
 from msr_jax.weights.model_folder import flatten, load_model, parameter_shapes, unflatten
 from msr_jax.weights.roformer_names import published_network, published_shapes, stack_tensors, unstack_tensors
+from msr_jax.weights.yaml_config import find_section, read_yaml
 from tests.parity.fixtures import parity_folders
 
 ARCHS = {"det": "bsrf_det", "diff": "bsrf_diffusion", "cd": "bsrf_consistency"}

@@ -1,4 +1,4 @@
-"""`msr import`: an official checkpoint into a model folder, without executing anything in it."""
+"""`msr import`: a checkpoint of another program into a model folder, without executing anything in it."""
 
 import argparse
 import json
@@ -8,29 +8,30 @@ from typing import Any
 import numpy as np
 
 from msr_jax.errors import UserError
-from msr_jax.weights.bs_roformer_weights import prefixes_of, read_bs_roformer, read_yaml
+from msr_jax.weights.detect import clean_names, detect_arch, refuse_foreign
 from msr_jax.weights.hub import fetch
 from msr_jax.weights.lightning import WRAPPERS, Checkpoint, read_checkpoint
 from msr_jax.weights.model_folder import save_model
+from msr_jax.weights.roformer_weights import Imported, prefixes_of, read_roformer
 from msr_jax.weights.torch_names import DUPLICATES, PREFIXES
 from msr_jax.weights.unet_weights import published_sizes, read_unet
+from msr_jax.weights.yaml_config import read_yaml
 
 
-def read_model(
-    checkpoint: Checkpoint, arch: str, told: dict[str, Any], where: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_model(checkpoint: Checkpoint, arch: str, told: dict[str, Any], where: str) -> Imported:
     """Config and weights by network, from an open checkpoint and what is told of its sizes.
 
     Raises:
       UserError: a tensor is missing, surplus or misshapen; or the file is of another kind than `arch`.
     """
-    read = read_bs_roformer if arch.startswith("bsrf") else read_unet
-    return read(checkpoint, arch, told, where)
+    if arch.startswith("unet"):
+        return Imported(*read_unet(checkpoint, arch, told, where), [])
+    return read_roformer(checkpoint, arch, told, where)
 
 
 def ignored_entries(checkpoint: Checkpoint, arch: str) -> list[str]:
     """What of a checkpoint is not read, each with a remark."""
-    state, ignored = checkpoint.state_dict, []
+    state, ignored = clean_names(checkpoint.state_dict), []
     used = tuple(prefixes_of(state, arch).values())
     for copy, original in DUPLICATES.get(arch, {}).items():
         pairs = [(k, original + k.removeprefix(copy)) for k in state if k.startswith(copy)]
@@ -51,11 +52,11 @@ def _is_same(a: Any, b: Any) -> bool:
     return place(a) == place(b) or np.array_equal(a.read(), b.read())
 
 
-def _told(args: argparse.Namespace) -> dict[str, Any]:
+def _told(args: argparse.Namespace, arch: str) -> dict[str, Any]:
     """What `--config` says, in the form that the architecture's reader takes."""
     if not args.config:
         return {}
-    if args.arch.startswith("bsrf"):
+    if not arch.startswith("unet"):
         return read_yaml(args.config)
     try:
         told = json.loads(Path(args.config).read_text())
@@ -68,25 +69,32 @@ def _told(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="msr import", description=__doc__)
     parser.add_argument(
-        "checkpoint", metavar="CKPT", help="a checkpoint of the original program, or hf:OWNER/REPO[/FILE]"
+        "checkpoint",
+        metavar="FILE",
+        help="a checkpoint (.ckpt, .pt, .pth, .bin, .safetensors), or hf:OWNER/REPO[/FILE]",
     )
-    parser.add_argument("--arch", required=True, choices=list(PREFIXES), help="which model it holds")
+    parser.add_argument(
+        "--arch", choices=list(PREFIXES), help="which model it holds, where its tensors are not to tell"
+    )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="model folder to write")
     parser.add_argument(
-        "--config", metavar="FILE", help="sizes under the published field names: JSON (U-Net), YAML (BS-RoFormer)"
+        "--config", metavar="FILE", help="what no tensor tells: the YAML of public weights, or sizes of a U-Net as JSON"
     )
     parser.add_argument("--heads", type=int, help="attention heads (U-Net), where neither checkpoint nor config says")
     parser.add_argument("--groups", type=int, help="groups of the norms (U-Net), where neither says")
     args = parser.parse_args(argv)
-    if args.arch.startswith("bsrf") and (args.heads or args.groups):
+    where = str(args.checkpoint)
+    checkpoint = read_checkpoint(fetch(args.checkpoint) if args.checkpoint.startswith("hf:") else args.checkpoint)
+    state = clean_names(checkpoint.state_dict)
+    refuse_foreign(state, where)
+    arch = args.arch or detect_arch(state, where)
+    if not arch.startswith("unet") and (args.heads or args.groups):
         raise UserError(
-            "--heads and --groups are for U-Nets; the sizes of a BS-RoFormer stand in its tensors and --config"
+            "--heads and --groups are for U-Nets; the sizes of a RoFormer stand in its tensors and --config"
         )
-    told = _told(args)
+    told = _told(args, arch)
     if args.groups:
         told["resnet_groups"] = args.groups
-    path = fetch(args.checkpoint) if args.checkpoint.startswith("hf:") else args.checkpoint
-    checkpoint = read_checkpoint(path)
     if args.heads:
         width = [
             t.shape[0] for k, t in checkpoint.state_dict.items() if k.endswith("bottleneck.attention.fn.to_q.weight")
@@ -94,17 +102,15 @@ def main(argv: list[str]) -> int:
         if not width or args.heads < 1 or width[0] % args.heads:
             raise UserError(f"--heads {args.heads} does not divide the attention's {width[0] if width else 0} features")
         told |= {"attention_heads": args.heads, "attention_features": width[0] // args.heads}
-    config, weights = read_model(checkpoint, args.arch, told, str(args.checkpoint))
-    save_model(args.out, config, weights)
-    prefixes = prefixes_of(checkpoint.state_dict, args.arch)
-    for network in weights:
+    found = read_model(checkpoint, arch, told, where)
+    save_model(args.out, found.config, found.weights)
+    prefixes = prefixes_of(state, arch)
+    print(f"found a {arch} checkpoint, stems {', '.join(found.config['stems'])}")
+    for network in found.weights:
         print(f"read {network} from {prefixes[network] or 'the names as they are'}*")
-    if "" in prefixes.values() and not args.config:  # bare public weights: nothing says how their STFT hops
-        hop = config["model"]["stft_hop_length"]
-        print(
-            f"assumed an STFT hop of {hop} samples, which no tensor tells; give the weights' YAML by --config if it has another"
-        )
-    for item in ignored_entries(checkpoint, args.arch):
+    for item in found.assumed:
+        print(f"assumed {item}")
+    for item in ignored_entries(checkpoint, arch):
         print(f"ignored {item}")
     print(f"wrote {args.out}")
     return 0

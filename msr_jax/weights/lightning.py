@@ -1,16 +1,17 @@
 """Reads PyTorch and PyTorch-Lightning checkpoints without PyTorch and without executing anything in them.
 
-Such a file is a zip with one pickle and raw little-endian tensor data beside it. A pickle can name any function and have
-it called; here the only names that mean anything are the few that describe tensors, and every other name becomes an
-inert placeholder that is never imported.
+Such a file is a zip with one pickle and raw little-endian tensor data beside it; before PyTorch 1.6 it was five pickles in a
+row with the data behind them. A pickle can name any function and have it called; here the only names that mean anything are
+the few that describe tensors, and every other name becomes an inert placeholder that is never imported.
 """
 
 import io
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -30,7 +31,9 @@ STORAGE_DTYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-WRAPPERS = ("state", "state_dict", "model_state_dict")  # where training checkpoints keep their state dict
+# Where training checkpoints keep their state dict; the first that holds tensors counts.
+WRAPPERS = ("state", "state_dict", "model_state_dict", "model", "ema")
+OLD_MAGIC = 0x1950A86A20F9469CFC6C  # what the first pickle of a file without a zip holds
 
 
 class Placeholder:
@@ -80,13 +83,12 @@ class LazyTensor:
         self, storage: tuple[np.dtype, str, int], offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
     ):
         self.storage, self.offset, self.shape, self.stride = storage, offset, shape, stride
-        self.archive: Any = None  # the open file, once the whole of it is known
+        self.data_of: Callable[[str], bytes]  # the bytes of a storage by its name, once the whole of the file is known
 
     def read(self) -> np.ndarray:
         """The array, in the dtype of the file. Raises UserError when the view reaches outside its storage."""
         dtype, member, count = self.storage
-        with self.archive.open(member) as file:
-            data = np.frombuffer(file.read(), np.uint8)
+        data = np.frombuffer(self.data_of(member), np.uint8)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
         empty = 0 in self.shape
         if (
@@ -115,9 +117,9 @@ class _Unpickler(pickle.Unpickler):
         ("collections", "OrderedDict"): OrderedDict,
     }
 
-    def __init__(self, data: bytes, folder: str):
-        super().__init__(io.BytesIO(data))
-        self.folder = folder
+    def __init__(self, file: BinaryIO):
+        super().__init__(file, encoding="latin-1")  # as Python 2 wrote, too
+        self.itemsizes: dict[str, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.KNOWN:
@@ -126,22 +128,25 @@ class _Unpickler(pickle.Unpickler):
         return type("Placeholder", (Placeholder,), {"name": f"{module}.{name}"})
 
     def persistent_load(self, pid: Any) -> Any:
-        kind, storage_type, key, _, count = pid
+        if pid[0] == "module":  # in old files, a class with its source beside it
+            return pid[1]
+        kind, storage_type, key, _, count, *view = pid
         name = getattr(storage_type, "name", "").rsplit(".", 1)[-1]
-        if kind != "storage" or name not in STORAGE_DTYPES:
+        if kind != "storage" or name not in STORAGE_DTYPES or view not in ([], [None]):
             raise UserError(f"the checkpoint holds data of a kind that is not known ({name or kind})")
-        return STORAGE_DTYPES[name], f"{self.folder}/data/{key}", int(count)
+        self.itemsizes[str(key)] = STORAGE_DTYPES[name].itemsize
+        return STORAGE_DTYPES[name], str(key), int(count)
 
 
 class StoredTensor:
     """A tensor of a safetensors file; the same two things as of a `LazyTensor`."""
 
-    def __init__(self, file: Any, name: str):
-        self.file, self.name = file, name
-        self.shape = tuple(file.get_slice(name).get_shape())
+    def __init__(self, path: Path, name: str, shape: tuple[int, ...]):
+        self.path, self.name, self.shape = path, name, shape
 
     def read(self) -> np.ndarray:
-        return self.file.get_tensor(self.name)
+        with safe_open(self.path, "np") as file:  # anew each time: what was read of a mapped file would stay in memory
+            return file.get_tensor(self.name)
 
 
 class Checkpoint(NamedTuple):
@@ -154,48 +159,129 @@ class Checkpoint(NamedTuple):
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Open a checkpoint; only names and shapes are read, tensors when they are asked for.
 
-    The state dict is the file itself (the layout of released weights, in PyTorch's format or in safetensors), or stands under
-    one of `WRAPPERS` in a training checkpoint.
+    The state dict is the file itself (the layout of released weights, in PyTorch's formats or in safetensors), or stands under
+    one of `WRAPPERS` in a training checkpoint. A tensor that safetensors stores once under one of its names has all of them.
 
     Raises:
-      UserError: missing, not a zip-format PyTorch file, damaged, or without a dict of tensors.
+      UserError: missing, not a PyTorch file, damaged, or without a dict of tensors.
     """
     path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} {'is a folder; name a file in it' if path.is_dir() else 'does not exist'}")
+    with path.open("rb") as file:
+        start = file.read(64)
     if path.suffix == ".safetensors":
-        try:
-            file = safe_open(path, "np")
-            return Checkpoint({}, {name: StoredTensor(file, name) for name in file.keys()})
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read as safetensors ({error})") from error
+        return Checkpoint({}, _read_safetensors(path))
+    if zipfile.is_zipfile(path) or start[:4] == b"PK\x03\x04":
+        content, data_of = _read_zip(path)
+    elif start[:1] == b"\x80":
+        content, data_of = _read_old(path)
+    else:
+        raise UserError(f"{path} is not a PyTorch checkpoint{_looks_like(start)}; take the file of weights itself")
+    state, content = _find_state(content, path)
+    for tensor in state.values():
+        tensor.data_of = data_of
+    return Checkpoint(content, state)
+
+
+def _looks_like(start: bytes) -> str:
+    text = start.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html")):
+        return " but a web page, such as a download that asks for a login gives"
+    if text.startswith(b"version https://git-lfs"):
+        return " but a pointer to one (Git LFS): the weights themselves have not been downloaded"
+    if start[8:9] == b"{":
+        return "; it looks like safetensors, give it that ending"
+    return ""
+
+
+def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(path, "np") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            told = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error})") from error
+    state = {name: StoredTensor(path, name, shape) for name, shape in shapes.items()}
+    # Names that share a tensor are dropped on writing, and told of: {dropped name: name that is kept}.
+    return state | {name: state[kept] for name, kept in told.items() if kept in state and name not in state}
+
+
+def _read_zip(path: Path) -> tuple[Any, Callable[[str], bytes]]:
     try:
         archive = zipfile.ZipFile(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is not a PyTorch checkpoint in zip format, or is cut off ({error}); save it again with torch.save"
+            f"{path} is not a PyTorch checkpoint in zip format, or is cut off ({error}); fetch it again"
         ) from error
     pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise UserError(f"{path} is a zip file but no PyTorch checkpoint: it holds no data.pkl")
+    folder = pickles[0].split("/")[0]
+
+    def data_of(key: str) -> bytes:
+        try:
+            return archive.read(f"{folder}/data/{key}")
+        except (KeyError, OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is damaged: the data of a tensor cannot be read ({error})") from error
+
+    return _unpickle(_Unpickler(io.BytesIO(archive.read(pickles[0]))), path), data_of
+
+
+def _read_old(path: Path) -> tuple[Any, Callable[[str], bytes]]:
+    """The format before PyTorch 1.6: magic number, version, machine, content, names of the storages; then their data."""
+    with path.open("rb") as file:
+        if _unpickle(_Unpickler(file), path) != OLD_MAGIC:
+            raise UserError(f"{path} is a pickle but no PyTorch checkpoint; nothing in it was run")
+        _unpickle(_Unpickler(file), path)
+        machine = _unpickle(_Unpickler(file), path)
+        unpickler = _Unpickler(file)
+        content, keys = _unpickle(unpickler, path), _unpickle(_Unpickler(file), path)
+        if not isinstance(keys, list) or (isinstance(machine, dict) and machine.get("little_endian") is False):
+            raise UserError(f"{path} has a damaged or foreign pickle inside, or was written on a big-endian machine")
+        places = {}
+        for key in map(str, keys):  # each: its number of elements in eight bytes, and they
+            size = int.from_bytes(file.read(8), "little") * unpickler.itemsizes.get(key, 0)
+            places[key] = (file.tell(), size)
+            file.seek(size, io.SEEK_CUR)
+
+    def data_of(key: str) -> bytes:
+        start, size = places.get(key, (0, 0))
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    return content, data_of
+
+
+def _unpickle(unpickler: _Unpickler, path: Path) -> Any:
     try:
-        content = _Unpickler(archive.read(pickles[0]), pickles[0].split("/")[0]).load()
+        return unpickler.load()
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # a hostile or damaged pickle can fail in any way; it has not run anything
         raise UserError(f"{path} has a damaged or foreign pickle inside ({type(error).__name__}: {error})") from error
+
+
+def _find_state(content: Any, path: Path) -> tuple[dict[str, LazyTensor], dict[str, Any]]:
+    """The state dict, and what else the file holds."""
+    inside = content.values() if isinstance(content, dict) else [content]
     content = content if isinstance(content, dict) else {}
-    state = next((content[name] for name in WRAPPERS if name in content), None)
-    if state is None and content and all(isinstance(value, LazyTensor) for value in content.values()):
-        state, content = content, {}
-    if not isinstance(state, dict) or not state:
-        raise UserError(f"{path} holds no state_dict; this is not a training checkpoint of the original program")
-    strange = [str(k) for k, v in state.items() if not isinstance(v, LazyTensor)]
-    if strange:
-        raise UserError(f"{path}: the state_dict entry {strange[0]} is no tensor")
-    for tensor in state.values():
-        tensor.archive = archive
-    return Checkpoint(content, state)
+    for state in (content[name] for name in WRAPPERS if isinstance(content.get(name), dict)):
+        if any(isinstance(value, LazyTensor) for value in state.values()):
+            strange = [str(k) for k, v in state.items() if not isinstance(v, LazyTensor)]
+            if strange:
+                raise UserError(f"{path}: the state_dict entry {strange[0]} is no tensor")
+            return state, content
+    tensors = {name: value for name, value in content.items() if isinstance(value, LazyTensor)}
+    if tensors:
+        return tensors, {name: value for name, value in content.items() if name not in tensors}
+    if objects := [value.name for value in inside if isinstance(value, Placeholder)]:
+        raise UserError(
+            f"{path} holds an object of the class {objects[0]} instead of a state_dict, and making it would run its code; "
+            "where you trust it, save its state_dict() with PyTorch and import that"
+        )
+    raise UserError(f"{path} holds no state_dict; this is not a checkpoint with weights in it")
 
 
 def plain(value: Any) -> Any:

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.models.interface import Backbone
 from msr_jax.runtime import clear, passing
+from msr_jax.weights.streamed import write_tensors
 
 FORMAT = 1
 BUNDLED = Path(__file__).parents[1] / "bundled"  # the model that ships with the package
@@ -64,8 +65,13 @@ def parameter_shapes(backbone: Backbone, network: str) -> dict[str, tuple[int, .
     return {path: leaf.shape for path, leaf in flatten(params).items()}
 
 
-def check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raises UserError unless names and shapes are the expected ones."""
+def check_tensors(
+    tensors: Mapping[str, Any],
+    expected: Mapping[str, tuple[int, ...]],
+    where: str,
+    advice: str = "take the config that these weights were made with",
+) -> None:
+    """Raises UserError, which ends in the advice, unless names and shapes are the expected ones."""
     wrong = [
         f"{k} is {tensors[k].shape}, not {s}" for k, s in expected.items() if k in tensors and tensors[k].shape != s
     ]
@@ -76,9 +82,7 @@ def check_tensors(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tupl
     ):
         if found:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise UserError(
-                f"{where} {what} {', '.join(found[:3])}{more}; take the config that these weights were made with"
-            )
+            raise UserError(f"{where} {what} {', '.join(found[:3])}{more}; {advice}")
 
 
 def save_model(
@@ -88,7 +92,7 @@ def save_model(
 
     Args:
       config: at least the keys of `FIELDS`, plain values.
-      weights: parameters by network name, among `NETWORKS`; float32.
+      weights: parameters by network name, among `NETWORKS`; float32 arrays, or `Stacked` ones that are read only now.
       dtype: of the files: float32, or float16 for half the size.
 
     Raises:
@@ -107,11 +111,8 @@ def save_model(
     try:
         beside.mkdir(parents=True)
         for name in kept["networks"]:
-            arrays: dict[str, Any] = {k: np.asarray(v, dtype, order="C") for k, v in flatten(weights[name]).items()}
-            save_file(arrays, beside / f"{name}.safetensors")
+            write_tensors(beside / f"{name}.safetensors", flatten(weights[name]), dtype)
         (beside / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
-        for path in beside.glob("*.safetensors"):  # which come readable by their owner alone
-            shutil.copymode(beside / "config.json", path)
         if folder.exists():
             os.replace(folder, replaced)
         os.replace(beside, folder)

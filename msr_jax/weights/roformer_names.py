@@ -1,7 +1,7 @@
 """Where each tensor of a published BS- or Mel-Band RoFormer's state dict stands in our parameters, which stack what repeats."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -10,6 +10,7 @@ from msr_jax.models.bs_roformer import BSRoformer
 from msr_jax.models.mask_roformer import AXES, MaskRoformer
 from msr_jax.models.mel_band_roformer import MelBandRoformer
 from msr_jax.weights.model_folder import inputs_of
+from msr_jax.weights.streamed import Stacked
 
 NETWORKS: dict[str, type[MaskRoformer]] = {"bs_roformer": BSRoformer, "mel_band_roformer": MelBandRoformer}
 T = TypeVar("T")
@@ -117,6 +118,22 @@ def stack_tensors(
         tensor = tensor() if callable(tensor) else tensor
         params["/".join(place.path)][place.at] = tensor.T if place.is_reversed else tensor
     return params
+
+
+def stack_lazily(
+    net: MaskRoformer, readers: Mapping[str, Callable[[], np.ndarray]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Stacked]:
+    """As `stack_tensors`, from functions that give the published tensors: each is called when its part is written."""
+    parts: dict[str, list[Place]] = {path: [] for path in shapes}
+    for place in places(net):
+        parts["/".join(place.path)].append(place)
+
+    def reader(place: Place) -> Callable[[], np.ndarray]:
+        read = readers[place.name]
+        return (lambda: read().T) if place.is_reversed else read
+
+    ordered = lambda path: sorted(parts[path], key=lambda place: place.at)
+    return {path: Stacked(shape, [reader(place) for place in ordered(path)]) for path, shape in shapes.items()}
 
 
 def unstack_tensors(net: MaskRoformer, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,114 @@
+"""Which network a state dict holds, told by the names of its tensors; and which it is where it is none of ours."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from msr_jax.errors import UserError
+from msr_jax.weights.torch_names import EXTRACTOR
+
+BAND_SPLIT = "band_split.to_features.0.1.weight"  # in every RoFormer, under the prefix of its network
+U_NET = "to_mapping.0.weight"
+
+
+class Foreign(NamedTuple):
+    """A network that is none of ours: what it is, a pattern in the names of its tensors, and fields of its YAML alone."""
+
+    what: str
+    tensors: str
+    fields: tuple[str, ...] = ()
+
+
+# In this order: a conformer may have hyper-connections, and not the other way round.
+FOREIGN = (
+    Foreign(
+        "a BS-RoFormer HyperACE (a segmentation network inside of its mask heads)",
+        r"mask_estimators\.\d+\.segm(ent)?\.",
+    ),
+    Foreign("a RoFormer whose mask heads hold transformers (large v2)", r"mask_estimators\.\d+\.layers\."),
+    Foreign("a PolarFormer (polar position embeddings)", r"\bpope_embed\.", ("use_pope",)),
+    Foreign(
+        "a Mamba2 network (state-space layers instead of attention)",
+        r"\.A_log$|\bmamba|\.mixer\.",
+        ("mamba_type", "d_state"),
+    ),
+    Foreign(
+        "a conformer (convolutions inside of its transformers)",
+        r"\blayers\.\d+\.\d+\.layers\.\d+\.(conv|ff1|ff2)\.",
+        ("time_conformer_depth", "freq_conformer_depth"),
+    ),
+    Foreign(
+        "a RoFormer with windowed sink attention (WSA)",
+        r"(^|\.)\w*(wsa|sink)\w*(\.|$)",
+        ("wsa", "use_wsa", "num_sinks"),
+    ),
+    Foreign("a RoFormer with hyper-connections", r"\.branch\.|\bhyper_conn", ("num_residual_streams",)),
+    Foreign("an Apollo (restoration of coded audio)", r"\bnet\.\d+\.(band_net|seq_net)\."),
+    Foreign("an SCNet", r"\b(SDlayer|separation_net)\."),
+    Foreign("an MDX23C (TFC-TDF network)", r"\btfc_tdf\.|\bbottleneck_block\.blocks\.", ("num_subbands", "num_scales")),
+    Foreign("an HT Demucs", r"\bcrosstransformer\.|\bchannel_upsampler\b"),
+    Foreign("a Demucs", r"\b(encoder|tencoder|decoder)\.\d+\.conv(_tr)?\.|\btencoder\."),
+    Foreign("a BandIt", r"\bnorm_fc_modules\.|\btf_model\."),
+    Foreign("a Swin or segmentation network", r"\bupernet\b|\bunet_model\.|\bswin"),
+)
+STANDARD = (None, False, 0)  # values with which such a field of a YAML asks for nothing
+SINGLE = {"num_residual_streams": (*STANDARD, 1)}
+
+
+def clean_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict without what a wrapper puts into its names: `_orig_mod.` anywhere, and whole prefixes such as
+    `module.` or `model.` before the single network of it.
+    """
+    state = {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
+    prefixes = [name.removesuffix(BAND_SPLIT) for name in state if name.endswith(BAND_SPLIT)]
+    if len(prefixes) == 1 and all(name.startswith(prefixes[0]) for name in state):
+        return {name.removeprefix(prefixes[0]): tensor for name, tensor in state.items()}
+    return state
+
+
+def refuse_foreign(names: Iterable[str], where: str) -> None:
+    """UserError that names the network, and which names told so, if these are those of one that is none of ours."""
+    names = list(names)
+    for network in FOREIGN:
+        told = [name for name in names if re.search(network.tensors, name)]
+        if told:
+            more = f" and {len(told) - 1} more" if len(told) > 1 else ""
+            raise UserError(
+                f"{where} holds {network.what}, as {told[0]}{more} tells; this package has no such network: it reads"
+                " BS-RoFormers, Mel-Band RoFormers and the paper's U-Nets"
+            )
+
+
+def refuse_foreign_fields(fields: Mapping[str, Any], where: str) -> None:
+    """UserError that names the network, if the `model` section of a YAML is that of one that is none of ours."""
+    for network in FOREIGN:
+        told = [name for name in network.fields if fields.get(name) not in SINGLE.get(name, STANDARD)]
+        if told:
+            raise UserError(
+                f"{where} is the config of {network.what}, as {told[0]} = {fields[told[0]]} tells; this package has no such"
+                " network: it reads BS-RoFormers, Mel-Band RoFormers and the paper's U-Nets"
+            )
+
+
+def detect_arch(names: Iterable[str], where: str) -> str:
+    """The kind of checkpoint, a key of `PREFIXES`, from the names of all of its tensors (as of `clean_names`).
+
+    Raises:
+      UserError: another network, by name where it is a known one.
+    """
+    names = list(names)
+    refuse_foreign(names, where)
+    networks = [name for name in names if name.endswith((BAND_SPLIT, U_NET))]
+    is_roformer = any(name.endswith(BAND_SPLIT) for name in networks)
+    if not networks:
+        shown = ", ".join(sorted(names)[:3])
+        raise UserError(
+            f"{where} holds no network that this package has: its tensors are {shown}, …, and neither {BAND_SPLIT}"
+            f" (RoFormers) nor {U_NET} (the paper's U-Nets) is among them"
+        )
+    # `layers` once: the norm of a transformer, not of a block inside of one.
+    has_norms = any(re.search(r"\blayers\.\d+\.\d+\.norm\.gamma$", k) and k.count("layers.") == 1 for k in names)
+    family = ("melrf" if has_norms else "bsrf") if is_roformer else "unet"
+    if any(name.startswith("net.model.unet.") for name in networks):
+        return f"{family}_consistency"
+    return f"{family}_diffusion" if any(name.startswith(EXTRACTOR) for name in networks) else f"{family}_det"

@@ -1,0 +1,236 @@
+"""BS- and Mel-Band RoFormers in checkpoints: their sizes, from tensors and from the configs beside them, and their weights."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from msr_jax.config import bsrf_base
+from msr_jax.errors import UserError
+from msr_jax.models.backbone import make_backbone
+from msr_jax.models.mask_roformer import INNER
+from msr_jax.models.mel_band_roformer import mel_bands
+from msr_jax.weights.detect import BAND_SPLIT, clean_names
+from msr_jax.weights.lightning import Checkpoint, plain
+from msr_jax.weights.model_folder import FIELDS, check_tensors, parameter_shapes, unflatten
+from msr_jax.weights.roformer_names import (
+    NETWORKS,
+    is_numbered_by_pypi,
+    published_network,
+    published_shapes,
+    renumber,
+    stack_lazily,
+)
+from msr_jax.weights.torch_names import PREFIXES
+from msr_jax.weights.yaml_config import find_section, read_recipe, told_sizes
+
+FAMILIES = {"bsrf": "bs_roformer", "melrf": "mel_band_roformer"}
+# Of mel bands, (Hz, n_fft) that are in use, for weights without a YAML.
+LAYOUTS = ((44_100, 2048), (44_100, 4096), (48_000, 2048), (48_000, 4096), (32_000, 2048), (24_000, 2048))
+DAMAGED = "the file is damaged, or of a variant that this package does not have"
+
+
+class Imported(NamedTuple):
+    """A checkpoint as a model folder takes it, and what was assumed of it, in words."""
+
+    config: dict[str, Any]
+    weights: dict[str, Any]
+    assumed: list[str]
+
+
+class Given(NamedTuple):
+    """A tensor that is not in the file, in the place of one that is."""
+
+    value: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    def read(self) -> np.ndarray:
+        return self.value
+
+
+def _count(shapes: Mapping[str, Any], stem: str) -> int:
+    return len({k[len(stem) :].split(".")[0] for k in shapes if k.startswith(stem)})
+
+
+def sizes_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What the tensor shapes of one network (published names) tell of its sizes: all but its bands, hop, window and the like."""
+    has_linear = "layers.0.0.layers.0.0.temperature" in shapes
+    time = 1 if has_linear else 0
+    block = f"layers.0.{time}.layers.0.0"
+    heads = shapes[f"{block}.to_gates.weight"][0]
+    dim, hidden = shapes[f"{block}.norm.gamma"][0], shapes.get("stft_feature_adapter.1.weight")
+    mlp = "mask_estimators.0.to_freqs.0.0."
+    linears = _count(shapes, mlp)
+    return {
+        "dim": dim,
+        "depth": _count(shapes, "layers."),
+        "num_stems": _count(shapes, "mask_estimators."),
+        "linear_transformer_depth": _count(shapes, "layers.0.0.layers.") if has_linear else 0,
+        "time_transformer_depth": _count(shapes, f"layers.0.{time}.layers."),
+        "freq_transformer_depth": _count(shapes, f"layers.0.{time + 1}.layers."),
+        "heads": heads,
+        "dim_head": shapes[f"{block}.to_qkv.weight"][0] // (3 * heads),
+        "mask_estimator_depth": linears if "final_norm.gamma" in shapes else linears - 1,
+        **({"mlp_expansion_factor": shapes[f"{mlp}0.weight"][0] // dim} if linears > 1 else {}),
+        **({"stft_adapter_hidden": hidden[0]} if hidden else {}),
+    }
+
+
+def _band_values(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
+    count = _count(shapes, "band_split.to_features.")
+    return [shapes[f"band_split.to_features.{b}.0.gamma"][0] for b in range(count)]
+
+
+def _cut_bands(values: list[int]) -> dict[str, Any]:
+    """The bands of a BS-RoFormer, from how many values a frame of each has."""
+    total = sum(values) // 2  # bins x channels; there are an odd number of bins
+    channels = 1 if total % 2 else 2
+    widths = tuple(size // (2 * channels) for size in values)
+    return {"stereo": channels == 2, "freqs_per_bands": widths, "stft_n_fft": 2 * (total // channels - 1)}
+
+
+def _mel_bands(values: list[int], told: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The bands of a Mel-Band RoFormer: the layout that has so many values a frame; the config's, where one tells it."""
+    layouts = LAYOUTS
+    if "sample_rate" in told or "stft_n_fft" in told:
+        network = NETWORKS["mel_band_roformer"]
+        layouts = ((told.get("sample_rate", network.sample_rate), told.get("stft_n_fft", network.stft_n_fft)),)
+    found: list[tuple[int, tuple[int, ...]]] = []
+    for rate, n_fft in layouts:
+        try:
+            widths = [width for _, width in mel_bands(rate, n_fft, len(values))]
+        except UserError:  # a layout that cannot have so many bands
+            continue
+        for channels in (2, 1):
+            differing = [b for b, width in enumerate(widths) if 2 * channels * width != values[b]]
+            if not differing:
+                sizes = {"num_bands": len(values), "sample_rate": rate, "stft_n_fft": n_fft}
+                return {**sizes, "stereo": channels == 2}
+            found.append((differing[0], (2 * channels * widths[differing[0]], rate, n_fft)))
+    tried = " and ".join(f"{rate} Hz with an n_fft of {n_fft}" for rate, n_fft in layouts[:2])
+    if len(layouts) > 1 or not found:
+        raise UserError(
+            f"{where}: its {len(values)} mel bands are not those of {tried}; give the weights' YAML by --config, which"
+            " tells model.sample_rate and model.stft_n_fft"
+        )
+    band, (expected, *_) = max(found)
+    raise UserError(
+        f"{where}: its {len(values)} mel bands are not those of {tried}, which the config tells: band {band} has"
+        f" {values[band]} values a frame, not {expected}"
+    )
+
+
+def prefixes_of(state: Mapping[str, Any], arch: str) -> dict[str, str]:
+    """The prefix of each network in a state dict (as of `clean_names`): `PREFIXES`, or none where there is a separator alone."""
+    return {"deterministic": ""} if arch.endswith("_det") and BAND_SPLIT in state else PREFIXES[arch]
+
+
+def _networks(
+    state: Mapping[str, Any], prefixes: Mapping[str, str], arch: str, where: str
+) -> Iterator[tuple[str, dict]]:
+    for network, prefix in prefixes.items():
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if BAND_SPLIT not in own:
+            raise UserError(
+                f"{where} holds no network {network} ({prefix}…), so it is no {arch} checkpoint; leave --arch out"
+            )
+        if ("to_mapping.0.weight" in own) == (network == "deterministic"):
+            kind = "a refining" if network == "deterministic" else "no refining"
+            raise UserError(
+                f"{where} has {kind} network under {prefix}…, so it is no {arch} checkpoint; leave --arch out"
+            )
+        yield network, own
+
+
+def _completed(tensors: dict[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """With what a file may leave out: rotary tables, which follow from the width of a head."""
+    table = 10000.0 ** (-np.arange(0, sizes["dim_head"], 2) / sizes["dim_head"])
+    blocks = [name.removesuffix("to_gates.weight") for name in tensors if name.endswith(".to_gates.weight")]
+    missing = [f"{block}rotary_embed.freqs" for block in blocks if f"{block}rotary_embed.freqs" not in tensors]
+    return tensors | dict.fromkeys(missing, Given(table.astype(np.float32)))
+
+
+def read_roformer(checkpoint: Checkpoint, arch: str, told: Mapping[str, Any], where: str) -> Imported:
+    """Config and weights by network, from an open checkpoint; the weights are read when they are written.
+
+    Args:
+      told: the config beside it, as of `read_yaml`; {} if there is none.
+
+    Raises:
+      UserError: a tensor is missing, surplus or misshapen; the config contradicts them; or the file is of another kind.
+    """
+    name = FAMILIES[arch.split("_")[0]]
+    state = clean_names(checkpoint.state_dict)
+    prefixes = prefixes_of(state, arch)
+    networks = dict(_networks(state, prefixes, arch, where))
+    if arch.endswith("_det") and any(not k.startswith(prefixes["deterministic"]) for k in state):
+        raise UserError(f"{where} is not a deterministic checkpoint: it holds more than one network; leave --arch out")
+    is_pypi = is_numbered_by_pypi(networks["deterministic"])
+    inside = find_section(plain(checkpoint.content.get("hyper_parameters")) or {}, "dim", "stft_hop_length")
+    beside = find_section(told, "dim", "depth") or find_section({"model": told.get("model")}, "stft_hop_length")
+    sources = {
+        source: told_sizes(section, name, source)
+        for source, section in ((f"the config inside {where}", inside), ("--config", beside))
+    }
+    inferred: dict[str, Any] = {}
+    for network, tensors in networks.items():
+        own = renumber(tensors, -1) if is_pypi else tensors
+        shapes = {k: t.shape for k, t in own.items()}
+        try:
+            inferred = {**sizes_from_shapes(shapes), **inferred}
+            values = _band_values(shapes)
+        except (KeyError, IndexError, ZeroDivisionError) as error:
+            raise UserError(f"{where} lacks tensors of a RoFormer ({error}); {DAMAGED}") from None
+        networks[network] = _completed(own, inferred)
+    if name == "mel_band_roformer":
+        inferred |= _mel_bands(values, sources["--config"], where)
+    else:
+        inferred |= _cut_bands(values)
+    model = {"name": name, **_unseen_sizes(name, inferred, bool(beside), is_pypi), **inferred}
+    for source, told_by in sources.items():
+        for field, value in told_by.items():
+            if field in inferred and inferred[field] != value:
+                raise UserError(f"{source} says {field} = {value}, but the weights of {where} have {inferred[field]}")
+            model[field] = value
+    is_hop_told = any("stft_hop_length" in told_by for told_by in sources.values())
+    if not is_hop_told and model["stft_hop_length"] > model["stft_win_length"]:
+        raise UserError(
+            f"{where}: nothing tells how far the frames of its STFT are apart, and {model['stft_hop_length']} samples, as in"
+            f" most public weights, is more than a frame of {model['stft_win_length']}; give the weights' YAML by --config"
+        )
+    config = bsrf_base()  # for what is no network's: the method's settings, and stems and rate where nothing tells them
+    config.unlock()
+    config.model = model
+    config.channels = 2 if model["stereo"] else 1
+    read_recipe(config, told)
+    backbone = make_backbone(config.model.to_dict())
+    backbone.check_length(config.segment)
+    weights = {}
+    for network, tensors in networks.items():
+        net, expected = published_network(config.model, network), parameter_shapes(backbone, network)
+        prefix = f" ({prefixes[network]}…)" if prefixes[network] else ""
+        check_tensors(tensors, published_shapes(net, expected), f"{where}{prefix}", DAMAGED)
+        weights[network] = unflatten(stack_lazily(net, {k: t.read for k, t in tensors.items()}, expected))
+    assumed = []
+    if not is_hop_told:
+        assumed.append(
+            f"an STFT hop of {model['stft_hop_length']} samples, which no tensor tells; give the weights' YAML by --config"
+            " if it has another"
+        )
+    plain_config = config.to_dict()
+    return Imported({k: plain_config[k] for k in FIELDS}, weights, assumed)
+
+
+def _unseen_sizes(name: str, inferred: Mapping[str, Any], is_told: bool, is_pypi: bool) -> dict[str, Any]:
+    """Sizes that no tensor shows: the network's defaults where a YAML may tell others, else those of most public weights."""
+    sizes = {field.name: field.default for field in fields(NETWORKS[name]) if field.name not in INNER}
+    if is_pypi:  # that program knows no such step
+        sizes["zero_dc"] = False
+    if not is_told:
+        sizes |= {"stft_hop_length": 441, "stft_win_length": inferred["stft_n_fft"]}
+        sizes |= {"attn_dropout": 0.1, "ff_dropout": 0.1}
+    return sizes
