@@ -67,12 +67,10 @@ def read_unet(checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], where
     groups = {net: {k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for net, p in prefixes.items()}
     empty = [f"{net} ({prefixes[net]}…)" for net, tensors in groups.items() if "to_mapping.0.weight" not in tensors]
     if empty:
-        raise UserError(f"{where} holds no network {empty[0]}, so it is no {arch} checkpoint; choose another --arch")
+        raise UserError(f"{where} holds no network {empty[0]}, so it is no {arch} checkpoint; leave --arch out")
     timed = "to_time.0.1.weight" in groups["deterministic"]
     if timed or (arch == "unet_det" and any(not k.startswith("model.unet.") for k in state)):
-        raise UserError(
-            f"{where} is not a deterministic checkpoint: it holds more than one network; choose another --arch"
-        )
+        raise UserError(f"{where} is not a deterministic checkpoint: it holds more than one network; leave --arch out")
     config = unet_base()
     try:
         inferred = sizes_from_shapes({k: t.shape for k, t in groups["deterministic"].items()})
