@@ -171,7 +171,7 @@ _ZERO_INIT = Field(
     "zero_init_output",
     "bool",
     "",
-    "starts the last block (BS-RoFormer: the masks) at zero, after a warm start too; off as published",
+    "starts the last block (RoFormers: the masks) at zero, after a warm start too; off as published",
 )
 
 _LORA = Field(
@@ -180,6 +180,35 @@ _LORA = Field(
     "≥ 0",
     "trains adapters of that rank beside the matrices of attention and feed-forward instead of the network, and merges them into it when the model is written; 0: none",
 )
+
+# What the RoFormers have in common.
+_ROFORMER = (
+    Field("dim", "int", "≥ 1", "width of a token"),
+    Field("depth", "int", "≥ 1", "layers"),
+    Field("stereo", "bool", "", "two channels, else one"),
+    Field("num_stems", "int", "≥ 1", "the number of `stems`"),
+    Field("time_transformer_depth", "int", "≥ 0", "transformers over time in each layer"),
+    Field("freq_transformer_depth", "int", "≥ 0", "transformers over bands in each layer"),
+    Field("linear_transformer_depth", "int", "≥ 0", "transformers of linear attention in each layer"),
+    Field("dim_head", "int", "≥ 2", "of each head, even"),
+    Field("heads", "int", "≥ 1", ""),
+    Field("stft_n_fft", "int", "≥ 2", "samples of a transform"),
+    Field("stft_hop_length", "int", "≥ 1", "samples from one frame to the next"),
+    Field("stft_win_length", "int", "≥ 1", "samples of the window"),
+    Field("stft_normalized", "bool", "", "spectra divided by the root of `stft_n_fft`"),
+    Field("zero_dc", "bool", "", "sets the lowest bin of the estimates to zero"),
+    Field("mask_estimator_depth", "int", "≥ 1", "layers of a mask head (Mel-Band: those inside of it, one fewer)"),
+    Field("mlp_expansion_factor", "int", "≥ 1", "width of the layers inside a mask head, in `dim`"),
+    Field("skip_connection", "bool", "", "adds what earlier layers gave to the input of each"),
+    Field("attn_dropout", "float", "≥ 0, < 1", "in training"),
+    Field("ff_dropout", "float", "≥ 0, < 1", "in training"),
+    Field("stft_adapter_hidden", "int", "≥ 1", "channels inside the adapter of the spectrum"),
+    _ZERO_INIT,
+    Field("pass_mixture", "float", "", "starts a refiner's spectrum adapter with so many times the mixture's spectrum; 0 as published"),
+    Field("mask_scale", "float", "", "multiplies what a refiner's masks give; 1 as published"),
+    Field("remat", "bool", "", "computes what lies inside of transformers and mask heads again in the backward pass"),
+    _LORA,
+)  # fmt: skip
 
 # The fields of `model`, by its `name`: the networks' sizes under their published names. A backbone that is not here, such as one
 # of your own, checks its fields itself.
@@ -203,32 +232,14 @@ MODEL_FIELDS = {
         _LORA,
     ),
     "bs_roformer": (
-        Field("dim", "int", "≥ 1", "width of a token"),
-        Field("depth", "int", "≥ 1", "layers"),
-        Field("stereo", "bool", "", "two channels, else one"),
-        Field("num_stems", "int", "≥ 1", "the number of `stems`"),
-        Field("time_transformer_depth", "int", "≥ 0", "transformers over time in each layer"),
-        Field("freq_transformer_depth", "int", "≥ 0", "transformers over bands in each layer"),
-        Field("linear_transformer_depth", "int", "≥ 0", "transformers of linear attention in each layer"),
+        *_ROFORMER,
         Field("freqs_per_bands", "ints", "≥ 1", "bins of each band, `stft_n_fft`/2 + 1 in all"),
-        Field("dim_head", "int", "≥ 2", "of each head, even"),
-        Field("heads", "int", "≥ 1", ""),
-        Field("stft_n_fft", "int", "≥ 2", "samples of a transform"),
-        Field("stft_hop_length", "int", "≥ 1", "samples from one frame to the next"),
-        Field("stft_win_length", "int", "≥ 1", "samples of the window"),
-        Field("stft_normalized", "bool", "", "spectra divided by the root of `stft_n_fft`"),
-        Field("zero_dc", "bool", "", "sets the lowest bin of the estimates to zero"),
-        Field("mask_estimator_depth", "int", "≥ 1", "layers of a mask head"),
-        Field("mlp_expansion_factor", "int", "≥ 1", "width of the layers inside a mask head, in `dim`"),
-        Field("skip_connection", "bool", "", "adds what earlier layers gave to the input of each"),
-        Field("attn_dropout", "float", "≥ 0, < 1", "in training"),
-        Field("ff_dropout", "float", "≥ 0, < 1", "in training"),
-        Field("stft_adapter_hidden", "int", "≥ 1", "channels inside the adapter of the spectrum"),
-        _ZERO_INIT,
-        Field("pass_mixture", "float", "", "starts a refiner's spectrum adapter with so many times the mixture's spectrum; 0 as published"),
-        Field("mask_scale", "float", "", "multiplies what a refiner's masks give; 1 as published"),
-        Field("remat", "bool", "", "computes what lies inside of transformers and mask heads again in the backward pass"),
-        _LORA,
+    ),
+    "mel_band_roformer": (
+        *_ROFORMER,
+        Field("num_bands", "int", "≥ 1", "mel bands, which overlap; with `sample_rate` and `stft_n_fft` they make their widths"),
+        Field("sample_rate", "int", "≥ 1", "Hz, of the mel bands"),
+        Field("match_input_audio_length", "bool", "", "whether the published program answers with all samples, or with whole hops; here it is all"),
     ),
 }  # fmt: skip
 
@@ -361,9 +372,11 @@ def check_config(config: Mapping[str, Any], where: str = "config.", is_whole: bo
 
 def _check_sizes(found: Mapping[str, Any], name: str, where: str) -> None:
     """Raises UserError unless the network takes the config's channels and stems."""
+    roformer = {"channels": 2 if found.get("model.stereo") else 1, "stems": found.get("model.num_stems")}
     sizes = {
         "unet1d": {"channels": found.get("model.in_channels"), "stems": found.get("model.context_features")},
-        "bs_roformer": {"channels": 2 if found.get("model.stereo") else 1, "stems": found.get("model.num_stems")},
+        "bs_roformer": roformer,
+        "mel_band_roformer": roformer,
     }.get(name, {})
     for key, size in sizes.items():
         given = found.get(key)

@@ -7,12 +7,13 @@ import tracemalloc
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from msr_jax.cli import main
 from msr_jax.models.backbone import make_backbone
 from msr_jax.weights.model_folder import flatten, load_model, parameter_shapes
 from msr_jax.weights.roformer_names import published_network, published_shapes, renumber, unstack_tensors
+from tests.parity.fixtures import parity_folders
 from tests.torch_files import as_dtype, write_torch
 
 SHARED = {
@@ -123,6 +124,23 @@ def test_missing_rotary_tables_follow_from_the_width_of_a_head(kind, told, tmp_p
     tensors = weights_of(kind)
     save_file({k: v for k, v in tensors.items() if not k.endswith("freqs")}, tmp_path / "w.safetensors")
     assert_same(imported(tmp_path / "w.safetensors", tmp_path / "m", "--config", told(kind))[1], tensors, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["raw", "msst_full", "lightning", "fp16"])
+def test_a_public_checkpoint_of_either_form_answers_as_its_program(name, tmp_path):
+    folder = next((f for f in parity_folders() if (f / "mel_band_roformer").is_dir()), None)
+    if folder is None:
+        pytest.skip("melrf_ckpt_micro_* are not shipped; set MSR_PARITY_DIR")
+    source = folder / "mel_band_roformer"
+    options = ["--config", str(source / "melrf_ckpt_micro.yaml")]
+    model, _ = imported(source / f"melrf_ckpt_micro_{name}.ckpt", tmp_path / "m", *options)
+    assert model.config["stems"] == ["vocals"] and model.config["segment"] == 640
+    arrays = load_file(source / "melrf_ckpt_micro_expected.safetensors")
+    expected = arrays[f"out/sources_{'raw' if name == 'msst_full' else name}"]  # no stem axis
+    backbone = make_backbone(model.config["model"])
+    stems, _ = backbone.separate(model.weights["deterministic"], arrays["in/mixture"].swapaxes(1, 2))
+    found = np.asarray(stems)[:, 0, : expected.shape[-1]].swapaxes(1, 2)
+    assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 def test_the_numbers_of_the_pypi_package_are_understood_and_it_keeps_the_lowest_bin(told, tmp_path):

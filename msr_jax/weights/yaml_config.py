@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from msr_jax.config_fields import check_field
 from msr_jax.errors import UserError
 from msr_jax.models.mask_roformer import INNER
 from msr_jax.weights.detect import refuse_foreign_fields
@@ -71,7 +72,7 @@ def told_sizes(told: Mapping[str, Any], network: str, where: str) -> dict[str, A
             raise UserError(f"{where} says {name} = {told[name]}; only {values[-1]} is supported")
     known = {field.name for field in fields(NETWORKS[network])} - INNER - OURS
     shown = {name: value for name, value in told.items() if name in known and value is not None}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in shown.items()}
+    return {name: check_field(f"model.{name}", value, f"{where}: ", model=network) for name, value in shown.items()}
 
 
 def read_recipe(config: Any, told: Mapping[str, Any], where: str = "--config") -> None:
@@ -86,16 +87,14 @@ def read_recipe(config: Any, told: Mapping[str, Any], where: str = "--config") -
     count = config.model["num_stems"]
     if stems is None:
         stems = config.stems if count == len(config.stems) else [f"stem_{k}" for k in range(count)]
-    if not isinstance(stems, list | tuple):
-        raise UserError(f"{where}: training.instruments is {stems!r}; it must be a list of the stems' names")
-    if len(stems) != count:
-        shown = ", ".join(map(str, stems))
-        raise UserError(f"{where} names {len(stems)} stems ({shown}), but the weights have {count}")
-    config.stems = tuple(stems)
-    for field, value in (
-        ("sample_rate", audio.get("sample_rate")),
-        ("segment", audio.get("chunk_size")),
-        ("segment", inference.get("chunk_size")),
+    config.stems = check_field("stems", stems, f"{where}: ", told="training.instruments")
+    if len(config.stems) != count:
+        shown = ", ".join(config.stems)
+        raise UserError(f"{where} names {len(config.stems)} stems ({shown}), but the weights have {count}")
+    for field, told_as, value in (
+        ("sample_rate", "audio.sample_rate", audio.get("sample_rate")),
+        ("segment", "audio.chunk_size", audio.get("chunk_size")),
+        ("segment", "inference.chunk_size", inference.get("chunk_size")),
     ):
         if value is not None:
-            config[field] = value
+            config[field] = check_field(field, value, f"{where}: ", told=told_as)
