@@ -36,8 +36,9 @@ from msr_jax.parity.separators import (
     state_of,
 )
 from msr_jax.separate.demix import Demix, demix
-from msr_jax.weights.bs_roformer_weights import prefixes_of, told_sizes
 from msr_jax.weights.lightning import read_checkpoint
+from msr_jax.weights.roformer_weights import prefixes_of
+from msr_jax.weights.yaml_config import told_sizes
 
 DEMIX_TOLERANCE = 1e-6
 
@@ -48,7 +49,7 @@ def _flat(x: np.ndarray | jax.Array) -> jax.Array:
 
 
 def _network(meta: Mapping[str, Any], refining: bool) -> BSRoformer:
-    return BSRoformer(**told_sizes(meta, "the fixture"), timed=refining, conditioned=refining)
+    return BSRoformer(**told_sizes(meta, "bs_roformer", "the fixture"), timed=refining, conditioned=refining)
 
 
 def _beside(path: Path, name: str) -> tuple[Arrays, dict]:
