@@ -27,11 +27,11 @@ CORPORA = {"slakh2100": slakh2100.CORPUS, "musdb18hq": musdb18hq.CORPUS}
 
 
 def track_records(
-    layout: str, needs_all: bool, manifest: Mapping[str, Any], folder: str, split: str, item: tuple[int, str]
+    layout: str, manifest: Mapping[str, Any], folder: str, split: str, item: tuple[int, str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, record) of all records of a track; leaves the track's note in `folder`."""
     index, track = item
-    note, audio = decode(layout, needs_all, manifest, Path(track))
+    note, audio = decode(layout, manifest, Path(track))
     save_note(Path(folder), split, index, note)
     if audio is None:
         return
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         tracks = {split: [(k, str(t.absolute())) for k, t in enumerate(paths)] for split, paths in found.items()}
         work.mkdir(parents=True)
         (work / "tracks").mkdir()
-        records = partial(track_records, corpus.layout, corpus.needs_all, manifest, str(work / "tracks"))
+        records = partial(track_records, corpus.layout, manifest, str(work / "tracks"))
         builder = Segments(records=records, tracks=tracks, manifest=manifest, data_dir=work, file_format="array_record")
         config = tfds.download.DownloadConfig(beam_options=PipelineOptions(rest))
         builder.download_and_prepare(download_config=config)

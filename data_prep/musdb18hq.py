@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_prep.prepare import Corpus, run
 from msr_jax.config import MUSDB_STEMS
-from msr_jax.data.tracks import find_tracks, track_name
+from msr_jax.data.tracks import child, find_tracks, plain, track_name
 
 SAMPLE_RATE = 44_100
 CROP = 485_100
@@ -37,9 +37,9 @@ VALIDATION = (
 
 def find(src: Path, args: argparse.Namespace) -> dict[str, list[Path]]:
     """Songs of `train` and `test`, those of `--validation` apart."""
-    splits = {s: find_tracks(src / s, MUSDB_STEMS) for s in ("train", "test") if (src / s).is_dir()}
+    splits = {s: find_tracks(p, MUSDB_STEMS) for s in ("train", "test") if (p := child(src, s)).is_dir()}
     if args.validation and "train" in splits:
-        held_out = [song for song in splits["train"] if track_name(song) in VALIDATION]
+        held_out = [song for song in splits["train"] if plain(track_name(song)) in map(plain, VALIDATION)]
         splits["train"] = [song for song in splits["train"] if song not in held_out]
         splits |= {"validation": held_out} if held_out else {}
     return splits
@@ -51,7 +51,7 @@ def edition(counts: Mapping[str, int]) -> str:
     return "MUSDB18, complete" if whole else "MUSDB18, not all 150 songs"
 
 
-CORPUS = Corpus("musdb18hq", MUSDB_STEMS, SAMPLE_RATE, 2, CROP, 8, True, find, edition)
+CORPUS = Corpus("musdb18hq", MUSDB_STEMS, SAMPLE_RATE, 2, CROP, 8, find, edition)
 
 
 def main(argv: list[str] | None = None) -> int:

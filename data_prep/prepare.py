@@ -15,7 +15,7 @@ from data_prep.writer import CODINGS, SHARD_BYTES, convert, make_manifest, save_
 from msr_jax.audio.io import read_audio
 from msr_jax.data.indexing import SILENT
 from msr_jax.data.records import to_pcm
-from msr_jax.data.tracks import read_track, track_name
+from msr_jax.data.tracks import audio_file, read_track, track_name
 from msr_jax.errors import UserError
 
 OFFSET = 1e-2  # mean of a stem's samples from which on the report speaks of a constant offset
@@ -30,7 +30,6 @@ class Corpus(NamedTuple):
     channels: int
     crop: int
     parts: int  # records that a crop is as long as: measured, see README.md
-    needs_all: bool
     find: Callable[[Path, argparse.Namespace], dict[str, list[Path]]]
     edition: Callable[[Mapping[str, int]], str]
 
@@ -71,8 +70,8 @@ def _oddities(pcm: np.ndarray, stems: Sequence[str], crop: int, sample_rate: int
 
 def _mixture_note(track: Path, total: np.ndarray, steps: int) -> list[str]:
     """How far `mixture.wav` is from the sum of stems (samples, channels), where that is more than rounding."""
-    path = track / "mixture.wav"
-    if not path.is_file():
+    path = audio_file(track, "mixture")
+    if path is None:
         return []
     try:
         mixture = read_audio(path)[0]
@@ -82,15 +81,15 @@ def _mixture_note(track: Path, total: np.ndarray, steps: int) -> list[str]:
     if mixture.shape[1] != total.shape[1]:
         return []
     apart = np.abs(mixture[:length] - total[:length]).max() * 32768
-    return [f"mixture.wav is up to {apart:.0f} steps of 16 bits from the sum of stems"] if apart > steps else []
+    return [f"{path.name} is up to {apart:.0f} steps of 16 bits from the sum of stems"] if apart > steps else []
 
 
 def decode(
-    layout: str, needs_all: bool, manifest: Mapping[str, Any], track: Path
+    layout: str, manifest: Mapping[str, Any], track: Path
 ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray] | None]:
     """A track's note, and its audio as `save_track` takes it; None, with the reason in the note, if it is left out."""
     try:
-        read = read_track(track, manifest["stems"], manifest["sample_rate"], manifest["channels"], needs_all)
+        read = read_track(track, manifest["stems"], manifest["sample_rate"], manifest["channels"])
         digest = checksum(read.files, track if track.is_dir() else track.parent)
         if not read.audio.any():
             raise UserError(f"{track} is silent in every stem")
@@ -114,11 +113,11 @@ def decode(
 
 
 def save_corpus_track(
-    layout: str, needs_all: bool, manifest: Mapping[str, Any], folder: Path, split: str, item: tuple[int, Path]
+    layout: str, manifest: Mapping[str, Any], folder: Path, split: str, item: tuple[int, Path]
 ) -> None:
     """Decode one track for the shards, or note why it is left out."""
     index, track = item
-    note, audio = decode(layout, needs_all, manifest, track)
+    note, audio = decode(layout, manifest, track)
     if audio is None:
         save_note(folder, split, index, note)
     else:
@@ -199,7 +198,7 @@ def run(module: str, description: str, corpus: Corpus, argv: list[str] | None, m
     args = parser.parse_args(argv)
     try:
         tracks, manifest, plan = plan_of(corpus, args)
-        save = partial(save_corpus_track, corpus.layout, corpus.needs_all, manifest)
+        save = partial(save_corpus_track, corpus.layout, manifest)
         listed = {split: list(enumerate(found)) for split, found in tracks.items()}
         notes, full = convert(args.out, listed, save, manifest, plan, args.workers, args.coding, args.shard_bytes)
     except UserError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_prep.prepare import Corpus, run
 from msr_jax.config import SLAKH_STEMS
-from msr_jax.data.tracks import find_tracks
+from msr_jax.data.tracks import child, find_tracks
 
 SPLITS = ("train", "validation", "test")
 SAMPLE_RATE = 22_050
@@ -23,7 +23,7 @@ EDITIONS: dict[tuple[int, ...], str] = {(1500, 375, 225): "original or split2", 
 
 def find(src: Path, args: argparse.Namespace) -> dict[str, list[Path]]:
     """Track folders of the splits that SRC has."""
-    return {s: find_tracks(src / s, SLAKH_STEMS) for s in SPLITS if (src / s).is_dir()}
+    return {s: find_tracks(p, SLAKH_STEMS) for s in SPLITS if (p := child(src, s)).is_dir()}
 
 
 def edition(counts: Mapping[str, int]) -> str:
@@ -31,7 +31,7 @@ def edition(counts: Mapping[str, int]) -> str:
     return "Slakh2100, " + EDITIONS.get(tuple(counts.get(s, 0) for s in SPLITS), "none of the published splits")
 
 
-CORPUS = Corpus("slakh2100", SLAKH_STEMS, SAMPLE_RATE, 1, CROP, 4, False, find, edition)
+CORPUS = Corpus("slakh2100", SLAKH_STEMS, SAMPLE_RATE, 1, CROP, 4, find, edition)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -71,6 +71,38 @@ def test_antiphase_channels_count_as_silence_as_in_museval():
     assert np.isnan(assert_as_museval(references, estimates_of(references)).sdr[:, 0]).all()
 
 
+def test_antiphase_channels_are_no_silence_where_every_stem_has_frames_of_its_own():
+    references = noise(channels=2)
+    references[0, 1] = -references[0, 0]
+    estimates = estimates_of(references)
+    scores = bss_eval(estimates, references, RATE, joint_silence=False)
+    assert all(np.isfinite(values).all() for values in scores)
+    # Channels are independent of each other's sign: the same as with both in phase.
+    for audio in (references, estimates):
+        audio[0, 1] *= -1
+    np.testing.assert_allclose(
+        bss_eval(estimates, references, RATE, joint_silence=False).sdr[0], scores.sdr[0], atol=1e-6
+    )
+
+
+def band_limited(audio):
+    """Float32 with nothing above three quarters of the band but its own rounding."""
+    spectrum = np.fft.rfft(audio)
+    spectrum[..., spectrum.shape[-1] * 3 // 4 :] = 0
+    return np.fft.irfft(spectrum, audio.shape[-1]).astype(np.float32)
+
+
+@pytest.mark.parametrize("backend", ["jax", "museval"])
+def test_frames_whose_projection_is_singular_to_precision_have_no_sir_and_sar(backend):
+    references = 0.1 * band_limited(noise())
+    estimates = estimates_of(references).astype(np.float32)
+    rounded = np.rint(references * 2**15) / 2**15
+    expected, scores = (bss_eval(estimates, r, RATE, backend) for r in (rounded, references))
+    assert all(np.isfinite(values).all() for values in expected)
+    assert np.isnan(scores.sir).all() and np.isnan(scores.sar).all()
+    np.testing.assert_allclose(scores.sdr, expected.sdr, atol=0.01)
+
+
 def test_a_perfect_estimate_has_infinite_sdr_in_both():
     references = noise()
     for backend in ("jax", "museval"):

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from msr_jax.audio.io import resample
 from msr_jax.cli import main
 from msr_jax.data.tracks import find_tracks, load_track
 from msr_jax.errors import UserError
-from msr_jax.evaluate.protocols import METRICS, cut, estimate_stems, score_song
+from msr_jax.evaluate.protocols import METRICS, PROTOCOLS, cut, estimate_stems, protocol_text, score_song
 from msr_jax.evaluate.score import evaluate, mixture_as_estimate
+from msr_jax.evaluate.songs import load_references
 
 STEMS = ["bass", "drums", "guitar", "piano"]
 MUSDB = ["drums", "bass", "other", "vocals"]
@@ -71,6 +73,58 @@ def test_an_estimate_that_says_nothing_counts_as_an_error_as_large_as_the_stem()
     estimates = references.copy()
     estimates[0] = 0
     assert score_song(estimates, references, ["a", "b"], 1000)["sdr"]["a"] == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+def test_references_that_were_resampled_score_as_16_bit_files_of_that_rate(tmp_path):
+    at_corpus_rate, at_rate, stems = tmp_path / "track", tmp_path / "converted", STEMS[:2]
+    for k, stem in enumerate(stems):
+        x = 0.1 * np.random.default_rng(k).standard_normal((32_000, 1))
+        for folder, audio, rate in ((at_corpus_rate, x, 8000), (at_rate, resample(x, 8000, 4000), 4000)):
+            folder.mkdir(exist_ok=True)
+            soundfile.write(folder / f"{stem}.wav", audio, rate, subtype="PCM_16")
+    leak = noise(2, seconds=4, seed=5, rate=4000)
+    scores = []
+    for folder in (at_corpus_rate, at_rate):
+        references = load_references(folder, stems, 4000, 1)
+        scores.append(score_song(0.9 * references + 0.1 * references[::-1] + 0.01 * leak, references, stems, 4000))
+    for metric in ("sdr", "isr", "sir", "sar"):
+        for stem in stems:
+            assert len(scores[0][metric][stem]) == 4
+            np.testing.assert_allclose(scores[0][metric][stem], scores[1][metric][stem], atol=0.5)
+    assert not any(scores[0]["singular_frames"].values())
+
+
+def test_singular_frames_are_counted_in_a_note_and_enter_neither_sir_nor_sar(tmp_path):
+    stems = STEMS[:2]
+    for stem, audio in zip(stems, noise(2), strict=True):
+        spectrum = np.fft.rfft(audio[0])
+        spectrum[1000:] = 0  # of 1501
+        tmp_path.joinpath("song").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "song" / f"{stem}.wav", 0.1 * np.fft.irfft(spectrum), 1000, subtype="FLOAT")
+    separate = lambda mixture, rate: {
+        s: 0.5 * mixture + 0.01 * x[0] for s, x in zip(stems, noise(2, seed=6), strict=True)
+    }
+    results = evaluate(separate, [tmp_path / "song"], stems, 1000)
+    assert results["counts"]["sdr"] == dict.fromkeys(stems, 3)
+    assert results["counts"]["sir"] == results["counts"]["sar"] == dict.fromkeys(stems, 0)
+    assert results["aggregate"]["sir"]["average"] is None
+    assert "singular to precision: bass 3 of 3, drums 3 of 3" in results["tracks"]["song"]["notes"][0]
+
+
+def test_every_protocol_says_how_references_are_rounded_and_what_is_silence():
+    for protocol in PROTOCOLS:
+        for backend in ("jax", "museval"):
+            assert "16 bits" in protocol_text(protocol, backend) and "singular" in protocol_text(protocol, backend)
+            says_museval = "add up to 0" in protocol_text(protocol, backend)
+            assert says_museval == (backend == "museval" or protocol == "paper")
+
+
+def test_a_stem_in_antiphase_keeps_its_frames_but_by_museval_s_rule():
+    references = noise(channels=2)
+    references[0, 1] = -references[0, 0]
+    estimates = references + 0.1 * noise(channels=2, seed=1)
+    assert len(score_song(estimates, references, ["a", "b"], 1000)["sdr"]["a"]) == 3
+    assert score_song(estimates, references, ["a", "b"], 1000, "museval")["sdr"]["a"] == []
 
 
 def test_protocols_cut_as_their_authors_did():

@@ -77,6 +77,30 @@ def test_a_step_s_time_is_split_and_related_to_the_device_s_peak(tmp_path, monke
     assert value("tflops_per_device") == 3.0 and value("mfu") == 0.25
 
 
+def test_scores_are_on_the_disk_when_they_were_logged_and_a_resumed_run_replaces_those_after_its_checkpoint(tmp_path):
+    values = lambda: [(e.step, e.value) for e in events(tmp_path).Scalars("validation_si_sdr")]
+    log = RunLog(tmp_path, 0, 8, log_every=4)
+    log.scores(4, {"validation_si_sdr": 1.0})
+    assert values() == [(4, 1.0)]
+    log.scores(8, {"validation_si_sdr": 2.0})
+    # It is killed here, and goes on from step 4 within the same second: not closed, and two files of that second.
+    log = RunLog(tmp_path, 4, 8, log_every=4)
+    assert values() == [(4, 1.0)]
+    log.scores(8, {"validation_si_sdr": 3.0})
+    assert values() == [(4, 1.0), (8, 3.0)]
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    log = RunLog(tmp_path, 0, 8, log_every=4)
+    monkeypatch.setattr(log.board.writer, "flush", full)
+    with pytest.raises(UserError, match="No space left"):
+        log.scores(4, {"validation_si_sdr": 1.0})
+    log.close()
+
+
 def test_skipped_steps_are_told_and_do_not_hide_the_others(tmp_path, capsys):
     log = RunLog(tmp_path, 0, 2, log_every=2)
     log.steps(1, a_step(loss=np.nan, skipped=1.0), 1)

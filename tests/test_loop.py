@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import grain
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+from data_prep.writer import make_manifest, write_records
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import make_refiner
 from msr_jax.models.backbone import make_backbone
@@ -89,6 +91,37 @@ def test_sigterm_saves_and_the_next_start_goes_on_from_there(small, tmp_path, ca
         with pytest.raises(UserError, match=words):
             train({**small, **change}, tmp_path / "straight", noise())
     assert (tmp_path / "straight" / "config.json").read_text() == kept
+
+
+def rendered(folder, seed=0, extra=()):
+    """Records of three tracks of noise for the toy, two to train on."""
+    shutil.rmtree(folder, ignore_errors=True)
+    rng = np.random.default_rng(seed)
+    make = lambda names: [(n, rng.integers(-9999, 9999, (4, 3 * toy.SEGMENT, 1), np.int16)) for n in names]
+    tracks = {"train": make(["one", "two", *extra]), "validation": make(["three"])}
+    write_records(folder, tracks, make_manifest(toy.get_config().stems, 8000, 1, toy.SEGMENT, 0.0))
+
+
+def test_records_made_anew_between_a_stop_and_a_resume_are_refused_unless_they_are_accepted(small, tmp_path, capsys):
+    folder = tmp_path / "records"
+    rendered(folder)
+    small["sample_rate"] = 8000
+    small["data"].update(train=str(folder), validation=str(folder))
+    longer = {**small, "train": {**small["train"], "steps": 4}}
+    small["train"].update(steps=2)
+    train(small, tmp_path / "run")
+    rendered(folder)  # the same again, and at another place, is the same data
+    folder.rename(tmp_path / "moved")
+    small["data"].update(train=str(tmp_path / "moved"), validation=str(tmp_path / "moved"))
+    assert int(train(small, tmp_path / "run").step) == 2
+    rendered(tmp_path / "moved", seed=1, extra=["four"])
+    with pytest.raises(
+        UserError, match=r"1 new \(four\), 2 changed \(one, two\); tracks of validation: 1 changed.*--accept-new-data"
+    ):
+        train(longer, tmp_path / "run")
+    assert int(train(longer, tmp_path / "run", accept_new_data=True).step) == 4
+    assert "the data changed since then: tracks of train: 1 new (four)" in capsys.readouterr().out
+    assert int(train(longer, tmp_path / "run").step) == 4  # the newest checkpoint has the new data
 
 
 @pytest.mark.parametrize("start,per,expected", [(0, 4, [4, 8, 10]), (6, 4, [8, 10]), (9, 1, [10]), (10, 4, [])])

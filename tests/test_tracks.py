@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import yaml
 
-from msr_jax.config import SLAKH_STEMS
+from msr_jax.config import MUSDB_STEMS, SLAKH_STEMS
 from msr_jax.data.tracks import find_tracks, group_of, load_track, split_of
 from msr_jax.errors import UserError
 
@@ -77,6 +77,89 @@ def test_plain_layout_takes_a_missing_file_as_silence(tmp_path):
     assert stems[3].any() and not stems[:3].any()
 
 
+@pytest.mark.parametrize("names", [("guitar.WAV", "bass.wav"), ("GUITAR.WAV", "BASS.WAV"), ("Guitar.Flac", "Bass.Wav")])
+def test_names_and_suffixes_are_compared_without_case(tmp_path, names):
+    for name, frequency in zip(names, (300, 60), strict=True):
+        (tmp_path / "t").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "t" / name, tone(frequency), RATE, format=name[-4:].strip(".").upper())
+    assert find_tracks(tmp_path, SLAKH_STEMS) == [tmp_path / "t"]
+    bass, drums, guitar, _ = load_track(tmp_path / "t", SLAKH_STEMS, RATE)
+    assert np.abs(bass - tone(60)).max() < 1e-4 and np.abs(guitar - tone(300)).max() < 1e-4 and not drums.any()
+
+
+def test_a_track_as_distributed_may_be_in_capitals(tmp_path):
+    track = slakh_track(
+        tmp_path / "TRACK1", {"S00": ({"program_num": 33}, tone(60)), "S01": ({"is_drum": True}, tone(90))}
+    )
+    for path in sorted(track.rglob("*"), reverse=True):
+        path.rename(path.with_name(path.name.upper()))
+    assert find_tracks(tmp_path, SLAKH_STEMS) == [track]
+    stems = load_track(track, SLAKH_STEMS, RATE)
+    assert stems[0].any() and stems[1].any() and not stems[2:].any()
+
+
+def test_of_two_files_that_differ_in_case_the_plain_name_counts(tmp_path):
+    write(tmp_path / "t" / "bass.wav", tone(60))
+    write(tmp_path / "t" / "Bass.wav", tone(400))
+    assert np.abs(load_track(tmp_path / "t", SLAKH_STEMS, RATE)[0] - tone(60)).max() < 1e-4
+
+
+def test_a_song_of_musdb18_that_lacks_a_stem_is_refused(tmp_path):
+    for stem in ("drums", "bass", "vocals"):
+        write(tmp_path / "song" / f"{stem}.wav", tone(60))
+    with pytest.raises(UserError, match="song lacks the stem other"):
+        load_track(tmp_path / "song", MUSDB_STEMS, RATE)
+
+
+@pytest.mark.parametrize("kind", ["musdb18", "slakh2100", "converted"])
+def test_a_track_of_another_data_set_is_refused(tmp_path, kind):
+    if kind == "slakh2100":
+        slakh_track(tmp_path / "t", {"S00": ({"program_num": 33}, tone(60))})
+    for stem in {"musdb18": MUSDB_STEMS, "slakh2100": (), "converted": SLAKH_STEMS}[kind]:
+        write(tmp_path / "t" / f"{stem}.wav", tone(60))
+    other = SLAKH_STEMS if kind == "musdb18" else MUSDB_STEMS
+    words = {
+        "musdb18": "MUSDB18.*no guitar and no piano",
+        "slakh2100": "Slakh2100.*no other and no vocals",
+        "converted": "lacks the stem other",
+    }
+    with pytest.raises(UserError, match=words[kind]):
+        load_track(tmp_path / "t", other, RATE)
+
+
+def test_numbers_and_flags_of_metadata_may_be_text(tmp_path):
+    track = slakh_track(
+        tmp_path / "t",
+        {
+            "S00": ({"program_num": "25", "is_drum": "false", "audio_rendered": "true"}, tone(300)),
+            "S01": ({"program_num": "0", "is_drum": "True"}, tone(100)),
+            "S02": ({"program_num": 33.0, "is_drum": "no"}, tone(60)),
+            "S03": ({"program_num": "1", "audio_rendered": "false"}, None),
+        },
+    )
+    bass, drums, guitar, piano = load_track(track, SLAKH_STEMS, RATE)
+    for stem, frequency in ((bass, 60), (drums, 100), (guitar, 300)):
+        assert np.abs(stem - tone(frequency)).max() < 1e-4
+    assert not piano.any()
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"program_num": "guitar"}, "program_num 'guitar'"),
+        ({"program_num": 25.5}, "program_num 25.5"),
+        ({"program_num": 200}, "from 0 to 128"),
+        ({"program_num": True}, "program_num True"),
+        ({"program_num": 25, "is_drum": "perhaps"}, "is_drum 'perhaps'"),
+        ("bass", "cannot be read as Slakh2100 metadata"),
+    ],
+)
+def test_metadata_of_another_kind_is_refused(tmp_path, entry, words):
+    track = slakh_track(tmp_path / "Track7", {"S00": (entry, tone(60))})
+    with pytest.raises(UserError, match=words):
+        load_track(track, SLAKH_STEMS, RATE)
+
+
 def test_stereo_is_averaged_and_other_rates_are_resampled(tmp_path):
     write(tmp_path / "t" / "bass.wav", np.stack([tone(200, rate=48_000), 0 * tone(200, rate=48_000)], 1), 48_000)
     write(tmp_path / "t" / "drums.wav", tone(100))
@@ -144,5 +227,5 @@ def test_a_folder_without_tracks_is_refused(tmp_path, name):
 
 def test_a_split_is_its_folder_or_a_bare_folder_of_tracks(tmp_path):
     (tmp_path / "test").mkdir()
-    assert split_of(tmp_path, "test") == tmp_path / "test"
+    assert split_of(tmp_path, "test") == split_of(tmp_path, "Test") == tmp_path / "test"
     assert split_of(tmp_path, "train") == tmp_path

@@ -1,7 +1,8 @@
 """Multitrack folders: Slakh2100 as distributed (numbered stems with `metadata.yaml`), one file per stem (MUSDB18-HQ, the
-converted Slakh2100), or MUSDB18's `.stem.mp4` files."""
+converted Slakh2100), or MUSDB18's `.stem.mp4` files. Names of files and folders are compared without case."""
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from msr_jax.data import stem_mp4
 from msr_jax.errors import UserError
 
 AUDIO = (".wav", ".flac")
+MUSDB, SLAKH = ("drums", "bass", "other", "vocals"), ("bass", "drums", "guitar", "piano")  # stems of the two data sets
 CORPUS_RATE = 44_100  # Hz, of all corpora here as distributed
 LENGTH_TOLERANCE = 0.15  # seconds by which stems of a track may differ, as in the published preparation
 # General MIDI programs of the four groups of the paper, counted from 0; drums are marked instead.
@@ -29,16 +31,50 @@ def group_of(program: int | None, is_drum: bool, inst_class: str = "") -> str | 
 
 
 class Track(NamedTuple):
-    """A track as read: `audio` (stems, samples, channels) float32, the files it came from, and what was odd about them."""
+    """A track as read: `audio` (stems, samples, channels) float32, the files it came from, what was odd about them, and
+    which stems had to be resampled."""
 
     audio: np.ndarray
     files: list[Path]
     notes: list[str]
+    resampled: list[str]
+
+
+def plain(name: str) -> str:
+    """A name as names are compared: composed characters, no case."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def child(folder: Path, name: str) -> Path:
+    """What a folder holds under a name, however its case; that very name first, also where there is none."""
+    exact = folder / name
+    if exact.exists():
+        return exact
+    return next((p for p in _children(folder) if plain(p.name) == plain(name)), exact)
+
+
+def _children(folder: Path) -> list[Path]:
+    """What is directly inside a folder, by name; nothing if it is none. UserError if it may not be read."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror})") from error
+
+
+def is_audio(path: Path) -> bool:
+    """Whether a file's name is that of a stem: WAV or FLAC, and not what macOS leaves beside files."""
+    return path.suffix.lower() in AUDIO and not path.name.startswith(".")
+
+
+def _is_mp4(path: Path) -> bool:
+    return path.name.lower().endswith(stem_mp4.SUFFIX)
 
 
 def track_name(track: Path) -> str:
     """The track's name: that of its folder, or of its file without `.stem.mp4`."""
-    return track.name.removesuffix(stem_mp4.SUFFIX)
+    return track.name[: -len(stem_mp4.SUFFIX)] if _is_mp4(track) else track.name
 
 
 def is_track(folder: Path, stems: Sequence[str]) -> bool:
@@ -46,8 +82,9 @@ def is_track(folder: Path, stems: Sequence[str]) -> bool:
     if folder.name.startswith((".", "__MACOSX")):
         return False
     if not folder.is_dir():
-        return folder.name.endswith(stem_mp4.SUFFIX)
-    return (folder / "metadata.yaml").is_file() or any((folder / f"{s}{a}").is_file() for s in stems for a in AUDIO)
+        return _is_mp4(folder)
+    wanted = {plain(s) for s in stems}
+    return any(plain(f.name) == "metadata.yaml" or (is_audio(f) and plain(f.stem) in wanted) for f in _children(folder))
 
 
 def find_tracks(folder: str | Path, stems: Sequence[str]) -> list[Path]:
@@ -59,7 +96,7 @@ def find_tracks(folder: str | Path, stems: Sequence[str]) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name one that holds track folders")
-    tracks = sorted(f for f in folder.iterdir() if is_track(f, stems))
+    tracks = [f for f in _children(folder) if is_track(f, stems)]
     if not tracks:
         raise UserError(
             f"{folder} holds no tracks; a track is a folder with metadata.yaml and stems/, or with {stems[0]}.wav and so on"
@@ -67,39 +104,76 @@ def find_tracks(folder: str | Path, stems: Sequence[str]) -> list[Path]:
     return tracks
 
 
-def _slakh_sources(track: Path) -> Iterator[tuple[str, Path]]:
+def _program(value: Any, where: str) -> int | None:
+    """`program_num` of a stem, as a number or as text; None if it is not given."""
+    if value is None:
+        return None
     try:
-        described = yaml.safe_load((track / "metadata.yaml").read_text(encoding="utf-8"))["stems"]
-        entries = [(str(name), entry or {}) for name, entry in described.items()]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{track / 'metadata.yaml'} cannot be read as Slakh2100 metadata ({type(error).__name__}: {error})"
-        ) from error
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not number.is_integer() or not 0 <= number <= 128:
+        raise UserError(f"{where} has the program_num {value!r}; it must be a whole number from 0 to 128")
+    return int(number)
+
+
+def _flag(entry: Mapping[str, Any], name: str, where: str) -> bool:
+    """A yes or no of a stem, also as text; no if it is not given."""
+    told = str(entry.get(name) if entry.get(name) is not None else "").strip().lower()
+    if told not in ("true", "yes", "1", "false", "no", "0", ""):
+        raise UserError(f"{where} has the {name} {entry[name]!r}; it must be true or false")
+    return told in ("true", "yes", "1")
+
+
+def _slakh_sources(track: Path) -> Iterator[tuple[str, Path]]:
+    path = child(track, "metadata.yaml")
+    try:
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))["stems"]
+        entries = [(str(name), dict(entry or {})) for name, entry in described.items()]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as Slakh2100 metadata ({type(error).__name__}: {error})") from error
+    folder = child(track, "stems")
     for name, entry in entries:
-        program = entry.get("program_num")
-        group = group_of(program, bool(entry.get("is_drum")), str(entry.get("inst_class", "")))
+        where = f"stem {name} of {path}"
+        program = _program(entry.get("program_num"), where)
+        group = group_of(program, _flag(entry, "is_drum", where), str(entry.get("inst_class", "")))
         if group is None:
             continue
-        for path in (track / "stems" / f"{name}{a}" for a in reversed(AUDIO)):
-            if path.is_file():
-                yield group, path
-                break
-        else:
-            if entry.get("audio_rendered"):
-                raise UserError(
-                    f"{track} lacks stems/{name}.flac, which its metadata says was rendered; copy the track anew"
-                )
+        if source := audio_file(folder, name, AUDIO[::-1]):
+            yield group, source
+        elif _flag(entry, "audio_rendered", where):
+            raise UserError(
+                f"{track} lacks stems/{name}.flac, which its metadata says was rendered; copy the track anew"
+            )
 
 
-def audio_file(folder: Path, name: str) -> Path | None:
-    """NAME.wav or NAME.flac in a folder, if there is one."""
-    return next((p for suffix in AUDIO if (p := folder / f"{name}{suffix}").is_file()), None)
+def audio_file(folder: Path, name: str, suffixes: Sequence[str] = AUDIO) -> Path | None:
+    """NAME.wav or NAME.flac in a folder, if there is one, whatever its case; that very name first."""
+    found = [f for f in _children(folder) if is_audio(f) and plain(f.stem) == plain(name) and f.is_file()]
+    order = lambda f: (suffixes.index(f.suffix.lower()), f.name not in [name + s for s in suffixes], f.name)
+    return min(found, key=order, default=None)
 
 
 def _plain_sources(track: Path, stems: Sequence[str]) -> Iterator[tuple[str, Path]]:
     for stem in stems:
         if path := audio_file(track, stem):
             yield stem, path
+
+
+def _check_layout(track: Path, stems: Sequence[str], is_slakh: bool) -> None:
+    """Raises UserError for a stem that a track of its data set cannot have, or always has and lacks."""
+    there = {plain(f.stem) for f in _children(track) if is_audio(f)}
+    lacking = [s for s in stems if plain(s) not in there]
+    if is_slakh:
+        names, held = SLAKH, "Slakh2100"
+    elif "vocals" in there - set(stems) and not there & {"guitar", "piano"}:
+        names, held = MUSDB, "MUSDB18"
+    else:
+        if lacking and there and set(stems) <= set(MUSDB) and {"other", "vocals"} & set(stems):
+            raise UserError(f"{track} lacks the stem {lacking[0]}")
+        return
+    if strange := [s for s in lacking if s not in names]:
+        raise UserError(f"{track} is a track of {held}, of {', '.join(names)}; it has no {' and no '.join(strange)}")
 
 
 def to_channels(samples: np.ndarray, channels: int, path: Path) -> np.ndarray:
@@ -115,29 +189,27 @@ def to_channels(samples: np.ndarray, channels: int, path: Path) -> np.ndarray:
     return samples if samples.shape[1] == channels else np.repeat(samples, channels, 1)
 
 
-def read_track(
-    track: str | Path, stems: Sequence[str], sample_rate: int, channels: int = 1, needs_all: bool = False
-) -> Track:
+def read_track(track: str | Path, stems: Sequence[str], sample_rate: int, channels: int = 1) -> Track:
     """All stems of a track at `sample_rate` Hz.
 
-    Sources of one group are summed; a group without a file is silent, as in the published preparation of Slakh2100. For
-    one channel stereo files are averaged, for two mono files are doubled. Stems are cut to the shortest.
-
-    Args:
-      needs_all: refuse a track that lacks a stem.
+    Sources of one group are summed. A stem without a file is silent, as in the published preparation of Slakh2100, but for
+    those of MUSDB18, which has all four for every song. For one channel stereo files are averaged, for two mono files are doubled. Stems are cut to the shortest.
 
     Raises:
-      UserError: unreadable metadata or audio, no stem at all, or stems that differ in length by more than 0.15 s.
+      UserError: unreadable metadata or audio, no stem at all, one that MUSDB18 always has or that a track of its data set
+        cannot have, or stems that differ in length by more than 0.15 s.
     """
     track = Path(track)
     audio: dict[str, list[tuple[np.ndarray, int]]] = {}
-    files, notes = [], []
-    if track.name.endswith(stem_mp4.SUFFIX):
+    files, notes, resampled = [], [], list[str]()
+    is_slakh = child(track, "metadata.yaml").is_file()
+    _check_layout(track, stems, is_slakh)
+    if _is_mp4(track):
         files = [track]
         for stem, samples, rate in stem_mp4.read_streams(track, stems):
             audio[stem] = [(to_channels(samples, channels, track), rate)]
     else:
-        layout = _slakh_sources(track) if (track / "metadata.yaml").is_file() else _plain_sources(track, stems)
+        layout = _slakh_sources(track) if is_slakh else _plain_sources(track, stems)
         for stem, path in layout:
             if stem in stems:
                 samples, rate = read_audio(path)
@@ -145,11 +217,8 @@ def read_track(
                 if rate not in (CORPUS_RATE, sample_rate):
                     notes.append(f"{path.name} is at {rate} Hz and was resampled")
                 audio.setdefault(stem, []).append((to_channels(samples, channels, path), rate))
-    missing = [stem for stem in stems if stem not in audio]
     if not audio:
         raise UserError(f"{track} holds no audio for any of {', '.join(stems)}")
-    if needs_all and missing:
-        raise UserError(f"{track} lacks the stem {missing[0]}")
     seconds = [len(samples) / rate for sources in audio.values() for samples, rate in sources]
     apart = max(seconds) - min(seconds)
     if apart > LENGTH_TOLERANCE:
@@ -160,12 +229,13 @@ def read_track(
         notes.append(f"stems differ in length by {apart:.4f} s and were cut to the shortest")
     mixed: dict[str, Any] = {}
     for stem, sources in audio.items():
+        resampled += [stem] if any(rate != sample_rate for _, rate in sources) else []
         at_rate = [resample(samples, rate, sample_rate) for samples, rate in sources]
         length = min(map(len, at_rate))
         mixed[stem] = np.sum([samples[:length] for samples in at_rate], 0, dtype=np.float32)
     length = min(map(len, mixed.values()))
     silence = np.zeros((length, channels), np.float32)
-    return Track(np.stack([mixed.get(stem, silence)[:length] for stem in stems]), files, notes)
+    return Track(np.stack([mixed.get(stem, silence)[:length] for stem in stems]), files, notes, resampled)
 
 
 def load_track(track: str | Path, stems: Sequence[str], sample_rate: int) -> np.ndarray:
@@ -175,5 +245,5 @@ def load_track(track: str | Path, stems: Sequence[str], sample_rate: int) -> np.
 
 def split_of(corpus: str | Path, split: str) -> Path:
     """The folder of a split: `corpus/split` where that exists, else the corpus itself (a bare folder of tracks)."""
-    inside = Path(corpus) / split
+    inside = child(Path(corpus), split)
     return inside if inside.is_dir() else Path(corpus)

@@ -11,9 +11,9 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
-from msr_jax.data.tracks import find_tracks, split_of
+from msr_jax.data.tracks import child, find_tracks, split_of
 from msr_jax.errors import UserError
-from msr_jax.evaluate.protocols import PROTOCOLS, segment_of
+from msr_jax.evaluate.protocols import PROTOCOLS, protocol_text, segment_of
 from msr_jax.evaluate.report import write_results
 from msr_jax.evaluate.score import (
     EstimateFunction,
@@ -164,7 +164,7 @@ def main(argv: list[str]) -> int:
         settings |= {"estimates": str(args.estimates), "refine": "estimates of another tool"}
         unmatched = {p["track"] for p in problems}
         tracks = [t for t in tracks if t.name not in unmatched]
-        sources = lambda track: [track, args.estimates / track.name]
+        sources = lambda track: [track, child(args.estimates, track.name)]
     else:
         from msr_jax.config import unet_base
 
@@ -180,7 +180,7 @@ def main(argv: list[str]) -> int:
         settings["split"] = args.split
     settings |= {
         "protocol": plan.protocol,
-        "protocol_text": PROTOCOLS[plan.protocol],
+        "protocol_text": protocol_text(plan.protocol, plan.backend),
         "bss_backend": plan.backend,
         "sample_rate": plan.sample_rate,
         "channels": plan.channels,

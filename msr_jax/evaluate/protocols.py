@@ -10,27 +10,36 @@ import numpy as np
 
 from msr_jax.data.indexing import kept_chunks
 from msr_jax.metrics.aggregate import score_segment
-from msr_jax.metrics.bss_eval import bss_eval
+from msr_jax.metrics.bss_eval import BssScores, bss_eval
 from msr_jax.metrics.extras import log_wmse, snr
 from msr_jax.metrics.si_sdr import WindowScores, score_windows
 
 # (mixture (samples,) or (samples, channels), sample rate) -> {stem: array of the mixture's shape}
 SeparateFunction = Callable[[np.ndarray, int], Mapping[str, np.ndarray]]
+ROUNDED = (
+    "references that had to be resampled are rounded to 16 bits, as the data sets' own conversion leaves them; frames whose "
+    "projection is singular to working precision are in neither SIR nor SAR"
+)
 SONG = (
     "whole tracks, separated with overlap-add; SI-SDRi on 4 s windows every 2 s with at least two active stems, mean over "
     "all windows (active: without windows where the stem is silent, msdm: with them); BSSEval v4, 1 s frames, filters "
     "fitted per track, a frame left out only for stems whose reference is exactly silent in it; median over frames, then "
-    "over tracks"
+    "over tracks; " + ROUNDED
 )
 PAPER = (
     "as the released evaluation: segments of 11.9 s (one channel) or 11 s without overlap, each separated and scored on its own (one channel: the "
     "incomplete last one and those with more than two silent stems left out; more: the last one padded with zeros); "
     "SI-SDRi windows inside of segments; BSSEval v4 filters fitted per segment, a frame left out for all stems where any "
-    "reference or estimate is exactly silent, a segment where any is silent throughout"
+    "reference or estimate is silent by museval's rule (its channels add up to 0 at every sample), a segment where any is "
+    "silent so throughout; " + ROUNDED
 )
 MSDM = (
     "as the original MSDM evaluation: segments separated on their own and laid end to end, the incomplete last one left "
-    "out, then scored as one track (SI-SDRi, MSDM convention, is the figure that MSDM reports)"
+    "out, then scored as one track as by 'song' (SI-SDRi, MSDM convention, is the figure that MSDM reports); " + ROUNDED
+)
+MUSEVAL = (
+    "; BSSEval by museval with its rule for silence in place of that: a stem whose channels add up to 0 at every sample is "
+    "silent, stems silent throughout are left out, and for all others frames in which any of them is silent"
 )
 PROTOCOLS = {"song": SONG, "paper": PAPER, "msdm": MSDM}
 WINDOW_METRICS = ("si_sdri_active", "si_sdri_msdm", "si_sdr")  # a value per window
@@ -39,6 +48,11 @@ TRACK_METRICS = ("snr", "log_wmse")  # a value per track
 METRICS = (*WINDOW_METRICS, *FRAME_METRICS, *TRACK_METRICS)
 SEGMENT_SECONDS = {1: 262_144 / 22_050, 2: 11.0}  # of the released evaluation, by number of channels
 LARGEST = 300.0  # dB; float64 tells no larger ratio, and an estimate without error has an infinite one
+
+
+def protocol_text(protocol: str, backend: str) -> str:
+    """What a result says of the way it was made: the protocol, and museval's rule for silence where that holds beside it."""
+    return PROTOCOLS[protocol] + (MUSEVAL if backend == "museval" and protocol != "paper" else "")
 
 
 def cut(audio: np.ndarray, protocol: str, segment: int | None) -> np.ndarray:
@@ -99,6 +113,10 @@ def _kept(values: np.ndarray) -> list[float]:
     return np.clip(values[~np.isnan(values)], -LARGEST, LARGEST).tolist()
 
 
+def _singular(bss: BssScores, stem: int) -> int:
+    return int((np.isnan(bss.sir[stem]) & ~np.isnan(bss.sdr[stem])).sum())
+
+
 def score_song(
     estimates: np.ndarray, references: np.ndarray, stems: Sequence[str], sample_rate: int, backend: str = "jax"
 ) -> dict[str, Any]:
@@ -108,19 +126,22 @@ def score_song(
     any of the others is silent.
 
     Returns:
-      {metric: {stem: list of dB (log_wmse: points), one per window, frame or track that counts}}, JSON as it stands.
+      {metric: {stem: list of dB (log_wmse: points), one per window, frame or track that counts}, "singular_frames": {stem:
+      frames left out of SIR and SAR}}, JSON as it stands.
     """
     scores = _window_lists([score_windows(estimates, references, sample_rate)], stems)
     sounding = references.any((1, 2))
     if backend == "museval":
         sounding &= (references.sum(1) != 0).any(1) & (estimates.sum(1) != 0).any(1)
     scores |= {metric: {s: [] for s in stems} for metric in FRAME_METRICS}
+    singular = dict.fromkeys(stems, 0)
     which = np.flatnonzero(sounding)
     if len(which):
         bss = bss_eval(estimates[which], references[which], sample_rate, backend, joint_silence=backend == "museval")
         for metric, values in bss._asdict().items():
             scores[metric] |= {stems[j]: _kept(values[row]) for row, j in enumerate(which.tolist())}
-    return scores | _track_lists(estimates, references, stems, sample_rate)
+        singular |= {stems[j]: _singular(bss, row) for row, j in enumerate(which.tolist())}
+    return scores | {"singular_frames": singular} | _track_lists(estimates, references, stems, sample_rate)
 
 
 def _track_lists(
@@ -146,6 +167,7 @@ def score_segments(
     frames = [s.bss for s in segments if s.bss is not None]
     for metric in FRAME_METRICS:
         scores[metric] = {s: [v for bss in frames for v in _kept(getattr(bss, metric)[j])] for j, s in enumerate(stems)}
+    scores["singular_frames"] = {s: sum(_singular(bss, j) for bss in frames) for j, s in enumerate(stems)}
     scores |= _track_lists(estimates, references, stems, sample_rate)
     return scores, [s.to_json() for s in segments]
 

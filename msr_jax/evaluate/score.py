@@ -63,7 +63,7 @@ def score_track(folder: Path, estimate: EstimateFunction, plan: Plan, excerpt: P
       excerpt: a folder that gets a few seconds of mixture, references and estimates.
 
     Returns:
-      {"seconds", "work_seconds", "notes", one entry per metric as `score_song` gives, "segments" (protocol "paper")}.
+      {"seconds", "work_seconds", "notes", what `score_song` gives, "segments" (protocol "paper")}.
 
     Raises:
       UserError: references or estimates cannot be used.
@@ -90,8 +90,13 @@ def score_track(folder: Path, estimate: EstimateFunction, plan: Plan, excerpt: P
         scores, segments = score_segments(
             estimates, references, plan.stems, plan.sample_rate, plan.segment, plan.backend
         )
-        return told | scores | {"segments": segments}
-    return told | score_song(estimates, references, plan.stems, plan.sample_rate, plan.backend)
+        scores["segments"] = segments
+    else:
+        scores = score_song(estimates, references, plan.stems, plan.sample_rate, plan.backend)
+    if any(scores["singular_frames"].values()):
+        counts = ", ".join(f"{s} {n} of {n + len(scores['sir'][s])}" for s, n in scores["singular_frames"].items() if n)
+        told["notes"].append(f"SIR and SAR leave out frames whose projection is singular to precision: {counts}")
+    return told | scores
 
 
 def write_excerpt(folder: Path, estimates: np.ndarray, references: np.ndarray, plan: Plan) -> None:

@@ -9,10 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from msr_jax.audio.io import audio_info, read_audio, resample
-from msr_jax.data.tracks import AUDIO, LENGTH_TOLERANCE, audio_file, read_track, to_channels
+from msr_jax.data.tracks import (
+    LENGTH_TOLERANCE,
+    MUSDB,
+    SLAKH,
+    audio_file,
+    child,
+    is_audio,
+    plain,
+    read_track,
+    to_channels,
+)
 from msr_jax.errors import UserError
-
-LAYOUTS = (("drums", "bass", "other", "vocals"), ("bass", "drums", "guitar", "piano"))  # MUSDB18, Slakh2100
 
 
 def stems_of(folder: Path) -> list[str]:
@@ -21,10 +29,11 @@ def stems_of(folder: Path) -> list[str]:
     Raises:
       UserError: the folder has neither the stems of MUSDB18 nor those of Slakh2100.
     """
-    if any(folder.glob("*/metadata.yaml")):
-        return list(LAYOUTS[1])
-    names = {p.stem for p in folder.glob("*/*") if p.suffix in AUDIO and not p.name.startswith(".")}
-    found = [stems for stems in LAYOUTS if names & {stems[2], stems[3]}]
+    files = list(folder.glob("*/*"))
+    if any(plain(f.name) == "metadata.yaml" for f in files):
+        return list(SLAKH)
+    names = {plain(f.stem) for f in files if is_audio(f)}
+    found = [stems for stems in (MUSDB, SLAKH) if names & {stems[2], stems[3]}]
     if len(found) != 1:
         raise UserError(f"{folder} holds neither the stems of MUSDB18 nor those of Slakh2100; name them with --stems")
     return list(found[0])
@@ -34,7 +43,7 @@ def format_of(folder: Path, stems: Sequence[str]) -> tuple[int, int]:
     """(sample rate in Hz, channels) of a reference track: those of its first stem; Slakh2100 as distributed is mono."""
     path = next((p for s in stems if (p := audio_file(folder, s))), None)
     if path is None:
-        path = next((p for a in AUDIO for p in sorted((folder / "stems").glob(f"*{a}"))), None)
+        path = next((p for p in sorted(child(folder, "stems").glob("*")) if is_audio(p)), None)
     if path is None:
         raise UserError(f"{folder} holds no audio for any of {', '.join(stems)}")
     info = audio_info(path)
@@ -42,13 +51,19 @@ def format_of(folder: Path, stems: Sequence[str]) -> tuple[int, int]:
 
 
 def load_references(folder: Path, stems: Sequence[str], sample_rate: int, channels: int) -> np.ndarray:
-    """Reference stems (stems, channels, samples) float32 at `sample_rate` Hz; a missing file is silence.
+    """Reference stems (stems, channels, samples) float32 at `sample_rate` Hz, as `read_track` has them.
+
+    Those that had to be resampled are rounded to 16 bits, as the data sets' own conversion leaves them: a resampler that
+    computes in floating point leaves nothing above its pass band, and BSSEval's projections are singular without that noise.
 
     Raises:
-      UserError: unreadable audio or metadata, no stem at all, another number of channels, or stems that differ in
-        length by more than 0.15 s.
+      UserError: as `read_track`.
     """
-    return read_track(folder, stems, sample_rate, channels).audio.swapaxes(1, 2)
+    track = read_track(folder, stems, sample_rate, channels)
+    for j, stem in enumerate(stems):
+        if stem in track.resampled:
+            track.audio[j] = np.rint(track.audio[j] * 2**15) / 2**15
+    return track.audio.swapaxes(1, 2)
 
 
 def load_estimates(
@@ -103,9 +118,10 @@ def pair_folders(estimates: Path, tracks: Sequence[Path]) -> tuple[dict[str, Pat
     """
     if not estimates.is_dir():
         raise UserError(f"{estimates} is no folder; name one that holds a folder of estimates for each track")
-    there = {p.name: p for p in sorted(estimates.iterdir()) if p.is_dir() and not p.name.startswith((".", "__MACOSX"))}
+    folders = [p for p in sorted(estimates.iterdir()) if p.is_dir() and not p.name.startswith((".", "__MACOSX"))]
     names = [t.name for t in tracks]
-    paired = {name: there[name] for name in names if name in there}
+    exact, there = {p.name: p for p in folders}, {plain(p.name): p for p in folders}
+    paired = {n: p for n in names if (p := exact.get(n, there.get(plain(n))))}
     if not paired:
         raise UserError(f"no folder in {estimates} has the name of a reference track, such as {names[0]}")
-    return paired, [n for n in names if n not in there], [n for n in there if n not in names]
+    return paired, [n for n in names if n not in paired], [p.name for p in folders if p not in paired.values()]

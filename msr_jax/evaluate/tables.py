@@ -16,7 +16,7 @@ import numpy as np
 from msr_jax.data.tracks import find_tracks, split_of
 from msr_jax.errors import UserError
 from msr_jax.evaluate.command import model_runs, stamp_of
-from msr_jax.evaluate.protocols import PROTOCOLS
+from msr_jax.evaluate.protocols import PROTOCOLS, protocol_text
 from msr_jax.evaluate.published import DATA, PUBLISHED
 from msr_jax.evaluate.report import headline, number, quoted
 from msr_jax.evaluate.score import evaluate_tracks, summary
@@ -81,7 +81,8 @@ def run_rows(
         if plan.channels != channels:
             raise UserError(f"{model} is a model of {plan.channels} channel(s); {DATA[channels]} wants {channels}")
         tracks = find_tracks(data, plan.stems)[: args.tracks]
-        told = [str(model), system, args.protocol, args.bss_backend, args.dtype]
+        text = protocol_text(args.protocol, args.bss_backend)
+        told = [str(model), system, args.protocol, text, args.bss_backend, args.dtype]
         stamp = lambda track, told=told: [told, stamp_of([track, Path(model)])]
         keep = args.out / DATA[channels] / system.replace(" ", "")
         scored, problems, _ = evaluate_tracks(tracks, estimators, plan, keep, stamp)
@@ -157,7 +158,7 @@ def main(argv: list[str]) -> int:
         faults += more
     settings: dict[str, Any] = {
         "protocol": args.protocol,
-        "protocol_text": PROTOCOLS[args.protocol],
+        "protocol_text": protocol_text(args.protocol, args.bss_backend),
         "models": [args.slakh_model, args.musdb_model],
         "data": [str(d) if d else None for d in (args.slakh_data, args.musdb_data)],
         "dtype": args.dtype,

@@ -4,8 +4,11 @@ The distortion filters are least-squares fits of 512 taps on the whole signal; t
 and come from correlations at 1023 lags alone. Scores need energies of projected frames only, never the frames
 themselves, so they are summed in the frequency domain. Both passes transform the signal once, frame by frame, and hold a
 few frames at a time. Everything is float64: band-limited music makes normal equations of a condition beyond 1e10.
-Where even that is too little, as with some rendered music, ISR, SIR and SAR mean nothing, here as in museval (both
-gave a SIR of -37 dB beside a SDR of 2 dB on one track); SDR takes no projection and stays right.
+
+Where even that is too little, as with references in floating point that have nothing above a low-pass, filters amplify
+rounding until it explains whatever the estimate has there (here and in museval alike: a SIR of -37 dB beside a SDR of
+2 dB on one track). Two fits tell: where another `ROUNDING` on the diagonal changes a frame's ISR, SIR or SAR, it has none.
+SDR takes no projection and stays right.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,12 +24,20 @@ from msr_jax.metrics.museval_backend import museval_bss_eval
 
 TAPS = 512
 GROUP = 4  # frames transformed at a time
+# Of the energy of each signal, -120 dB: what 16-bit files can have in any direction is 10^4 times as much, and the rounding
+# of float32 and of the sums of products here is a hundredth of it.
+ROUNDING = 1e-12
+APART = 0.5  # dB by which two fits may differ
+PERFECT = 100.0  # dB, beyond which they may differ as they like: all of it is rounding
 BACKENDS = ("jax", "museval")
 Array = jax.Array
 
 
 class BssScores(NamedTuple):
-    """(…, stems, frames) each, dB; NaN where a frame has no score, infinite where nothing is distorted."""
+    """(…, stems, frames) each, dB; infinite where nothing is distorted.
+
+    NaN where a frame has no score for silence; in `isr`, `sir` and `sar` alone where the projection is singular to precision.
+    """
 
     sdr: np.ndarray
     isr: np.ndarray
@@ -49,9 +60,9 @@ def bss_eval(
       estimates, references: (…, stems, channels, samples); leading axes are signals of their own, scored in one batch.
       sample_rate: Hz.
       backend: "jax", or "museval" for that package's own code.
-      joint_silence: museval's rule: a frame in which any reference or estimate is exactly silent (its channels add up
-        to 0 at every sample) is NaN for all stems. False (not with museval): it is NaN only for the stems whose
-        reference is silent in it.
+      joint_silence: museval's rule: a frame in which any reference or estimate is silent (its channels add up to 0 at
+        every sample) is NaN for all stems. False (not with museval): it is NaN only for the stems whose reference is
+        exactly silent in it (0 in every channel).
 
     Raises:
       ValueError: with `joint_silence`, a reference or estimate is silent throughout; nothing is computed for any stem then.
@@ -69,10 +80,11 @@ def bss_eval(
     if backend == "museval":
         if not joint_silence:
             raise ValueError("museval knows joint_silence only")
-        scores = np.stack([np.stack(museval_bss_eval(*pair, sample_rate)) for pair in zip(e, r, strict=True)], 1)
+        given = np.stack([np.stack(museval_bss_eval(*pair, sample_rate)) for pair in zip(e, r, strict=True)], 1)
     else:
-        with jax.enable_x64(True), jax.default_device(_device()):
-            scores = _scores(e, r, sample_rate, joint_silence)
+        given = None
+    with jax.enable_x64(True), jax.default_device(_device()):
+        scores = _scores(e, r, sample_rate, joint_silence, given)
     return BssScores(*(x.reshape(*lead, *x.shape[1:]) for x in scores))
 
 
@@ -81,23 +93,47 @@ def _device() -> Any:
     return jax.local_devices(backend="cpu")[0] if jax.default_backend() == "tpu" else None
 
 
-def _scores(estimates: np.ndarray, references: np.ndarray, sample_rate: int, joint_silence: bool) -> np.ndarray:
-    """(tracks, stems, channels, samples) twice -> (4, tracks, stems, frames) dB."""
+def _scores(
+    estimates: np.ndarray,
+    references: np.ndarray,
+    sample_rate: int,
+    joint_silence: bool,
+    given: np.ndarray | None = None,
+) -> np.ndarray:
+    """(tracks, stems, channels, samples) twice -> (4, tracks, stems, frames) dB; `given` ones without those of singular frames."""
     tracks, stems, channels, samples = references.shape
     frame = min(sample_rate, samples)
     # References and estimates as (tracks, stems · channels, samples) each.
     r, e = (x.reshape(tracks, stems * channels, samples) for x in (references, estimates))
-    filters, own = _fit(r, e, stems, -(-TAPS // frame) * frame)
-    spectra = (_spectrum(x, next_fast_len(frame + TAPS - 1, real=True)) for x in (filters, own))
-    energies = _map_groups(partial(_energies, *spectra), r, e, frame, samples // frame)
-    s, d, spatial, own_projection, interference, projection, artifacts, r_sounds, e_sounds = np.moveaxis(
-        energies, -1, 0
-    )
-    kept = (r_sounds * e_sounds > 0).all(-1, keepdims=True) if joint_silence else r_sounds > 0
-    ratios = ((s, d), (s, spatial), (own_projection, interference), (projection, artifacts))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scores = [10 * np.log10(num / den) for num, den in ratios]
-    return np.where(kept, scores, np.nan).swapaxes(2, 3)
+    correlation = _correlations(r, e, -(-TAPS // frame) * frame)
+
+    def ratios(filters: Array, own: Array) -> np.ndarray:
+        spectra = (_spectrum(x, next_fast_len(frame + TAPS - 1, real=True)) for x in (filters, own))
+        energies = _map_groups(partial(_energies, *spectra, joint_silence), r, e, frame, samples // frame)
+        s, d, spatial, own_projection, interference, projection, artifacts, r_sounds, e_sounds = np.moveaxis(
+            energies, -1, 0
+        )
+        kept = (r_sounds * e_sounds > 0).all(-1, keepdims=True) if joint_silence else r_sounds > 0
+        pairs = ((s, d), (s, spatial), (own_projection, interference), (projection, artifacts))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = [10 * np.log10(num / den) for num, den in pairs]
+        return np.where(kept, found, np.nan).swapaxes(2, 3)
+
+    *filters, smallest = _fit(correlation, stems, 0.0)
+    # Whether more on the diagonal could change a projection at all; a matrix that is not definite (NaN) is near it too.
+    is_close = ~(np.asarray(smallest) > 100 * ROUNDING)
+    if given is not None and not is_close.any():
+        return given
+    first = ratios(*filters)
+    found = first if given is None else given
+    if is_close.any():
+        second = ratios(*_fit(correlation, stems, ROUNDING)[:2])
+        with np.errstate(invalid="ignore"):  # infinite in both
+            change = np.abs(np.minimum(first, PERFECT) - np.minimum(second, PERFECT))
+        singular = (change > APART) & is_close[:, None, None]
+        singular[2:] = singular[2:].any(0)  # SIR and SAR are of one projection
+        found = np.where(singular, np.nan, found)
+    return found
 
 
 def _groups(r: np.ndarray, e: np.ndarray, block: int, count: int, margin: int) -> Iterator[Array]:
@@ -114,26 +150,34 @@ def _map_groups(fn: Callable[..., Array], r: np.ndarray, e: np.ndarray, frame: i
     return np.concatenate([np.asarray(fn(group, frame)) for group in _groups(r, e, frame, count, 0)], 1)[:, :count]
 
 
-def _fit(r: np.ndarray, e: np.ndarray, stems: int, block: int) -> tuple[Array, Array]:
-    """Filters that project each estimate on all references, and on its own stem's.
-
-    Returns:
-      (tracks, stems · channels to, stems · channels from, TAPS), (tracks, stems, channels to, channels from, TAPS).
-    """
+def _correlations(r: np.ndarray, e: np.ndarray, block: int) -> Array:
+    """Of references with themselves and with estimates: (tracks, from, from and to, TAPS)."""
     tracks, signals, samples = r.shape
-    channels = signals // stems
     sizes = (next_fast_len(block + TAPS - 1, real=True), next_fast_len(2 * TAPS - 2, real=True))
     sums = tuple(jnp.zeros((tracks, signals, 2 * signals, n // 2 + 1), complex) for n in sizes)
     for group in _groups(r, e, block, -(-samples // block), TAPS - 1):
         sums = _add_products(sums, group, block, sizes)
-    correlation = _correlation(sums, sizes)  # (tracks, from, from and to, TAPS)
-    filters, own = [], []
+    return _correlation(sums, sizes)
+
+
+def _fit(correlation: Array, stems: int, rounding: float) -> tuple[Array, Array, Array]:
+    """Filters that project each estimate on all references, and on its own stem's; `rounding` as in `_solve`.
+
+    Returns:
+      (tracks, stems · channels to, stems · channels from, TAPS), (tracks, stems, channels to, channels from, TAPS), and the
+      smallest eigenvalue (tracks,) of the first fit as `_solve` gives it (that of the second is not smaller).
+    """
+    signals = correlation.shape[1]
+    channels = signals // stems
+    filters, own, smallest = [], [], []
     for c in correlation:
         auto, cross = c[:, :signals], c[:, signals:]
-        filters.append(_solve(auto, cross))
+        found, least = _solve(auto, cross, rounding)
+        filters.append(found)
+        smallest.append(least)
         blocks = [slice(k, k + channels) for k in range(0, signals, channels)]
-        own.append(jnp.stack([_solve(auto[b, b], cross[b, b]) for b in blocks]))
-    return jnp.stack(filters), jnp.stack(own)
+        own.append(jnp.stack([_solve(auto[b, b], cross[b, b], rounding)[0] for b in blocks]))
+    return jnp.stack(filters), jnp.stack(own), jnp.stack(smallest)
 
 
 _spectrum = jax.jit(jnp.fft.rfft, static_argnums=1)
@@ -179,32 +223,41 @@ def _normal_matrix(auto: Array) -> Array:
 
 
 @jax.jit
-def _cholesky_solve(matrix: Array, right: Array) -> Array:
+def _cholesky_solve(matrix: Array, right: Array) -> tuple[Array, Array]:
+    """The solution, and about the smallest eigenvalue of the matrix scaled to a diagonal of 1: four inverse iterations."""
     factor = jax.scipy.linalg.cho_factor(matrix, lower=True)
-    return jax.scipy.linalg.cho_solve(factor, right)
+    scale = jnp.sqrt(jnp.diag(matrix))
+    x = jax.random.normal(jax.random.key(0), scale.shape, matrix.dtype)
+    for _ in range(4):
+        x = scale * jax.scipy.linalg.cho_solve(factor, scale * x / jnp.linalg.norm(x))
+    return jax.scipy.linalg.cho_solve(factor, right), 1 / jnp.linalg.norm(x)
 
 
-def _solve(auto: Array, cross: Array) -> Array:
-    """Least-squares filters: auto (i, i, TAPS), cross (i, j, TAPS) -> (j, i, TAPS).
+def _solve(auto: Array, cross: Array, rounding: float) -> tuple[Array, Array]:
+    """Least-squares filters: auto (i, i, TAPS), cross (i, j, TAPS) -> (j, i, TAPS), and the smallest eigenvalue.
 
-    Where rounding has cost the matrix its definiteness (two references alike, say), what rounding can be is added to its
-    diagonal: that changes the filters in directions alone in which the references have nothing to project on.
+    `rounding` times itself is added to the diagonal. Where rounding has cost the matrix its definiteness (two references
+    alike, say), what rounding can be is added too: that changes the filters in directions alone in which the references
+    have nothing to project on. The eigenvalue, of the matrix scaled to a diagonal of 1, is NaN then.
     """
     i, j = cross.shape[:2]
     matrix, right = _normal_matrix(auto), cross.swapaxes(1, 2).reshape(i * TAPS, j)
-    found = _cholesky_solve(matrix, right)
+    if rounding:
+        matrix += rounding * jnp.diag(jnp.diag(matrix))
+    found, smallest = _cholesky_solve(matrix, right)
     if not jnp.isfinite(found).all():
-        rounding = jnp.finfo(jnp.float64).eps * jnp.trace(matrix)
-        found = _cholesky_solve(matrix + rounding * jnp.eye(i * TAPS), right)
-    return found.reshape(i, TAPS, j).transpose(2, 0, 1)
+        lost = jnp.finfo(jnp.float64).eps * jnp.trace(matrix)
+        found = _cholesky_solve(matrix + lost * jnp.eye(i * TAPS), right)[0]
+    return found.reshape(i, TAPS, j).transpose(2, 0, 1), smallest
 
 
-@partial(jax.jit, static_argnums=3)
-def _energies(filters: Array, own: Array, group: Array, frame: int) -> Array:
+@partial(jax.jit, static_argnums=(2, 4))
+def _energies(filters: Array, own: Array, joint_silence: bool, group: Array, frame: int) -> Array:
     """Energies of the parts of every frame, all channels together.
 
     Args:
       filters, own: spectra of what `_fit` gives.
+      joint_silence: channels that add up to 0 are silence too.
       group: (tracks, 2 · stems · channels, frames · frame).
 
     Returns:
@@ -229,7 +282,8 @@ def _energies(filters: Array, own: Array, group: Array, frame: int) -> Array:
     weight = weight.at[-1].set(weight[-1] / 2) if size % 2 == 0 else weight
     energy = lambda y: (apart(jnp.square(y.real) + jnp.square(y.imag)) @ weight).sum(2)
     in_time = lambda y: jnp.square(by_stem(y)).sum((2, 4))
-    sounds = lambda y: (by_stem(y).sum(2) != 0).any(-1).astype(jnp.float64)
+    heard = lambda y: y.sum(2) != 0 if joint_silence else (y != 0).any(2)
+    sounds = lambda y: heard(by_stem(y)).any(-1).astype(jnp.float64)
     parts = [
         in_time(x[:, 0]),
         in_time(x[:, 1] - x[:, 0]),

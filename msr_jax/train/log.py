@@ -13,10 +13,9 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
 
 from msr_jax.errors import UserError
+from msr_jax.train.board import Board
 from msr_jax.train.pictures import png, spectrogram
 
 # What a step's time goes to besides computing; see `RunLog.timed`.
@@ -54,7 +53,7 @@ class RunLog:
             self.wandb = _start_wandb(wandb_project, workdir, config)
         try:
             self.file = _open_metrics(workdir / "metrics.jsonl", start_step)
-            self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+            self.board = Board(workdir / "tensorboard", start_step)
         except OSError as error:
             raise UserError(f"cannot write the log in {workdir}: {error.strerror}") from error
         self.console = Console()
@@ -120,8 +119,8 @@ class RunLog:
         if not self.is_kept:
             return
         self._line({"step": step, **scores})
-        self._flush()
         self._scalars(step, scores)
+        self._flush()
         text = "".join(f"  {name.replace('_', ' ')} {value:.2f} dB" for name, value in scores.items())
         if not self.console.is_terminal:
             print(f"step {step}/{self.total}{text}", flush=True)
@@ -133,15 +132,10 @@ class RunLog:
             return
         for name, audio in sounds.items():
             audio = np.clip(audio, -1.0, 1.0)
-            self.board.add_audio(f"audio/{name}", audio[:, None], step, sample_rate)
+            self.board.audio(f"audio/{name}", audio, step, sample_rate)
             pixels = spectrogram(audio)
-            image = Summary.Image(
-                height=pixels.shape[0], width=pixels.shape[1], colorspace=1, encoded_image_string=png(pixels)
-            )
-            self.board.file_writer.add_summary(
-                Summary(value=[Summary.Value(tag=f"spectrogram/{name}", image=image)]), step
-            )
-        self.board.flush()
+            self.board.image(f"spectrogram/{name}", png(pixels), pixels.shape, step)
+        self._flush()
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -162,13 +156,13 @@ class RunLog:
     def _flush(self) -> None:
         try:
             self.file.flush()
+            self.board.flush()  # a killed run must not lack what came before its checkpoint
         except OSError as error:
-            raise UserError(f"cannot write {self.file.name}: {error.strerror}") from error
+            raise UserError(f"cannot write the log beside {self.file.name}: {error.strerror}") from error
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-        self.board.flush()  # a killed run must not lack what came before its checkpoint
+            self.board.scalar(name, value, step)
         if self.wandb is not None:
             self.wandb.log(dict(values), step=step)
 
@@ -178,7 +172,8 @@ class RunLog:
         self.bar.stop()
         with contextlib.suppress(OSError):  # a full disk was reported when it was first met
             self.file.close()
-        self.board.close()
+        with contextlib.suppress(OSError):
+            self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
 

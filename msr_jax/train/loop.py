@@ -21,6 +21,7 @@ from msr_jax.train.batches import check_batch, dispatches, open_dataset
 from msr_jax.train.checkpoint import Checkpoints
 from msr_jax.train.distributed import agree, is_main
 from msr_jax.train.log import RunLog
+from msr_jax.train.same_data import changes, data_identity
 from msr_jax.train.sharding import gather, make_mesh
 from msr_jax.train.stage import (
     BUILDS_ON,
@@ -43,7 +44,11 @@ from msr_jax.weights.model_folder import save_model
 
 
 def train(
-    config: Mapping[str, Any], workdir: str | Path, dataset: grain.MapDataset | None = None, profile_steps: int = 0
+    config: Mapping[str, Any],
+    workdir: str | Path,
+    dataset: grain.MapDataset | None = None,
+    profile_steps: int = 0,
+    accept_new_data: bool = False,
 ) -> TrainState:
     """Train one stage: from the newest checkpoint in `workdir`, else on `init_from`, else from scratch.
 
@@ -57,6 +62,7 @@ def train(
         checkpoints/, which all must see (`train.checkpoints` names another place, such as a bucket).
       dataset: replaces the records of `config["data"]`; element k is this process's part of micro-batch k.
       profile_steps: trace so many steps, from the second dispatch on, into workdir/profile; 0 traces none.
+      accept_new_data: go on although the records are others than those that the checkpoint was made with.
 
     Returns:
       The state after the last step, which is below `train.steps` if SIGTERM stopped the run.
@@ -73,12 +79,15 @@ def train(
     backbone.check_length(config["segment"])
     frozen, begin = agree(lambda: load_frozen(config)), agree(lambda: load_start(config))
     data = dataset if dataset is not None else agree(lambda: open_dataset(config))
+    identity = {} if dataset is not None else agree(lambda: data_identity(config))
     windows = agree(lambda: read_windows(config))
     validate = None if windows is None else make_validation(config, backbone, windows, mesh)
     stage = make_stage(config, backbone, frozen, mesh, begin)
     place = agree(lambda: Workdir(Path(workdir)), main_only=True)
     try:
-        return _run(config, Path(workdir), place, stage, frozen, mesh, data, windows, validate, profile_steps)
+        return _run(
+            config, Path(workdir), place, stage, frozen, mesh, data, windows, validate, profile_steps, identity, accept_new_data
+        )  # fmt: skip
     finally:
         if place is not None:
             place.release()
@@ -95,6 +104,8 @@ def _run(
     windows: np.ndarray | None,
     validate: Callable[[Mapping[str, Any]], Any] | None,
     profile_steps: int,
+    identity: Mapping[str, Any],
+    accept_new_data: bool,
 ) -> TrainState:
     t, method = config["train"], config["method"]
     examples = config["data"]["batch"] * config["optim"]["accumulate"]  # per optimiser step
@@ -102,7 +113,7 @@ def _run(
     inputs = as_inputs(networks)
     folder = t["checkpoints"] or workdir / "checkpoints"
     with Checkpoints(folder, t["keep"], t["keep_best"]) as checkpoints, StopNote() as stop:
-        state, skips = _restore_or_start(checkpoints, stage, config)
+        state, skips = _restore_or_start(checkpoints, stage, config, identity, accept_new_data)
         if place:
             place.write("config.json", json.dumps(config, indent=1) + "\n")
         log = agree(
@@ -128,6 +139,7 @@ def _run(
                 write_model()
             meta = {
                 "seed": config["seed"], "data_position": int(state.step), "skipped": skips.counts, "config": config,
+                "data": identity,
             }  # fmt: skip
             checkpoints.save(state, meta, score)
             if is_stopping:
@@ -208,7 +220,11 @@ def _sounds(config: Mapping[str, Any], truth: np.ndarray, estimate: np.ndarray) 
 
 
 def _restore_or_start(
-    checkpoints: Checkpoints, stage: Stage, config: Mapping[str, Any]
+    checkpoints: Checkpoints,
+    stage: Stage,
+    config: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    accept_new_data: bool,
 ) -> tuple[TrainState, "_SkipCount"]:
     limit = config["train"]["max_skipped"]
     if checkpoints.latest_step() is None:
@@ -224,11 +240,19 @@ def _restore_or_start(
                 f"the checkpoints in {checkpoints.folder} were made with config.{name} = {old}, not {new}; "
                 "use another --workdir"
             )
+    others = "; ".join(changes(meta.get("data", {}), identity))
+    if others and not accept_new_data:
+        raise UserError(
+            f"the checkpoints in {checkpoints.folder} were made with other data ({others}); give back what they were made "
+            "with, use another --workdir, or go on with the new data by --accept-new-data"
+        )
     state = checkpoints.restore(stage.abstract)
     _say(f"resumed from step {int(state.step)} in {checkpoints.folder}")
     if changed:
         listed = ", ".join(f"{name} ({old} before, {new} now)" for name, old, new in changed)
         _say(f"settings changed since then: {listed}")
+    if others:
+        _say(f"the data changed since then: {others}")
     return state, _SkipCount(limit, **meta.get("skipped", {}))
 
 

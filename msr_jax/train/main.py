@@ -31,6 +31,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--help-config", action=_HelpConfig, nargs=0, help="list every setting of a config and exit")
     parser.add_argument("--workdir", metavar="DIR", help="checkpoints, logs and the model go here")
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="trace so many steps into DIR/profile")
+    parser.add_argument(
+        "--accept-new-data",
+        action="store_true",
+        help="go on although the records were made anew since the last checkpoint",
+    )
     many = parser.add_argument_group(
         "several processes", "SLURM, Open MPI and GKE are recognised by themselves; see launch/README.md"
     )
@@ -63,7 +68,7 @@ def _train(args: argparse.Namespace, config: dict[str, Any]) -> int:
 
     keep_freed_memory()
     initialize(find_cluster(os.environ, args.coordinator, args.processes, args.process, args.distributed))
-    step = int(train(config, args.workdir, profile_steps=args.profile).step)
+    step = int(train(config, args.workdir, None, args.profile, args.accept_new_data).step)
     if step < config["train"]["steps"]:
         return EXIT_STOPPED
     if is_main():
