@@ -3,7 +3,8 @@
 Pieces by a seeded arranger, played by a SoundFont and by our own synthesis, as the corpora are distributed: Slakh2100's mono
 FLAC at 44.1 kHz, one file per instrument, with `metadata.yaml`, MIDI, and instruments outside the four groups that a
 preparation leaves out; or MUSDB18-HQ's stereo WAV, four stems and their mixture. The splits share neither pieces nor
-instruments: programs and kits differ, and only training has synthesised parts. The same seed gives the same bytes.
+instruments: programs differ, kits too, drums that a SoundFont plays by a sample of an earlier split's kit are left out, and
+only training has synthesised parts. The same seed gives the same bytes.
 
 N tracks are a split's with `--split`; else one in six is for the test, one in six (of Slakh2100's layout, which has that
 split) for validation, and the rest for training. The default SoundFont, TimGM6mb (carried by pretty_midi), is GPL-2; the
@@ -23,6 +24,7 @@ import numpy as np
 import yaml
 
 from data_prep.arranger import WITH_VOCALS, Part, arrange
+from data_prep.kits import shared_drums
 from data_prep.scores import excerpt, find_scores, read_score, write_midi
 from data_prep.timbre import RATE, default_soundfont, integrated_loudness, render_part, to_stereo
 from data_prep.writer import in_parallel, worker_pool
@@ -33,18 +35,19 @@ from msr_jax.errors import UserError
 SPLITS = ("train", "validation", "test")  # their order is in the seeds
 LAYOUTS = {"slakh2100": SPLITS, "musdb18hq": ("train", "test")}
 # General MIDI programs (and kits). The test has others of the same families: the steel-string guitar was never trained on,
-# the nylon-string one was.
+# the nylon-string one was. Kits as the default SoundFont has them: by their samples they are three, the acoustic ones (0 to
+# 16, 32 and 40; 32 is 0 once more, and 48 mixes the three), an electronic one (24) and a drum machine (25).
 PROGRAMS = {
     "train": {
-        "drums": (0, 8, 24, 25, 48),
+        "drums": (0, 8, 16, 40),
         "bass": (32, 33, 35, 38),
         "guitar": (24, 26, 28, 29),
         "piano": (0, 1, 3, 4, 6),
         "other": (16, 18, 48, 50, 52, 56, 61, 65, 71, 73, 80, 81, 88, 89),
     },
-    "validation": {"drums": (40,), "bass": (37,), "guitar": (31,), "piano": (7,), "other": (20, 51, 58, 69, 72)},
+    "validation": {"drums": (24,), "bass": (37,), "guitar": (31,), "piano": (7,), "other": (20, 51, 58, 69, 72)},
     "test": {
-        "drums": (16, 32),
+        "drums": (25,),
         "bass": (34, 36, 39),
         "guitar": (25, 27, 30),
         "piano": (2, 5),
@@ -53,7 +56,7 @@ PROGRAMS = {
 }
 EVERY_PROGRAM = {
     group: tuple(sorted({n for split in SPLITS for n in PROGRAMS[split].get(group, ())})) for group in PROGRAMS["train"]
-}
+} | {"drums": (0, 8, 16, 24, 25, 32, 40, 48)}
 VOICE = (53,)  # in the MIDI alone: no SoundFont sings, vocals are synthesised, each track's with a voice of its own
 LEVEL_DB = {"drums": -20.0, "bass": -20.0, "guitar": -24.0, "piano": -23.0, "other": -26.0, "vocals": -19.0}
 PEAK_DB = -1.0
@@ -62,28 +65,35 @@ CLASSES = {"drums": "Drums", "bass": "Bass", "guitar": "Guitar", "piano": "Piano
 
 class Sounds(NamedTuple):
     """What a track is made of: length in seconds, programs of each group, SoundFonts, share of parts our own models play;
-    pieces to take excerpts of, or none to have them arranged; shares of an excerpt's parts that change register, and
-    that are doubled.
+    drums of a kit that are left out; pieces to take excerpts of, or none to have them arranged; shares of an excerpt's
+    parts that change register, and that are doubled.
     """
 
     seconds: float
     programs: Mapping[str, tuple[int, ...]]
     soundfonts: list[str]
     synthesised: float
+    left_out: Mapping[int, frozenset[int]]
     scores: list[Path]
     moved: float
     doubled: float | None
 
 
+def own_drums(parts: Sequence[Part], sounds: Sounds) -> list[Part]:
+    """The parts without the drums that another split has."""
+    out = lambda part: sounds.left_out.get(part.program, frozenset()) if part.group == "drums" else frozenset()
+    return [part._replace(notes=[n for n in part.notes if n.pitch not in out(part)]) for part in parts]
+
+
 def compose(rng: np.random.Generator, sounds: Sounds) -> list[Part]:
     """The parts of a track: arranged, or an excerpt in which at least two groups play."""
     if not sounds.scores:
-        return arrange(rng, sounds.seconds, sounds.programs)
+        return own_drums(arrange(rng, sounds.seconds, sounds.programs), sounds)
     for _ in range(100):
         score = read_score(sounds.scores[rng.integers(len(sounds.scores))])
         parts = excerpt(rng, score, sounds.seconds, sounds.programs, sounds.moved, sounds.doubled)
         if len({part.group for part in parts}) > 1:
-            return parts
+            return own_drums(parts, sounds)
     raise UserError(f"no {sounds.seconds:g} s of the pieces of --scores have two instruments; give others")
 
 
@@ -147,7 +157,7 @@ def write_slakh(folder: Path, rng: np.random.Generator, sounds: Sounds, name: st
 
 def write_musdb(folder: Path, rng: np.random.Generator, sounds: Sounds, name: str) -> None:
     """A song as MUSDB18-HQ has it, into `folder`."""
-    parts = arrange(rng, sounds.seconds, {**sounds.programs, "vocals": VOICE}, WITH_VOCALS)
+    parts = own_drums(arrange(rng, sounds.seconds, {**sounds.programs, "vocals": VOICE}, WITH_VOCALS), sounds)
     audio = play(rng, parts, sounds)
     mixed = {stem: np.zeros((int(sounds.seconds * RATE), 2), np.float32) for stem in MUSDB_STEMS}
     for part, x in zip(parts, audio, strict=True):
@@ -243,12 +253,15 @@ def main(argv: list[str] | None = None) -> int:
         scores = find_scores(args.scores, args.leave_out) if args.scores else []
         counts = split_counts(args.layout, args.split, args.tracks)
         jobs = [(split, args.first + index) for split, count in counts.items() for index in range(count)]
+        kits = {split: PROGRAMS[split]["drums"] for split in LAYOUTS[args.layout]}
+        left_out = {} if args.every_program else shared_drums(fonts, kits)
         sounds = {
             split: Sounds(
                 args.seconds,
                 EVERY_PROGRAM if args.every_program else PROGRAMS[split],
                 fonts,
                 args.synthesised if split == "train" else 0.0,
+                left_out.get(split, {}),
                 scores,
                 args.moved,
                 args.doubled,

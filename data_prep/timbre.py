@@ -45,6 +45,13 @@ def _font(path: str):
         raise UserError(f"{path} cannot be read as a SoundFont ({error})") from error
 
 
+@lru_cache(maxsize=64)
+def presets(soundfont: str, is_drum: bool) -> tuple[int, ...]:
+    """The programs that a SoundFont's own list has, or its kits."""
+    synth, font = _font(soundfont)
+    return tuple(n for n in range(128) if synth.sfpreset_name(font, 128 if is_drum else 0, n) is not None)
+
+
 def patch_part(part: Part, seconds: float, patches: str) -> np.ndarray:
     """Render a part with a patch set (a configuration of TiMidity++, such as FreePats'): (samples,) float32, mono.
 
@@ -68,14 +75,13 @@ def patch_part(part: Part, seconds: float, patches: str) -> np.ndarray:
     return np.pad(audio, (0, count - len(audio)))
 
 
-def sample_part(part: Part, seconds: float, soundfont: str, cents: float) -> np.ndarray:
-    """Render a part with a SoundFont: (samples,) float32, mono."""
+def sample_part(part: Part, seconds: float, soundfont: str, cents: float, rest: float = 1.0) -> np.ndarray:
+    """Render a part with a SoundFont: (samples,) float32, mono; `rest` seconds more let what rings end."""
     synth, font = _font(soundfont)
     is_drum = part.group == "drums"
-    try:
-        synth.program_select(0, font, 128 if is_drum else 0, part.program, is_drum)
-    except RuntimeError as error:
-        raise UserError(f"{soundfont} has no {'kit' if is_drum else 'program'} {part.program}") from error
+    if part.program not in presets(soundfont, is_drum):  # it would play another one, and say nothing
+        raise UserError(f"{soundfont} has no {'kit' if is_drum else 'program'} {part.program}")
+    synth.program_select(0, font, 128 if is_drum else 0, part.program, is_drum)
     synth.set_tuning(0, cents / 100)
     events = [(n.start, 1, n.pitch, n.velocity) for n in part.notes]
     events += [(n.start + n.duration, 0, n.pitch, 0) for n in part.notes]
@@ -90,7 +96,7 @@ def sample_part(part: Part, seconds: float, soundfont: str, cents: float) -> np.
         elif is_on == 0:
             synth.noteoff(0, pitch)
     synth.sounds_off()
-    synth.generate(RATE)  # what still rings ends here and not in the next part
+    synth.generate(int(rest * RATE))  # what still rings ends here and not in the next part
     return np.concatenate(pieces)
 
 

@@ -13,9 +13,10 @@ pytest.importorskip("pretty_midi")
 
 import pretty_midi
 
-from data_prep.arranger import Note, Part
+from data_prep.arranger import HAT, KICK, OPEN, SNARE, TOMS, Note, Part
+from data_prep.kits import PITCHES, drum_sounds, shared_drums
 from data_prep.render import EVERY_PROGRAM, PROGRAMS, main, split_counts
-from data_prep.timbre import RATE, default_soundfont, integrated_loudness, patch_part, render_part, sample_part
+from data_prep.timbre import RATE, default_soundfont, integrated_loudness, patch_part, presets, render_part, sample_part
 from msr_jax.config import MUSDB_STEMS, SLAKH_STEMS
 from msr_jax.data.tracks import find_tracks, group_of, load_track
 from msr_jax.errors import UserError
@@ -124,6 +125,44 @@ def test_the_splits_have_no_instrument_in_common(rendered):
         for track in find_tracks(rendered / split, SLAKH_STEMS):
             played = {(group_of(s["program_num"], s["is_drum"]), s["program_num"]) for s in described(track).values()}
             assert all(group == "drums" or program in groups[group or "other"] for group, program in played)
+
+
+def test_no_drum_of_a_split_is_played_by_a_sample_that_another_split_has(rendered):
+    """By the bit and by correlation, for every drum of General MIDI that a split's kits play."""
+    font, kits = default_soundfont(), {split: PROGRAMS[split]["drums"] for split in PROGRAMS}
+    left_out = shared_drums([font], kits)
+    played = {
+        split: np.concatenate([
+            [x for p, x in zip(PITCHES, drum_sounds(font, kit), strict=True) if p not in left_out[split][kit]] for kit in own
+        ])
+        for split, own in kits.items()
+    }  # fmt: skip
+    for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        assert (played[a] @ played[b].T).max() < 0.99
+    # What every split keeps: kick, snare, hi-hat, toms.
+    for split, own in left_out.items():
+        for pitches in own.values():
+            assert not pitches & {KICK, SNARE, HAT, OPEN, *TOMS}, split
+    for split in PROGRAMS:
+        for track in find_tracks(rendered / split, SLAKH_STEMS):
+            notes = [
+                note.pitch
+                for instrument in pretty_midi.PrettyMIDI(str(track / "all_src.mid")).instruments
+                if instrument.is_drum
+                for note in instrument.notes
+                if note.pitch in left_out[split][instrument.program]
+            ]
+            assert not notes
+
+
+def test_kits_of_the_default_soundfont_are_told_apart_by_their_samples():
+    assert presets(default_soundfont(), True) == EVERY_PROGRAM["drums"]
+    jazz_after_standard = shared_drums([default_soundfont()], {"train": [0], "test": [32]})["test"][32]
+    assert jazz_after_standard >= set(range(35, 60)) - {54, 56, 58}
+    with pytest.raises(UserError, match=r"TimGM6mb\.sf2 has no kit 1 for test, only 0, 8"):
+        shared_drums([default_soundfont()], {"train": [0], "test": [1]})
+    with pytest.raises(UserError, match="has no kit 56"):
+        sample_part(Part("drums", 56, [Note(0.0, 0.5, 40, 90)]), 1.0, default_soundfont(), 0.0)
 
 
 def test_every_program_is_all_that_the_splits_have():
