@@ -10,7 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from msr_jax import load
 from msr_jax.errors import UserError
-from msr_jax.weights.model_folder import load_model, save_model
+from msr_jax.weights.model_folder import flatten, load_model, save_model
+from msr_jax.weights.torch_names import to_torch
 
 
 def test_a_model_comes_back_as_it_was_saved(tiny_model, tmp_path):
@@ -26,6 +27,22 @@ def test_a_model_comes_back_as_it_was_saved(tiny_model, tmp_path):
     )  # replaced, not mixed
     assert list(load_model(tmp_path / "copy").weights) == ["deterministic"]
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize(
+    "reorder",
+    [np.asfortranarray, lambda x: np.flip(np.flip(x).copy()), lambda x: np.repeat(x, 2, -1)[..., ::2]],
+    ids=["columns first", "backwards", "every other one"],
+)
+def test_arrays_are_written_by_their_values_however_they_lie_in_memory(tiny_model, tmp_path, reorder):
+    """safetensors 0.8.0 itself writes arrays that are not C-contiguous in the order of memory, and says nothing."""
+    model = load_model(tiny_model)
+    weights = jax.tree.map(reorder, {"deterministic": model.weights["deterministic"]})
+    assert not all(leaf.flags.c_contiguous for leaf in jax.tree.leaves(weights))
+    save_model(tmp_path / "copy", model.config, weights)
+    again = load_model(tmp_path / "copy").weights
+    jax.tree.map(np.testing.assert_array_equal, again["deterministic"], model.weights["deterministic"])
+    assert all(leaf.flags.c_contiguous for leaf in to_torch(flatten(weights["deterministic"])).values())
 
 
 def test_the_refinement_that_a_folder_takes_by_default_stays_with_it(tiny_model, tmp_path):
