@@ -1,5 +1,12 @@
 #!/usr/bin/env bash
 # Sets up .venv if needed, checks style and types, and runs the tests; arguments go to pytest.
+# With --newest first: on Python 3.13 with the newest of everything that pyproject.toml allows, in .venv-newest.
+if [ "${1:-}" = --newest ]; then
+  shift
+  MSR_VENV=${MSR_VENV:-.venv-newest}
+  [[ $MSR_VENV == /* ]] || MSR_VENV=$(cd "$(dirname "$0")/.." && pwd)/$MSR_VENV
+  MSR_PYTHON=${MSR_PYTHON:-python3.13} MSR_LOCK=requirements-newest.lock
+fi
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 ruff check .
