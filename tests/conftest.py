@@ -10,9 +10,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compilation is most of the time: code that runs for a moment need not be the fastest, and without the fusion emitters
 # compiling takes two thirds of it (where XLA still can without). One thread for each of the tests' processes: there are as
 # many as cores. And they compile many a program twice, so they keep them; removed by hand if at all.
-FLAGS = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_multi_thread_eigen=false")
-if "XLA_FLAGS" not in os.environ:
-    os.environ["XLA_FLAGS"] = " ".join(known_flags(FLAGS))
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS") or " ".join(
+    known_flags(
+        [
+            "--xla_backend_optimization_level=0",
+            "--xla_cpu_use_fusion_emitters=false",
+            "--xla_cpu_multi_thread_eigen=false",
+        ]
+    )
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
