@@ -222,3 +222,15 @@ def bsrf_base() -> ConfigDict:
     c.consistency.sampler.sigma_max = 0.003934  # of T = 1; the published value of T = 2 is 0.004391
     c.init_from.warm_start = True
     return c
+
+
+def melrf_base() -> ConfigDict:
+    """The BS-RoFormer track's recipe on a Mel-Band RoFormer of the shape that most public checkpoints have, with four stems."""
+    c = bsrf_base()
+    model = c.model.to_dict()
+    del model["freqs_per_bands"]
+    model |= {"name": "mel_band_roformer", "depth": 6, "mlp_expansion_factor": 4}
+    # Bands follow from these and `stft_n_fft`.
+    model |= {"num_bands": 60, "sample_rate": 44_100, "match_input_audio_length": False}
+    c.model = ConfigDict(model)
+    return c

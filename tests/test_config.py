@@ -113,7 +113,7 @@ def test_every_recipe_is_in_the_readme_and_official_ones_fit_eight_devices():
     assert all(any(re.fullmatch(p, name) for p in patterns) for name in RECIPES)
     rows = re.findall(r"^\| (`.*?`) \| [^|]* \| (`--config.*|as it stands) \|$", README, re.M)
     told = {name: words for names, words in rows for name in re.findall(r"`(\w+)`", names)}
-    official = [name for name in RECIPES if re.fullmatch(r"(unet|bsrf)_(det|diffusion|consistency|det_x2)", name)]
+    official = [name for name in RECIPES if re.fullmatch(r"(unet|bsrf|melrf)_(det|diffusion|consistency|det_x2)", name)]
     assert sorted(told) == sorted(official)
     for name, words in told.items():
         for way in re.findall(r"`([^`]+)`", words) or [""]:
