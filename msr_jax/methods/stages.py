@@ -4,7 +4,7 @@ Everything above this file in the package (training, separation, evaluation) use
 networks nor noise; everything here takes the network as a function and knows no backbone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -211,6 +211,7 @@ def make_refiner(
     refine: str = "none",
     num_steps: int | None = None,
     one_by_one: bool = False,
+    chosen: Sequence[int] | None = None,
 ) -> Callable[[Mapping[str, Params], Array, Array], Array]:
     """Mixture to stem estimates: the deterministic network, then the chosen refinement.
 
@@ -218,9 +219,11 @@ def make_refiner(
       refine: one of `REFINEMENTS`.
       num_steps: T of the sampler, for those in `SAMPLED`; None takes the config's.
       one_by_one: refine one stem after another instead of all in one batch: less memory, the same result.
+      chosen: numbers of the stems that come out, in the order of the config's; None is all. A stem comes out the same
+        whichever others do.
 
     Returns:
-      refiner(weights, mixture (batch, time, channels), keys) -> estimates (batch, stems, time, channels), to be jitted by the
+      refiner(weights, mixture (batch, time, channels), keys) -> estimates (batch, chosen stems, time, channels), to be jitted by the
       caller. `weights` maps network names to parameters. `keys` is one key, or one per example (batch,), which makes an
       example's noise independent of its batch.
 
@@ -243,6 +246,8 @@ def make_refiner(
     }
     sample, network_name = samplers[refine](config, num_steps), network_of(config, refine)
     count, is_random = len(config["stems"]), refine in SAMPLED
+    wanted = jnp.arange(count) if chosen is None else jnp.asarray(chosen)
+    numbers = jnp.asarray(config.get("stem_numbers", range(count)))  # of a model that was loaded with some of its stems
 
     def refiner(weights, mixture, keys):
         batch = len(mixture)
@@ -251,7 +256,7 @@ def make_refiner(
         keys = keys if keys.ndim or not is_random else jax.random.split(keys, batch)
 
         def noise_of(stems: Array, shape: tuple[int, ...]) -> Any:
-            stem_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, stems).reshape(-1)
+            stem_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, numbers[stems]).reshape(-1)
             return noise_from_keys(stem_keys, shape)
 
         def separate(mixture: Array, label: Array | None) -> tuple[Array, Any]:
@@ -275,9 +280,9 @@ def make_refiner(
             return estimate.reshape(batch, k, *mixture.shape[1:])
 
         if one_by_one:
-            stems = jax.lax.map(lambda s: run(s[None])[:, 0], jnp.arange(count)).swapaxes(0, 1)
+            stems = jax.lax.map(lambda s: run(s[None])[:, 0], wanted).swapaxes(0, 1)
         else:
-            stems = run(jnp.arange(count))
+            stems = run(wanted)
         return stems / gain[:, None]
 
     return refiner

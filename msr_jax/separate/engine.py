@@ -5,7 +5,7 @@ holds a few segments, however long the song is. Reading, the network and what fo
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from msr_jax.runtime import saying
 from msr_jax.separate.chunks import ahead, cut_chunks, overlap_add, resampled
 from msr_jax.separate.demix import Demix, demix
 from msr_jax.separate.mixture import Original, Shares, without_offset
-from msr_jax.weights.model_folder import BUNDLED, DEFAULT_REFINE, Model, load_model
+from msr_jax.weights.model_folder import BUNDLED, DEFAULT_REFINE, STEM_NUMBERS, Model, choose_stems, load_model
 
 OVERLAP = 0.5  # of a segment: every sample twice, less at a segment's edges, where a network knows least
 JOINT_SECONDS = 0.005  # of cross-fade where no overlap is asked for: a hard joint clicks
@@ -49,6 +49,7 @@ class Separator:
         reference: Demix | None = None,
         mixture_consistent: bool = False,
         residual: str | None = None,
+        stems: Sequence[str] | None = None,
     ):
         """`batch_size`: examples per network call (stems × mixtures); it changes speed and memory, not the result. Below
         the number of stems, they are refined one by one.
@@ -58,8 +59,10 @@ class Separator:
         `reference`: cut and join as the public training code does instead, which holds the whole song in memory.
         `mixture_consistent`: what is missing is shared out among the stems, see `Shares`; for songs that hold nothing else.
         `residual`: name of one more stem: the song less all others.
+        `stems`: which of the model's are wanted; None is all.
         """
         config = model.config
+        chosen = None if stems is None else choose_stems(config, stems)
         if refine is None:
             held = [r for r in ("consistency", "diffusion", "det_x2") if network_of(config, r) in model.weights]
             refine = config.get(DEFAULT_REFINE, (held or ["none"])[0])
@@ -77,7 +80,11 @@ class Separator:
             reference.check()
         self.config, self.refine, self.num_steps, self.seed = config, refine, num_steps, seed
         self.reference = reference
-        self.separated: list[str] = list(config["stems"])  # what the network gives
+        self.separated = [stem for stem in config["stems"] if stems is None or stem in stems]  # what the network gives
+        if mixture_consistent and (STEM_NUMBERS in config or len(self.separated) < len(config["stems"])):
+            raise UserError(
+                "stems add up to the mixture where all of them are there; leave mixture_consistent or stems out"
+            )
         if mixture_consistent and len(self.separated) == 1 and not residual:
             raise UserError(
                 f"a mixture-consistent model of one stem gives the mixture itself as {self.separated[0]}; "
@@ -100,7 +107,7 @@ class Separator:
         self.weights = {
             k: cast_params(jax.device_put(v, device), dtype) for k, v in model.weights.items() if k in needed
         }
-        refiner = make_refiner(config, backbone, refine, num_steps, one_by_one=batch_size < len(self.separated))
+        refiner = make_refiner(config, backbone, refine, num_steps, batch_size < len(self.separated), chosen)
         self._program = jax.jit(batch_function(refiner))
         self._compiled: Any = None
         self._compiling = threading.Lock()
@@ -263,7 +270,12 @@ def batch_function(refiner: Callable) -> Callable:
 
 
 def load(
-    folder: str | Path = BUNDLED, refine: str | None = None, num_steps: int | None = None, seed: int = 0, **options
+    folder: str | Path = BUNDLED,
+    refine: str | None = None,
+    num_steps: int | None = None,
+    seed: int = 0,
+    stems: Sequence[str] | None = None,
+    **options,
 ) -> Separator:
     """Load a model folder (or a training run's working directory) for separation.
 
@@ -273,8 +285,10 @@ def load(
         that it has, in the reverse order.
       num_steps: refinement steps T; None takes the model's own.
       seed: of the refinement's noise.
+      stems: which of the model's are wanted, by name; None is all. What belongs to the others alone is not even read.
+      options: as of `Separator`.
 
     Raises:
       UserError: the folder is no model folder, is damaged, or lacks the refinement; `num_steps` does not fit it.
     """
-    return Separator(load_model(folder), refine, num_steps, seed, **options)
+    return Separator(load_model(folder, stems), refine, num_steps, seed, stems=stems, **options)

@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
@@ -27,6 +26,9 @@ FIELDS = ("stems", "sample_rate", "channels", "segment", "input_level", "model",
 # One that a folder may have: the refinement that it takes where none is named ("none" or a network's name); without, the
 # best that it holds.
 DEFAULT_REFINE = "default_refine"
+# In the config of a model that was loaded with some of its stems: their numbers among all.
+STEM_NUMBERS = "stem_numbers"
+OF_STEMS = ("mask_estimators/", "conditioning/stem_embedding")  # parameters whose first axis is the stems, in RoFormers
 
 
 class Model(NamedTuple):
@@ -34,6 +36,10 @@ class Model(NamedTuple):
 
     config: dict[str, Any]
     weights: dict[str, Any]
+
+
+class _Shaped(NamedTuple):
+    shape: tuple[int, ...]
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,12 +143,29 @@ def find_model(folder: str | Path) -> Path:
     raise UserError(f"{folder} {reason}; name a model folder, or the --workdir of a training run that has saved")
 
 
-def load_model(folder: str | Path) -> Model:
+def choose_stems(config: Mapping[str, Any], stems: Sequence[str]) -> list[int]:
+    """Numbers of the named stems among those of a model's config, in the model's order; UserError for a name that is none."""
+    known = list(config["stems"])
+    wrong = [stem for stem in stems if stem not in known]
+    if wrong or not stems:
+        raise UserError(
+            f"the model has no stem '{wrong[0] if wrong else ''}'; its stems are {', '.join(known)}, spelled so"
+        )
+    if len(set(stems)) < len(stems):
+        raise UserError(f"a stem is named twice among {', '.join(stems)}; name each once")
+    return [number for number, stem in enumerate(known) if stem in stems]
+
+
+def load_model(folder: str | Path, stems: Sequence[str] | None = None) -> Model:
     """Read a model folder (or a training run's working directory); parameters stored in float16 come back in float32.
 
+    Args:
+      stems: names of those that are wanted. A network that has a head for each of its stems comes without the others' heads,
+        which are not read; its config then has these stems alone, and under `STEM_NUMBERS` which ones of the model's they are.
+
     Raises:
-      UserError: no such folder, unreadable or foreign config, a default refinement that is not there, a tensor missing, surplus,
-        misshapen or of another type.
+      UserError: no such folder, unreadable or foreign config, a default refinement that is not there, a stem that the model
+        has not, a tensor missing, surplus, misshapen or of another type.
     """
     folder = find_model(folder)
     try:
@@ -164,16 +187,29 @@ def load_model(folder: str | Path) -> Model:
         )
     check_config({k: config[k] for k in FIELDS}, f"{folder / 'config.json'}: ", is_whole=False)
     backbone = make_backbone(config["model"])
+    numbers = None if stems is None else choose_stems(config, stems)
+    has_heads = "num_stems" in config["model"]
     weights = {}
     for name in config["networks"]:
         path = folder / f"{name}.safetensors"
         try:
-            tensors = load_file(path)
+            with safe_open(path, "np") as file:
+                found = {key: file.get_slice(key) for key in file.keys()}
+                shapes = {key: _Shaped(tuple(part.get_shape())) for key, part in found.items()}
+                check_tensors(shapes, parameter_shapes(backbone, name), str(path))
+                odd = [key for key, part in found.items() if part.get_dtype() not in ("F32", "F16")]
+                if odd:
+                    kind = found[odd[0]].get_dtype()
+                    raise UserError(f"{path} holds {kind} in {odd[0]}; parameters must be float32 or float16")
+                heads = [key for key in found if has_heads and key.startswith(OF_STEMS)] if numbers is not None else []
+                tensors = {
+                    key: np.stack([part[k] for k in numbers or ()]) if key in heads else file.get_tensor(key)
+                    for key, part in found.items()
+                }
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}); fetch or save the model again") from error
-        check_tensors(tensors, parameter_shapes(backbone, name), str(path))
-        odd = [k for k, v in tensors.items() if v.dtype not in (np.float32, np.float16)]
-        if odd:
-            raise UserError(f"{path} holds {tensors[odd[0]].dtype} in {odd[0]}; parameters must be float32 or float16")
         weights[name] = unflatten({k: v.astype(np.float32, copy=False) for k, v in tensors.items()})
+    if numbers is not None and has_heads:
+        config = {**config, "stems": [config["stems"][k] for k in numbers], STEM_NUMBERS: numbers}
+        config["model"] = {**config["model"], "num_stems": len(numbers)}
     return Model(config, weights)
