@@ -15,13 +15,14 @@ from msr_jax.audio.headers import Spliced, find_samples
 from msr_jax.audio.media import media_format, open_media
 from msr_jax.audio.mpeg import find_frames
 from msr_jax.audio.speakers import FROM_VORBIS, MASKS, flac_mask, write_mask
+from msr_jax.audio.tags import Tags, write_tags
 from msr_jax.errors import UserError
 from msr_jax.runtime import clear, passing
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 MPEG_FRAME = 1152  # samples that one frame of an mp3 holds at the most
 FLAC_CHANNELS = 8
-WAV_BYTES = 2**32 - 2**16  # a WAV file counts its bytes in 32 bits
+WAV_BYTES = 2**32 - 2**25  # a WAV file counts its bytes in 32 bits; room for tags
 WIDTH = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "DOUBLE": 8}  # bytes of a sample; 4 for the others
 
 
@@ -204,7 +205,7 @@ class AudioWriter:
 
     Integer formats clip what lies beyond ±1; `clipped` counts such samples. WAV is 32-bit float unless a subtype says
     otherwise (RF64, its form for large files, where `frames` say that 4 GB do not do), FLAC 24-bit. `mask` names the speakers of
-    more than two channels, as `AudioInfo.mask`. What is written depends on the arguments alone, not on the time.
+    more than two channels, as `AudioInfo.mask`; `tags` are written where the format can hold them. What is written depends on the arguments alone, not on the time.
 
     Raises:
       UserError: another suffix, the place cannot be written, or a WAV file of unknown length passes 4 GB.
@@ -218,8 +219,9 @@ class AudioWriter:
         subtype: str | None = None,
         frames: int | None = None,
         mask: int = 0,
+        tags: Tags | None = None,
     ):
-        self.path, self.channels, self.mask = Path(path), channels, mask
+        self.path, self.channels, self.mask, self.tags = Path(path), channels, mask, tags
         self.clipped = 0
         suffix = self.path.suffix.lower()
         if suffix not in FORMATS:
@@ -267,6 +269,8 @@ class AudioWriter:
                 _leave_out_peaks(self.beside)
             if self.mask and self.channels > 2:
                 write_mask(self.beside, self.kind, self.channels, self.mask)
+            if self.tags:
+                write_tags(self.beside, self.kind, self.tags)
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot write {self.path}: {_reason(error)}; is the disk full?") from error
 

@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         default=OVERLAP,
         help=f"of neighbouring segments, 0 to 0.5 (default {OVERLAP:g}; less is faster); joints are cross-faded over 5 ms at least",
     )
+    parser.add_argument("--no-tags", action="store_true", help="leave out the song's title, artist, cover and so on")
     parser.add_argument("--overwrite", action="store_true", help="replace stems that are there; without, they are kept")
     many = parser.add_argument_group(
         "many songs",
@@ -130,7 +131,7 @@ def main(argv: list[str]) -> int:
                     info = audio_info(task.song)
                     shown = bar.add_task(task.song.name, total=info.frames)
                     update = lambda done, shown=shown: bar.update(shown, completed=done)
-                    written = separate_file(separator, task, info, args.format, missing, update)
+                    written = separate_file(separator, task, info, args.format, missing, update, not args.no_tags)
                     if len(tasks) > 1:
                         bar.remove_task(shown)
             except UserError as problem:

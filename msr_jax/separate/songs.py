@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from msr_jax.audio.io import AudioInfo, AudioWriter, read_blocks
+from msr_jax.audio.tags import read_tags, stem_tags
 from msr_jax.errors import UserError
 from msr_jax.runtime import PASSING, clear, clear_left_over, passing
 from msr_jax.separate.engine import Separator
@@ -38,7 +39,13 @@ def stem_paths(folder: Path, stems: Iterable[str], suffix: str) -> dict[str, Pat
 
 
 def separate_file(
-    separator: Separator, task: Task, info: AudioInfo, suffix: str, stems: Sequence[str] | None = None, progress=None
+    separator: Separator,
+    task: Task,
+    info: AudioInfo,
+    suffix: str,
+    stems: Sequence[str] | None = None,
+    progress=None,
+    with_tags: bool = True,
 ) -> Written:
     """Separate one file into `task.folder`/<stem>.<suffix>; all stems appear together, or none.
 
@@ -46,6 +53,7 @@ def separate_file(
 
     Args:
       stems: those to write (default: all).
+      with_tags: copy the song's tags and cover, with `TITLE (stem)` as title.
 
     Raises:
       UserError: the song turns out damaged, or a stem cannot be written.
@@ -58,12 +66,20 @@ def separate_file(
     # A new folder gets its name when all is in it.
     beside = folder if folder.exists() else passing(folder)
     paths = stem_paths(beside, separator.stems if stems is None else stems, suffix)
+    tags = read_tags(task.song) if with_tags else None
     done, squares = 0, dict.fromkeys(paths, 0.0)
     try:
         with ExitStack() as stack:
             writers = {
                 stem: stack.enter_context(
-                    AudioWriter(path, info.sample_rate, info.channels, frames=info.frames, mask=info.mask)
+                    AudioWriter(
+                        path,
+                        info.sample_rate,
+                        info.channels,
+                        frames=info.frames,
+                        mask=info.mask,
+                        tags=tags and stem_tags(tags, stem, folder.name),
+                    )
                 )
                 for stem, path in paths.items()
             }
