@@ -21,6 +21,7 @@ from msr_jax.errors import UserError
 log = logging.getLogger("msr_jax")  # silent in a library's use; `msr` prints it
 INTERRUPTED = 130  # exit code of Ctrl-C, as shells have it
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved and stopped on request; the launchers start it again
+COMPILED_BYTES = 2 * 2**30
 GRACE = 1.2  # seconds that the Python code has to end by itself after a signal
 # What is there for a moment: files and folders of this process that are not whole yet, and empty folders made for them.
 PASSING: set[Path] = set()
@@ -213,7 +214,7 @@ def home() -> Path:
 
 
 def keep_compiled_programs() -> None:
-    """Have JAX keep compiled programs for the next process; to be called before its import.
+    """Have JAX keep compiled programs for the next process, at most `COMPILED_BYTES`; to be called before its import.
 
     A folder for each processor and release of the compiler: a program of another one may use instructions that this one lacks.
     Whoever sets `JAX_COMPILATION_CACHE_DIR` decides alone.
@@ -226,6 +227,7 @@ def keep_compiled_programs() -> None:
     processor = hashlib.sha256(_processor().encode()).hexdigest()[:8]
     folder = home() / "compiled" / f"jaxlib-{version('jaxlib')}-{processor}"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 

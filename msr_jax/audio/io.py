@@ -2,6 +2,7 @@
 
 import os
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,9 +20,22 @@ from msr_jax.audio.tags import Tags, write_tags
 from msr_jax.errors import UserError
 from msr_jax.runtime import clear, passing
 
-FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+# suffix: (libsndfile's format, its subtype where none is named)
+FORMATS = {
+    ".wav": ("WAV", "FLOAT"),
+    ".flac": ("FLAC", "PCM_24"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+}
+# Rates in Hz of those that have few, and channels of those that have few.
+RATES = {
+    ".mp3": (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
+    ".opus": (8000, 12_000, 16_000, 24_000, 48_000),
+}
+CHANNELS = {".flac": 8, ".mp3": 2}
+COMPRESSION = {"MP3": 0.1, "VORBIS": 0.2}  # of 0 to 1: near the best that they have, since stems are worked on
 MPEG_FRAME = 1152  # samples that one frame of an mp3 holds at the most
-FLAC_CHANNELS = 8
 WAV_BYTES = 2**32 - 2**25  # a WAV file counts its bytes in 32 bits; room for tags
 WIDTH = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "DOUBLE": 8}  # bytes of a sample; 4 for the others
 
@@ -204,8 +218,10 @@ class AudioWriter:
     """Writes a file block by block beside its place; leaving the `with` gives it its name, an error discards it.
 
     Integer formats clip what lies beyond ±1; `clipped` counts such samples. WAV is 32-bit float unless a subtype says
-    otherwise (RF64, its form for large files, where `frames` say that 4 GB do not do), FLAC 24-bit. `mask` names the speakers of
-    more than two channels, as `AudioInfo.mask`; `tags` are written where the format can hold them. What is written depends on the arguments alone, not on the time.
+    otherwise (RF64, its form for large files, where `frames` say that 4 GB do not do), FLAC 24-bit; MP3, Ogg Vorbis and Opus lose
+    something. `mask` names the speakers of more than two channels, as `AudioInfo.mask`; `tags` are written where the format can
+    hold them. `dither` adds the triangular noise that makes the rounding to 16 bits independent of the sound, and none to digital
+    silence. What is written depends on the arguments alone, not on the time.
 
     Raises:
       UserError: another suffix, the place cannot be written, or a WAV file of unknown length passes 4 GB.
@@ -220,20 +236,22 @@ class AudioWriter:
         frames: int | None = None,
         mask: int = 0,
         tags: Tags | None = None,
+        dither: bool = False,
     ):
         self.path, self.channels, self.mask, self.tags = Path(path), channels, mask, tags
+        self.noise = np.random.default_rng(zlib.crc32(self.path.name.encode())) if dither else None
         self.clipped = 0
         suffix = self.path.suffix.lower()
         if suffix not in FORMATS:
-            raise UserError(f"cannot write {path}: the name must end in {' or '.join(FORMATS)}")
+            raise UserError(f"cannot write {path}: the name must end in {', '.join(FORMATS)}")
         if self.path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder")
-        kind = FORMATS[suffix]
-        if kind == "FLAC" and channels > FLAC_CHANNELS:
+        kind, usual = FORMATS[suffix]
+        if channels > CHANNELS.get(suffix, channels):
             raise UserError(
-                f"cannot write {path}: FLAC holds {FLAC_CHANNELS} channels at most, not {channels}; write WAV"
+                f"cannot write {path}: {kind} holds {CHANNELS[suffix]} channels at most, not {channels}; write WAV"
             )
-        self.subtype = subtype or {"WAV": "FLOAT", "FLAC": "PCM_24"}[kind]
+        self.subtype = subtype or usual
         # Samples per channel that fit.
         self.room = WAV_BYTES // (WIDTH.get(self.subtype, 4) * channels) if kind == "WAV" else None
         if self.room and frames and frames > self.room:
@@ -243,7 +261,10 @@ class AudioWriter:
         self.kind, self.beside = kind, passing(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = soundfile.SoundFile(self.beside, "w", sample_rate, channels, self.subtype, format=kind)
+            self.file = soundfile.SoundFile(
+                self.beside, "w", sample_rate, channels, self.subtype, format=kind,
+                compression_level=COMPRESSION.get(kind, COMPRESSION.get(self.subtype)),
+            )  # fmt: skip
         except (OSError, RuntimeError, ValueError) as error:
             clear(self.beside)
             raise UserError(f"cannot write {path}: {_reason(error)}") from error
@@ -252,6 +273,8 @@ class AudioWriter:
         """Append (samples, channels) float32."""
         if self.subtype not in ("FLOAT", "DOUBLE"):
             self.clipped += int(np.count_nonzero(np.abs(audio) > 1))
+        if self.noise is not None:
+            audio = audio + np.where(audio == 0, 0, self._dither(audio.shape))
         if self.room is not None and self.file.tell() + len(audio) > self.room:
             raise UserError(f"cannot write {self.path}: a WAV file of unknown length ends at 4 GB; write FLAC")
         try:
@@ -259,13 +282,18 @@ class AudioWriter:
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot write {self.path}: {_reason(error)}; is the disk full?") from error
 
+    def _dither(self, shape: tuple[int, ...]) -> np.ndarray:
+        assert self.noise is not None
+        one, two = self.noise.random((2, *shape), np.float32)
+        return (one - two) / 2**15
+
     def close(self) -> None:
         """Everything onto the disk, still beside its place."""
         if self.file.closed:
             return
         try:
             self.file.close()
-            if self.kind != "FLAC":
+            if self.kind in ("WAV", "WAVEX", "RF64"):
                 _leave_out_peaks(self.beside)
             if self.mask and self.channels > 2:
                 write_mask(self.beside, self.kind, self.channels, self.mask)
@@ -300,13 +328,19 @@ def _leave_out_peaks(path: Path) -> None:
 
 
 def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: str | None = None) -> None:
-    """Write (samples, channels) float32 as WAV or FLAC, whole or not at all.
+    """Write (samples, channels) float32 in the format of the name's suffix, whole or not at all.
 
     Raises:
       UserError: another suffix, or the place cannot be written.
     """
     with AudioWriter(path, sample_rate, audio.shape[1], subtype, len(audio)) as writer:
         writer.write(audio)
+
+
+def writable_rate(suffix: str, rate: int) -> int:
+    """The rate in Hz that a file of this suffix (".opus") takes in place of another: the next above, or its highest."""
+    rates = RATES.get(suffix, (rate,))
+    return next((r for r in rates if r >= rate), rates[-1])
 
 
 def resample(audio: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import time
@@ -19,7 +20,7 @@ from msr_jax.separate.catalogue import check_stems, find_tasks
 from msr_jax.separate.demix import Demix
 from msr_jax.separate.engine import OVERLAP, Separator, load
 from msr_jax.separate.manifest import Manifest, sha256_of
-from msr_jax.separate.songs import Task, Written, separate_file, stem_paths
+from msr_jax.separate.songs import SUBTYPES, Output, Task, Written, separate_file, stem_paths
 from msr_jax.weights.model_folder import BUNDLED
 
 FULL_DISK = 2**20  # bytes that are left on a disk where nothing can be written any more
@@ -50,7 +51,18 @@ def _parser() -> argparse.ArgumentParser:
         help="what follows the deterministic model; default: what the model names, or the best it has",
     )
     parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
-    parser.add_argument("--format", choices=["wav", "flac"], default="wav", help="wav (32-bit float) or flac (24-bit)")
+    parser.add_argument(
+        "--format",
+        choices=["wav", "flac", "mp3", "ogg", "opus"],
+        default="wav",
+        help="wav (default, 32-bit float), flac (24-bit), or with loss mp3, ogg (Vorbis), opus (at 48 kHz, or below)",
+    )
+    parser.add_argument("--bits", choices=list(SUBTYPES), help="of wav (16, 24, 32f) and flac (16, 24); 16 with dither")
+    parser.add_argument(
+        "--peak",
+        choices=["keep", "clip", "scale"],
+        help="samples beyond ±1: keep them (default of 32-bit float), clip them (of all else), or scale all stems alike",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of products")
     parser.add_argument(
@@ -96,6 +108,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--refine must be one of {', '.join(REFINEMENTS)}, not '{args.refine}'")
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file; -o must name a folder")
+    output = Output(args.format, args.bits, args.peak, not args.no_tags)
+    output.check()
     shard, shards = parse_shard(args.shard)
     tasks = find_tasks(args.songs, args.out, args.list)[shard - 1 :: shards]
     is_alone = len(tasks) == 1 and shards == 1 and not args.manifest
@@ -131,7 +145,7 @@ def main(argv: list[str]) -> int:
                     info = audio_info(task.song)
                     shown = bar.add_task(task.song.name, total=info.frames)
                     update = lambda done, shown=shown: bar.update(shown, completed=done)
-                    written = separate_file(separator, task, info, args.format, missing, update, not args.no_tags)
+                    written = separate_file(separator, task, info, output, missing, update)
                     if len(tasks) > 1:
                         bar.remove_task(shown)
             except UserError as problem:
@@ -152,7 +166,18 @@ class _Teller:
         self.say: Callable[[str], None] = print
         self.steps = f", T = {args.steps}" if args.steps else ""
         self.model = "bundled" if args.model == BUNDLED else str(args.model)
-        names = ("steps", "seed", "dtype", "overlap", "demix", "mixture_consistent", "residual", "format")
+        names = (
+            "steps",
+            "seed",
+            "dtype",
+            "overlap",
+            "demix",
+            "mixture_consistent",
+            "residual",
+            "format",
+            "bits",
+            "peak",
+        )
         self.settings = {"refine": separator.refine, **{name: getattr(args, name) for name in names}}
 
     def song(self, task: Task, kept: Sequence[str], written: Written | None, error: str | None, seconds: float) -> None:
@@ -184,7 +209,9 @@ class _Teller:
             self.say(f"{task.song.name}: {stems} in {task.folder} (refinement: {self.separator.refine}{self.steps})")
             if clipped := {stem: count for stem, count in written.clipped.items() if count}:
                 numbers = ", ".join(f"{count} in {written.paths[stem].name}" for stem, count in clipped.items())
-                self.say(f"  samples beyond ±1, clipped: {numbers}; --format wav keeps them")
+                self.say(f"  samples beyond ±1, clipped: {numbers}; --peak scale or --format wav keeps their shape")
+            if written.gain != 1:
+                self.say(f"  all stems by {20 * math.log10(written.gain):.2f} dB, so that none passes ±1")
 
     def end(self, problems: Sequence[str], songs: int) -> None:
         others = [name for name in self.separator.refinements if name != self.separator.refine]

@@ -2,20 +2,23 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from msr_jax.audio.io import AudioInfo, AudioWriter, read_blocks
-from msr_jax.audio.tags import read_tags, stem_tags
+from msr_jax.audio.io import AudioInfo, AudioWriter, read_blocks, writable_rate
+from msr_jax.audio.tags import Tags, read_tags, stem_tags
 from msr_jax.errors import UserError
 from msr_jax.runtime import PASSING, clear, clear_left_over, passing
+from msr_jax.separate.chunks import resampled
 from msr_jax.separate.engine import Separator
 
 BLOCK_SECONDS = 10
+SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}
+ROUNDING = 1e-6  # above 1 that is no clipping
 
 
 class Task(NamedTuple):
@@ -25,13 +28,41 @@ class Task(NamedTuple):
     folder: Path
 
 
+class Output(NamedTuple):
+    """How stems are written.
+
+    `bits`: "16" (with dither), "24" or "32f"; None takes the format's own. `peak`, of samples beyond ±1: "keep" them, "clip" them, or
+    "scale" all stems of a song by one gain; None keeps them where the format can.
+    """
+
+    suffix: str = "wav"  # wav, flac, mp3, ogg, opus
+    bits: str | None = None
+    peak: str | None = None
+    with_tags: bool = True  # the song's and its cover, with `TITLE (stem)` as title
+
+    def check(self) -> None:
+        """Raises UserError where they contradict each other."""
+        having = {"wav": tuple(SUBTYPES), "flac": ("16", "24")}.get(self.suffix, ())
+        if self.bits and self.bits not in having:
+            choice = f"can have --bits {' or '.join(having)}" if having else "has no bits per sample"
+            raise UserError(f"--format {self.suffix} {choice}, not {self.bits}")
+        if self.peak == "keep" and not self.keeps_peaks:
+            raise UserError("--peak keep goes with 32-bit float WAV; other formats end at ±1: clip or scale")
+
+    @property
+    def keeps_peaks(self) -> bool:
+        return self.suffix == "wav" and self.bits in (None, "32f")
+
+
 class Written(NamedTuple):
     """What was written of a song, by stem."""
 
     paths: dict[str, Path]
-    clipped: dict[str, int]  # samples that the format had to clip
+    clipped: dict[str, int]  # samples that were clipped
     levels: dict[str, float | None]  # RMS in dB below full scale; None for silence
     seconds: float  # of audio
+    peak: float  # largest sample of all stems
+    gain: float  # of all stems, 1 but for `peak` "scale"
 
 
 def stem_paths(folder: Path, stems: Iterable[str], suffix: str) -> dict[str, Path]:
@@ -42,10 +73,9 @@ def separate_file(
     separator: Separator,
     task: Task,
     info: AudioInfo,
-    suffix: str,
+    output: Output = Output(),  # noqa: B008 it is immutable
     stems: Sequence[str] | None = None,
-    progress=None,
-    with_tags: bool = True,
+    progress: Callable[[int], Any] | None = None,
 ) -> Written:
     """Separate one file into `task.folder`/<stem>.<suffix>; all stems appear together, or none.
 
@@ -53,7 +83,6 @@ def separate_file(
 
     Args:
       stems: those to write (default: all).
-      with_tags: copy the song's tags and cover, with `TITLE (stem)` as title.
 
     Raises:
       UserError: the song turns out damaged, or a stem cannot be written.
@@ -65,48 +94,83 @@ def separate_file(
         clear_left_over(place)
     # A new folder gets its name when all is in it.
     beside = folder if folder.exists() else passing(folder)
-    paths = stem_paths(beside, separator.stems if stems is None else stems, suffix)
-    tags = read_tags(task.song) if with_tags else None
-    done, squares = 0, dict.fromkeys(paths, 0.0)
+    unscaled = passing(folder.with_name(f"{folder.name}.unscaled"))
+    chosen = list(separator.stems if stems is None else stems)
+    paths = stem_paths(beside, chosen, output.suffix)
+    found = read_tags(task.song) if output.with_tags else None
+    tags = {stem: stem_tags(found, stem, folder.name) for stem in chosen} if found else {}
     try:
-        with ExitStack() as stack:
-            writers = {
-                stem: stack.enter_context(
-                    AudioWriter(
-                        path,
-                        info.sample_rate,
-                        info.channels,
-                        frames=info.frames,
-                        mask=info.mask,
-                        tags=tags and stem_tags(tags, stem, folder.name),
-                    )
-                )
-                for stem, path in paths.items()
-            }
-            blocks = read_blocks(task.song, BLOCK_SECONDS * info.sample_rate)
-            for part in separator.stream(blocks, info.sample_rate, info.channels, info.frames, progress):
-                done += len(next(iter(part.values())))
-                for stem, writer in writers.items():
-                    writer.write(part[stem])
-                    squares[stem] += float(np.square(part[stem], dtype=np.float64).sum())
-            for writer in writers.values():  # a disk that is full shows before the first stem gets its name
-                writer.close()
+        blocks = read_blocks(task.song, BLOCK_SECONDS * info.sample_rate)
+        parts = separator.stream(blocks, info.sample_rate, info.channels, info.frames, progress)
+        if output.peak == "scale":  # the gain is known when all is there
+            first = _write(parts, stem_paths(unscaled, chosen, "wav"), info, Output(), {})
+            written = _write(_read_back(first.paths, info), paths, info, output, tags, 1 / max(1.0, first.peak))
+        else:
+            written = _write(parts, paths, info, output, tags)
         if beside != folder:
             try:
                 os.replace(beside, folder)
             except OSError as error:
                 raise UserError(f"cannot write {folder}: {error.strerror}") from error
     finally:
-        if beside != folder:
-            clear(beside)
-        for place in new_folders:  # those that stayed empty
+        temporary = {unscaled, beside} - {folder}
+        for place in (*temporary, *new_folders):  # of these, those that stayed empty
             clear(place)
-    return Written(
-        {stem: folder / path.name for stem, path in paths.items()},
-        {stem: writer.clipped for stem, writer in writers.items()},
-        {stem: _level(square / (done * info.channels)) for stem, square in squares.items()},
-        done / info.sample_rate,
-    )
+    return written._replace(paths=stem_paths(folder, chosen, output.suffix))
+
+
+def _write(
+    parts: Iterable[Mapping[str, np.ndarray]],
+    paths: dict[str, Path],
+    info: AudioInfo,
+    output: Output,
+    tags: Mapping[str, Tags],
+    gain: float = 1.0,
+) -> Written:
+    rate = writable_rate(f".{output.suffix}", info.sample_rate)
+    frames = info.frames if rate == info.sample_rate else None
+    squares, clipped = dict.fromkeys(paths, 0.0), dict.fromkeys(paths, 0)
+    done, peak = 0, 0.0
+    with ExitStack() as stack:
+        writers = {
+            stem: stack.enter_context(
+                AudioWriter(
+                    path, rate, info.channels, SUBTYPES.get(output.bits or ""), frames, info.mask,
+                    tags.get(stem), output.bits == "16",
+                )
+            )
+            for stem, path in paths.items()
+        }  # fmt: skip
+        for part in _at_rate(parts, list(paths), info, rate):
+            done += len(next(iter(part.values())))
+            for stem, writer in writers.items():
+                audio = part[stem] if gain == 1 else part[stem] * np.float32(gain)
+                squares[stem] += float(np.square(audio, dtype=np.float64).sum())
+                peak = max(peak, float(np.abs(audio).max(initial=0)))
+                if not output.keeps_peaks or output.peak == "clip":
+                    clipped[stem] += int(np.count_nonzero(np.abs(audio) > 1 + ROUNDING))
+                    audio = np.clip(audio, -1, 1)
+                writer.write(audio)
+        for writer in writers.values():  # a disk that is full shows before the first stem gets its name
+            writer.close()
+    levels = {stem: _level(square / max(1, done * info.channels)) for stem, square in squares.items()}
+    return Written(paths, clipped, levels, done / rate, peak, gain)
+
+
+def _at_rate(
+    parts: Iterable[Mapping[str, np.ndarray]], stems: Sequence[str], info: AudioInfo, rate: int
+) -> Iterable[Mapping[str, np.ndarray]]:
+    """The parts at the rate that their format can have."""
+    if rate == info.sample_rate:
+        return parts
+    wide = (np.concatenate([part[stem] for stem in stems], 1) for part in parts)
+    blocks = resampled(wide, info.sample_rate, rate, len(stems) * info.channels)
+    return (dict(zip(stems, np.split(block, len(stems), 1), strict=True)) for block in blocks if len(block))
+
+
+def _read_back(paths: Mapping[str, Path], info: AudioInfo) -> Iterator[dict[str, np.ndarray]]:
+    files = [read_blocks(path, BLOCK_SECONDS * info.sample_rate) for path in paths.values()]
+    return (dict(zip(paths, blocks, strict=True)) for blocks in zip(*files, strict=True))
 
 
 def _level(power: float) -> float | None:

@@ -1,0 +1,101 @@
+"""How the stems of a song are written, by a separator without a network: formats, bits, peaks."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from msr_jax.audio.io import audio_info
+from msr_jax.cli import main
+from msr_jax.errors import UserError
+from msr_jax.separate.songs import Output, Task, separate_file
+
+RATE = 44_100
+
+
+class Halves:
+    """Two stems that are the song times 0.75 and 0.25."""
+
+    stems = ("loud", "soft")
+
+    def stream(self, blocks, sample_rate, channels, frames=None, progress=None):
+        for block in blocks:
+            yield {"loud": 0.75 * block, "soft": 0.25 * block}
+
+
+def song(path, level=0.1, samples=12_000):
+    audio = np.random.default_rng(0).standard_normal((samples, 2))
+    soundfile.write(path, level * np.clip(audio, -3, 3), RATE, subtype="FLOAT")
+    return path
+
+
+def written(path, folder, *output):
+    done = separate_file(Halves(), Task(path, folder), audio_info(path), Output(*output))
+    assert not list(folder.parent.rglob(".*"))
+    return done, {stem: soundfile.read(place)[0] for stem, place in done.paths.items()}
+
+
+@pytest.mark.parametrize(
+    "suffix, bits, subtype, rate, error_db",
+    [
+        ("wav", None, "FLOAT", RATE, -140),
+        ("wav", "24", "PCM_24", RATE, -115),
+        ("wav", "16", "PCM_16", RATE, -65),
+        ("flac", None, "PCM_24", RATE, -115),
+        ("flac", "16", "PCM_16", RATE, -65),
+        ("mp3", None, "MPEG_LAYER_III", RATE, None),
+        ("ogg", None, "VORBIS", RATE, None),
+        ("opus", None, "OPUS", 48_000, None),
+    ],
+)
+def test_every_format_holds_the_stems(tmp_path, suffix, bits, subtype, rate, error_db):
+    path = song(tmp_path / "song.wav")
+    done, stems = written(path, tmp_path / "out", suffix, bits)
+    info = soundfile.info(done.paths["loud"])
+    assert (info.subtype, info.samplerate, info.channels) == (subtype, rate, 2)
+    assert abs(info.duration - 12_000 / RATE) < 0.06 and abs(done.seconds - 12_000 / RATE) < 1e-3
+    truth = 0.75 * soundfile.read(path)[0]
+    if error_db:
+        assert 10 * np.log10(np.square(stems["loud"] - truth).mean() / np.square(truth).mean()) < error_db
+    assert done.levels["loud"] == pytest.approx(10 * np.log10(np.square(truth).mean()), abs=0.5)
+    if suffix not in ("ogg", "opus"):  # whose streams have a random number
+        again, _ = written(path, tmp_path / "again", suffix, bits)
+        assert again.paths["loud"].read_bytes() == done.paths["loud"].read_bytes()
+
+
+def test_peaks_are_kept_clipped_or_scaled_all_stems_alike(tmp_path):
+    path = song(tmp_path / "song.wav", level=1)
+    (kept, whole), (_, clipped), (scaled, small) = (
+        written(path, tmp_path / str(peak), "wav", None, peak) for peak in (None, "clip", "scale")
+    )
+    assert kept.peak == pytest.approx(2.25) and kept.gain == 1 and not any(kept.clipped.values())
+    assert scaled.gain == pytest.approx(1 / 2.25) and not any(scaled.clipped.values())
+    for stem in Halves.stems:
+        np.testing.assert_allclose(clipped[stem], np.clip(whole[stem], -1, 1))
+        np.testing.assert_allclose(small[stem], whole[stem] / 2.25, atol=1e-6)
+    usual, stems = written(path, tmp_path / "usual", "flac")
+    assert usual.clipped == {"loud": np.count_nonzero(np.abs(whole["loud"]) > 1), "soft": 0}
+    np.testing.assert_allclose(stems["loud"], clipped["loud"], atol=2**-22)
+
+
+def test_16_bits_are_dithered_and_silence_is_not(tmp_path):
+    path = tmp_path / "song.wav"
+    audio = np.zeros((RATE, 1))
+    audio[RATE // 2 :, 0] = 1e-5 * np.sin(np.arange(RATE // 2) / 20)  # below the last bit
+    soundfile.write(path, audio, RATE, subtype="FLOAT")
+    _, stems = written(path, tmp_path / "out", "wav", "16")
+    assert not stems["loud"][: RATE // 2].any()
+    tone = np.sin(np.arange(RATE // 2) / 20)
+    assert stems["loud"][RATE // 2 :] @ tone / (tone @ tone) == pytest.approx(0.75e-5, rel=0.2)
+
+
+def test_what_a_format_cannot_do_is_refused(tmp_path, capsys):
+    for output, words in (
+        (("flac", "32f"), "can have --bits 16 or 24"),
+        (("mp3", "16"), "has no bits per sample"),
+        (("flac", None, "keep"), "--peak keep goes with"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Output(*output).check()
+    path = song(tmp_path / "song.wav")
+    assert main(["separate", str(path), "-o", str(tmp_path / "out"), "--format", "opus", "--bits", "24"]) == 2
+    assert "--format opus has no bits" in capsys.readouterr().err
