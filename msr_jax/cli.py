@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": ("msr_jax.evaluate.compare", "tell which differences between results are real"),
     "tables": ("msr_jax.evaluate.tables", "the paper's tables from the models and data at hand"),
     "sweep": ("msr_jax.evaluate.sweep", "settings of a sampler over one set of deterministic features"),
+    "models": ("msr_jax.weights.models_cli", "list the public models that --model NAME fetches"),
     "import": ("msr_jax.weights.import_cli", "read an official checkpoint into a model folder"),
     "export": ("msr_jax.weights.export_cli", "write a model folder as a PyTorch checkpoint"),
     "parity": ("msr_jax.parity.check", "check network fixtures against this implementation"),

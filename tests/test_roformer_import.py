@@ -36,8 +36,8 @@ def weights_of(kind, **changed):
     )
     rng = np.random.default_rng(0)
     tensors = {k: rng.standard_normal(shape).astype(np.float32) for k, shape in shapes.items()}
-    table = (10000.0 ** (-np.arange(0, 4, 2) / 4)).astype(np.float32)
-    return {k: table if k.endswith("freqs") else v for k, v in tensors.items()}
+    table = lambda half: (10000.0 ** (-np.arange(half) / half)).astype(np.float32)
+    return {k: table(len(v)) if k.endswith("freqs") else v for k, v in tensors.items()}
 
 
 @pytest.fixture

@@ -154,11 +154,14 @@ def _completed(tensors: dict[str, Any], sizes: Mapping[str, Any]) -> dict[str, A
     return tensors | dict.fromkeys(missing, Given(table.astype(np.float32)))
 
 
-def read_roformer(checkpoint: Checkpoint, arch: str, told: Mapping[str, Any], where: str) -> Imported:
+def read_roformer(
+    checkpoint: Checkpoint, arch: str, told: Mapping[str, Any], where: str, teller: str = "--config"
+) -> Imported:
     """Config and weights by network, from an open checkpoint; the weights are read when they are written.
 
     Args:
       told: the config beside it, as of `read_yaml`; {} if there is none.
+      where, teller: what the checkpoint and that config are called in errors.
 
     Raises:
       UserError: a tensor is missing, surplus or misshapen; the config contradicts them; or the file is of another kind.
@@ -174,7 +177,7 @@ def read_roformer(checkpoint: Checkpoint, arch: str, told: Mapping[str, Any], wh
     beside = find_section(told, "dim", "depth") or find_section({"model": told.get("model")}, "stft_hop_length")
     sources = {
         source: told_sizes(section, name, source)
-        for source, section in ((f"the config inside {where}", inside), ("--config", beside))
+        for source, section in ((f"the config inside {where}", inside), (teller, beside))
     }
     inferred: dict[str, Any] = {}
     for network, tensors in networks.items():
@@ -187,7 +190,7 @@ def read_roformer(checkpoint: Checkpoint, arch: str, told: Mapping[str, Any], wh
             raise UserError(f"{where} lacks tensors of a RoFormer ({error}); {DAMAGED}") from None
         networks[network] = _completed(own, inferred)
     if name == "mel_band_roformer":
-        inferred |= _mel_bands(values, sources["--config"], where)
+        inferred |= _mel_bands(values, sources[teller], where)
     else:
         inferred |= _cut_bands(values)
     model = {"name": name, **_unseen_sizes(name, inferred, bool(beside), is_pypi), **inferred}
@@ -206,7 +209,7 @@ def read_roformer(checkpoint: Checkpoint, arch: str, told: Mapping[str, Any], wh
     config.unlock()
     config.model = model
     config.channels = 2 if model["stereo"] else 1
-    read_recipe(config, told)
+    read_recipe(config, told, teller)
     backbone = make_backbone(config.model.to_dict())
     backbone.check_length(config.segment)
     weights = {}
