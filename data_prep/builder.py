@@ -22,6 +22,7 @@ from data_prep.prepare import add_arguments, decode, plan_of, report
 from data_prep.writer import CODINGS, read_notes, save_note, shard_entry, write_info
 from msr_jax.data.records import NAME, VERSION, count_records, features, make_record, probes, record_key
 from msr_jax.errors import UserError
+from msr_jax.runtime import begin
 
 CORPORA = {"slakh2100": slakh2100.CORPUS, "musdb18hq": musdb18hq.CORPUS}
 
@@ -95,8 +96,9 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser, corpus)
     parser.add_argument("--validation", action="store_true", help="MUSDB18: hold out the field's 14 validation songs")
     args, rest = parser.parse_known_args(argv)
-    work = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp").absolute()
+    work = args.out.absolute().with_name(f".{args.out.name}.{os.getpid()}.tmp")
     try:
+        begin(argv)
         try:
             from apache_beam.options.pipeline_options import PipelineOptions
         except ModuleNotFoundError as error:

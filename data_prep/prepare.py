@@ -17,6 +17,7 @@ from msr_jax.data.indexing import SILENT
 from msr_jax.data.records import to_pcm
 from msr_jax.data.tracks import audio_file, read_track, track_name
 from msr_jax.errors import UserError
+from msr_jax.runtime import begin
 
 OFFSET = 1e-2  # mean of a stem's samples from which on the report speaks of a constant offset
 
@@ -39,7 +40,8 @@ def checksum(files: Sequence[Path], root: Path) -> str:
     total = hashlib.sha256()
     for path in sorted(files):
         with open(path, "rb") as file:
-            total.update(f"{path.relative_to(root)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            line = f"{path.relative_to(root)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n"
+            total.update(line.encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 
@@ -197,6 +199,7 @@ def run(module: str, description: str, corpus: Corpus, argv: list[str] | None, m
     more(parser)
     args = parser.parse_args(argv)
     try:
+        begin(sys.argv[1:] if argv is None else argv)
         tracks, manifest, plan = plan_of(corpus, args)
         save = partial(save_corpus_track, corpus.layout, manifest)
         listed = {split: list(enumerate(found)) for split, found in tracks.items()}

@@ -31,6 +31,7 @@ from data_prep.writer import in_parallel, worker_pool
 from msr_jax.audio.io import write_audio
 from msr_jax.config import MUSDB_STEMS
 from msr_jax.errors import UserError
+from msr_jax.runtime import begin
 
 SPLITS = ("train", "validation", "test")  # their order is in the seeds
 LAYOUTS = {"slakh2100": SPLITS, "musdb18hq": ("train", "test")}
@@ -237,6 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args(argv)
     try:
+        begin(sys.argv[1:] if argv is None else argv)
         for name in ("synthesised", "moved", "doubled"):
             if not 0 <= (getattr(args, name) or 0) <= 1:
                 raise UserError(f"--{name} must lie between 0 and 1, not {getattr(args, name):g}")

@@ -28,6 +28,7 @@ from msr_jax.data.records import (
     shard_order,
 )
 from msr_jax.errors import UserError
+from msr_jax.runtime import begin
 
 
 def check_record(record: Mapping[str, Any], length: int, k: int, manifest: Mapping[str, Any]) -> list[str]:
@@ -112,6 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args(argv)
     try:
+        begin(sys.argv[1:] if argv is None else argv)
         count, bad = verify(args.out, args.workers)
     except UserError as error:
         print(f"data_prep.verify: {error}", file=sys.stderr)

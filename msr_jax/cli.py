@@ -8,6 +8,7 @@ from importlib.metadata import version
 from msr_jax.errors import UserError
 from msr_jax.runtime import (
     INTERRUPTED,
+    begin,
     handling_sigterm,
     keep_compiled_programs,
     keep_freed_memory,
@@ -70,6 +71,7 @@ def _run(argv: list[str]) -> int:
         return 2
     keep_freed_memory()
     try:
+        begin(argv[1:])
         with handling_sigterm():
             return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
     except UserError as error:

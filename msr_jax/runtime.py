@@ -11,8 +11,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,12 +34,40 @@ def write_whole(path: Path, text: str) -> None:
     beside = passing(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(beside, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     finally:
         clear(beside)
+
+
+def printable(name: str) -> str:
+    r"""A file's name with what is not UTF-8 in it, which Python carries along, written out: "caf\xe9"."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def native(path: str | Path) -> bytes | str:
+    """A path as C libraries take it: one that is not UTF-8 would not become so by way of text."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
+
+
+def begin(argv: Sequence[str]) -> None:
+    """What every command begins with: its output can print any name, and no argument is empty.
+
+    Raises:
+      UserError: an option, or a place, without a value; an empty path would be the folder that one is in.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for before, argument in zip(["", *argv], argv, strict=False):
+        is_option = argument.startswith("--") and argument.endswith("=") and "." not in argument
+        if not argument or is_option:
+            place = argument.rstrip("=") or before
+            raise UserError(
+                f"an empty value is given{f' after {place}' if place else ''}; leave it out, or name something"
+            )
 
 
 def passing(path: Path) -> Path:

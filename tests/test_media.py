@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from msr_jax.audio import media
-from msr_jax.audio.io import audio_info, read_audio
+from msr_jax.audio.io import audio_info, read_audio, write_audio
 from msr_jax.data.stem_mp4 import streams_of
 from msr_jax.data.tracks import read_track
 from msr_jax.errors import UserError

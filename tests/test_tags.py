@@ -99,20 +99,22 @@ def song(tmp_path, request):
 
 
 @pytest.mark.parametrize("song", SONGS, indirect=True)
-@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "opus"])
 def test_tags_and_cover_go_from_every_format_into_every_format(song, tmp_path, suffix):
     told = stem_tags(read_tags(song), "drums", "a")
     for name in ("one", "two"):
-        with AudioWriter(tmp_path / f"{name}.{suffix}", RATE, 2, tags=told) as writer:
+        with AudioWriter(tmp_path / f"{name}.{suffix}", 48_000, 2, tags=told) as writer:
             writer.write(tone(seconds=0.2))
-    assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+    same = (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
+    assert same or suffix in ("ogg", "opus")  # a stream's number in an Ogg file is drawn at random
     stem = read_tags(tmp_path / f"one.{suffix}")
     assert stem.text == {
         "TITLE": ["Sång (drums)"], "ARTIST": ["One", "Two"], "ALBUM": ["Ålbum"], "TRACKNUMBER": ["3/12"],
         "DATE": ["1999-05"], "MOOD_OF_MINE": ["blue"],
     }  # fmt: skip
     assert [(p.type, p.mime, p.data) for p in stem.pictures] == [(3, "image/png", PNG)]
-    np.testing.assert_allclose(read_audio(tmp_path / f"one.{suffix}")[0], tone(seconds=0.2), atol=2**-23)
+    audio = read_audio(tmp_path / f"one.{suffix}")[0]
+    np.testing.assert_allclose(audio, tone(seconds=0.2), atol=2**-23 if suffix in ("wav", "flac") else 0.3)
 
 
 def test_fields_have_the_names_that_players_know(tmp_path):

@@ -18,7 +18,7 @@ from msr_jax.audio.mpeg import find_frames
 from msr_jax.audio.speakers import FROM_VORBIS, MASKS, flac_mask, write_mask
 from msr_jax.audio.tags import Tags, write_tags
 from msr_jax.errors import UserError
-from msr_jax.runtime import clear, passing
+from msr_jax.runtime import clear, native, passing
 
 # suffix: (libsndfile's format, its subtype where none is named)
 FORMATS = {
@@ -163,8 +163,7 @@ def _source(path: Path, file: BinaryIO) -> _Source:
         # a file that is longer by what rates can differ is read to its true end, which is known.
         zeros = 0 if mpeg.frames is None else 64 * (mpeg.stop - mpeg.start)
         return _Source(Spliced(file, b"", mpeg.start, mpeg.stop, zeros), 0, mpeg.frames)
-    name = os.fsencode(path) if os.name == "posix" else path  # else a name that is not UTF-8 cannot be opened
-    return _Source(name, samples.mask if samples else 0)
+    return _Source(native(path), samples.mask if samples else 0)
 
 
 def _ogg_is_cut(file: BinaryIO) -> bool:
@@ -239,7 +238,7 @@ class AudioWriter:
         dither: bool = False,
     ):
         self.path, self.channels, self.mask, self.tags = Path(path), channels, mask, tags
-        self.noise = np.random.default_rng(zlib.crc32(self.path.name.encode())) if dither else None
+        self.noise = np.random.default_rng(zlib.crc32(os.fsencode(self.path.name))) if dither else None
         self.clipped = 0
         suffix = self.path.suffix.lower()
         if suffix not in FORMATS:
@@ -259,10 +258,11 @@ class AudioWriter:
         elif kind == "WAV" and mask and channels > 2:
             kind = "WAVEX"
         self.kind, self.beside = kind, passing(self.path)
+        self.order = np.argsort(FROM_VORBIS[channels]) if kind == "OGG" and channels in FROM_VORBIS else None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = soundfile.SoundFile(
-                self.beside, "w", sample_rate, channels, self.subtype, format=kind,
+                native(self.beside), "w", sample_rate, channels, self.subtype, format=kind,
                 compression_level=COMPRESSION.get(kind, COMPRESSION.get(self.subtype)),
             )  # fmt: skip
         except (OSError, RuntimeError, ValueError) as error:
@@ -278,7 +278,7 @@ class AudioWriter:
         if self.room is not None and self.file.tell() + len(audio) > self.room:
             raise UserError(f"cannot write {self.path}: a WAV file of unknown length ends at 4 GB; write FLAC")
         try:
-            self.file.write(audio)
+            self.file.write(audio if self.order is None else audio[:, self.order])
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot write {self.path}: {_reason(error)}; is the disk full?") from error
 
@@ -295,7 +295,7 @@ class AudioWriter:
             self.file.close()
             if self.kind in ("WAV", "WAVEX", "RF64"):
                 _leave_out_peaks(self.beside)
-            if self.mask and self.channels > 2:
+            if self.mask and self.channels > 2 and self.kind != "OGG":
                 write_mask(self.beside, self.kind, self.channels, self.mask)
             if self.tags:
                 write_tags(self.beside, self.kind, self.tags)

@@ -1,7 +1,6 @@
 """What a song says of itself (title, artist, cover, …), read from any format and written into its stems, by mutagen."""
 
 import base64
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,8 @@ from mutagen import asf, flac, id3, mp4
 from mutagen.apev2 import APEv2, APEv2File
 from mutagen.mp3 import MP3
 from mutagen.wave import WAVE
+
+from msr_jax.runtime import native
 
 # Fields under their names in Vorbis comments, and those of ID3 frames, MP4 atoms and ASF attributes.
 FIELDS = (
@@ -108,7 +109,7 @@ def read_tags(path: Path) -> Tags:
         elif isinstance(file, APEv2File) or path.suffix.lower() == ".mp3":
             pairs, pictures = _of_ape(APEv2(path))
         else:
-            with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as opened:
+            with soundfile.SoundFile(native(path)) as opened:
                 pairs = list(opened.copy_metadata().items())
     text: dict[str, list[str]] = {}
     for name, value in pairs:

@@ -3,12 +3,13 @@
 import json
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from msr_jax.audio.media import media_format, open_media
+from msr_jax.audio.media import MediaInfo, media_format, open_media
 from msr_jax.errors import UserError
 
 SUFFIX = ".stem.mp4"
@@ -45,13 +46,23 @@ def read_streams(track: Path, stems: Sequence[str]) -> Iterator[tuple[str, np.nd
     lacking = [stem for stem in stems if stem.lower() not in streams]
     if lacking:
         raise UserError(f"{track} holds no {lacking[0]}; its stems are {', '.join(streams[1:])}")
+    for stem in stems:
+        with _opened(track, streams.index(stem.lower())) as (info, blocks):
+            yield stem, np.concatenate([np.zeros((0, info.channels), np.float32), *blocks]), info.sample_rate
+
+
+def format_of(track: Path) -> tuple[int, int]:
+    """(sample rate in Hz, channels) of a file's mixture; UserError as `read_streams`."""
+    with _opened(track, 0) as (info, _):
+        return info.sample_rate, info.channels
+
+
+def _opened(track: Path, stream: int) -> AbstractContextManager[tuple[MediaInfo, Iterator[np.ndarray]]]:
     with open(track, "rb") as file:
         kind = media_format(file)
     if kind != "mov":
         raise UserError(f"{track} is no mp4 file")
-    for stem in stems:
-        with open_media(track, kind, streams.index(stem.lower())) as (info, blocks):
-            yield stem, np.concatenate([np.zeros((0, info.channels), np.float32), *blocks]), info.sample_rate
+    return open_media(track, kind, stream)
 
 
 def _atom(file: BinaryIO, names: Sequence[bytes], at: int, end: int) -> bytes:

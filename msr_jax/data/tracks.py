@@ -12,6 +12,7 @@ import yaml
 from msr_jax.audio.io import read_audio, resample
 from msr_jax.data import stem_mp4
 from msr_jax.errors import UserError
+from msr_jax.runtime import printable
 
 AUDIO = (".wav", ".flac")
 MUSDB, SLAKH = ("drums", "bass", "other", "vocals"), ("bass", "drums", "guitar", "piano")  # stems of the two data sets
@@ -68,13 +69,14 @@ def is_audio(path: Path) -> bool:
     return path.suffix.lower() in AUDIO and not path.name.startswith(".")
 
 
-def _is_mp4(path: Path) -> bool:
+def is_mp4(path: Path) -> bool:
+    """Whether a file holds a whole track, as its name says."""
     return path.name.lower().endswith(stem_mp4.SUFFIX)
 
 
 def track_name(track: Path) -> str:
-    """The track's name: that of its folder, or of its file without `.stem.mp4`."""
-    return track.name[: -len(stem_mp4.SUFFIX)] if _is_mp4(track) else track.name
+    """The track's name, as it can be printed: that of its folder, or of its file without `.stem.mp4`."""
+    return printable(track.name[: -len(stem_mp4.SUFFIX)] if is_mp4(track) else track.name)
 
 
 def is_track(folder: Path, stems: Sequence[str]) -> bool:
@@ -82,7 +84,7 @@ def is_track(folder: Path, stems: Sequence[str]) -> bool:
     if folder.name.startswith((".", "__MACOSX")):
         return False
     if not folder.is_dir():
-        return _is_mp4(folder)
+        return is_mp4(folder)
     wanted = {plain(s) for s in stems}
     return any(plain(f.name) == "metadata.yaml" or (is_audio(f) and plain(f.stem) in wanted) for f in _children(folder))
 
@@ -204,7 +206,7 @@ def read_track(track: str | Path, stems: Sequence[str], sample_rate: int, channe
     files, notes, resampled = [], [], list[str]()
     is_slakh = child(track, "metadata.yaml").is_file()
     _check_layout(track, stems, is_slakh)
-    if _is_mp4(track):
+    if is_mp4(track):
         files = [track]
         for stem, samples, rate in stem_mp4.read_streams(track, stems):
             audio[stem] = [(to_channels(samples, channels, track), rate)]

@@ -11,7 +11,8 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
-from msr_jax.data.tracks import child, find_tracks, split_of
+from msr_jax.config_fields import check_field
+from msr_jax.data.tracks import find_tracks, split_of, track_name
 from msr_jax.errors import UserError
 from msr_jax.evaluate.protocols import PROTOCOLS, protocol_text, segment_of
 from msr_jax.evaluate.report import write_results
@@ -118,8 +119,10 @@ def _prepare_out(out: Path) -> None:
         raise UserError(f"cannot write to --out {out}: {error.strerror}") from error
 
 
-def _from_estimates(args: argparse.Namespace, tracks: list[Path], stems: list[str]) -> tuple[list, Plan, list[dict]]:
-    """Estimate functions, plan and problems for folders of another tool's estimates."""
+def _from_estimates(
+    args: argparse.Namespace, tracks: list[Path], stems: list[str]
+) -> tuple[list, Plan, list[dict], dict[str, Path]]:
+    """Estimate functions, plan, problems and the folder of each track, for folders of another tool's estimates."""
     if args.protocol != "song":
         raise UserError("--estimates are whole tracks; they are scored by --protocol song")
     rate, channels = format_of(tracks[0], stems)
@@ -127,8 +130,8 @@ def _from_estimates(args: argparse.Namespace, tracks: list[Path], stems: list[st
     paired, alone, strangers = pair_folders(args.estimates, tracks)
     problems = [{"track": n, "reason": "has no folder of estimates"} for n in alone]
     problems += [{"track": n, "reason": "is a folder of estimates without a reference track"} for n in strangers]
-    read = lambda folder, references: load_estimates(paired[folder.name], stems, references, rate)
-    return [read], Plan(stems, rate, channels, "song", None, args.bss_backend), problems
+    read = lambda folder, references: load_estimates(paired[track_name(folder)], stems, references, rate)
+    return [read], Plan(stems, rate, channels, "song", None, args.bss_backend), problems, paired
 
 
 def main(argv: list[str]) -> int:
@@ -158,13 +161,12 @@ def main(argv: list[str]) -> int:
     elif args.estimates:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; name one that holds track folders")
-        stems = args.stems.split(",") if args.stems else stems_of(folder)
+        stems = list(check_field("stems", args.stems.split(","), "--")) if args.stems else stems_of(folder)
         tracks = find_tracks(folder, stems)
-        estimators, plan, problems = _from_estimates(args, tracks, stems)
+        estimators, plan, problems, paired = _from_estimates(args, tracks, stems)
         settings |= {"estimates": str(args.estimates), "refine": "estimates of another tool"}
-        unmatched = {p["track"] for p in problems}
-        tracks = [t for t in tracks if t.name not in unmatched]
-        sources = lambda track: [track, child(args.estimates, track.name)]
+        tracks = [t for t in tracks if track_name(t) in paired]
+        sources = lambda track: [track, paired[track_name(track)]]
     else:
         from msr_jax.config import unet_base
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from msr_jax.audio.io import write_audio
+from msr_jax.data.tracks import track_name
 from msr_jax.errors import UserError
 from msr_jax.evaluate.protocols import (
     PROTOCOLS,
@@ -148,24 +149,25 @@ def evaluate_tracks(
             free.put(estimator)
 
     def work(folder: Path) -> tuple[str, dict | None, str, bool]:
-        place = keep / f"{folder.name}.json" if keep else None
-        sounds = keep.parent / "excerpts" / folder.name if keep and folder in excerpts else None
+        name = track_name(folder)
+        place = keep / f"{name}.json" if keep else None
+        sounds = keep.parent / "excerpts" / name if keep and folder in excerpts else None
         # JSON turns tuples into lists: compared is what can be read back.
         told = json.loads(json.dumps(stamp(folder)))
         if place and place.exists() and not (sounds and not sounds.exists()):
             try:
                 kept = json.loads(place.read_text())
                 if kept["stamp"] == told:
-                    return folder.name, kept["scores"], "", True
+                    return name, kept["scores"], "", True
             except (ValueError, KeyError, TypeError):
                 pass  # written by something else: done anew
         try:
             scores = score_track(folder, borrowed, plan, sounds)
         except UserError as error:
-            return folder.name, None, str(error), False
+            return name, None, str(error), False
         if place:
             write_whole(place, json.dumps({"stamp": told, "scores": scores}, allow_nan=False))
-        return folder.name, scores, "", False
+        return name, scores, "", False
 
     scored, problems, found = {}, [], 0
     tracks = list(tracks)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from msr_jax.audio.io import audio_info, read_audio, resample
+from msr_jax.data import stem_mp4
 from msr_jax.data.tracks import (
     LENGTH_TOLERANCE,
     MUSDB,
@@ -16,9 +17,11 @@ from msr_jax.data.tracks import (
     audio_file,
     child,
     is_audio,
+    is_mp4,
     plain,
     read_track,
     to_channels,
+    track_name,
 )
 from msr_jax.errors import UserError
 
@@ -33,6 +36,9 @@ def stems_of(folder: Path) -> list[str]:
     if any(plain(f.name) == "metadata.yaml" for f in files):
         return list(SLAKH)
     names = {plain(f.stem) for f in files if is_audio(f)}
+    whole = [track for track in sorted(folder.iterdir()) if is_mp4(track)]
+    if whole and not names:
+        return stem_mp4.streams_of(whole[0])[1:]
     found = [stems for stems in (MUSDB, SLAKH) if names & {stems[2], stems[3]}]
     if len(found) != 1:
         raise UserError(f"{folder} holds neither the stems of MUSDB18 nor those of Slakh2100; name them with --stems")
@@ -41,6 +47,8 @@ def stems_of(folder: Path) -> list[str]:
 
 def format_of(folder: Path, stems: Sequence[str]) -> tuple[int, int]:
     """(sample rate in Hz, channels) of a reference track: those of its first stem; Slakh2100 as distributed is mono."""
+    if is_mp4(folder):
+        return stem_mp4.format_of(folder)
     path = next((p for s in stems if (p := audio_file(folder, s))), None)
     if path is None:
         path = next((p for p in sorted(child(folder, "stems").glob("*")) if is_audio(p)), None)
@@ -119,9 +127,14 @@ def pair_folders(estimates: Path, tracks: Sequence[Path]) -> tuple[dict[str, Pat
     if not estimates.is_dir():
         raise UserError(f"{estimates} is no folder; name one that holds a folder of estimates for each track")
     folders = [p for p in sorted(estimates.iterdir()) if p.is_dir() and not p.name.startswith((".", "__MACOSX"))]
-    names = [t.name for t in tracks]
-    exact, there = {p.name: p for p in folders}, {plain(p.name): p for p in folders}
+    names = [track_name(t) for t in tracks]
+    exact = {track_name(p): p for p in folders}
+    there = {plain(name): p for name, p in exact.items()}
     paired = {n: p for n in names if (p := exact.get(n, there.get(plain(n))))}
     if not paired:
         raise UserError(f"no folder in {estimates} has the name of a reference track, such as {names[0]}")
-    return paired, [n for n in names if n not in paired], [p.name for p in folders if p not in paired.values()]
+    return (
+        paired,
+        [n for n in names if n not in paired],
+        [name for name, p in exact.items() if p not in paired.values()],
+    )

@@ -84,7 +84,9 @@ def _below_common(songs: Sequence[Path], out: Path) -> list[Task]:
 
 def _read_list(path: Path) -> list[Path]:
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [
+            line for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines() if line.strip()
+        ]
         if path.suffix == ".jsonl":
             lines = [json.loads(line)["path"] for line in lines]
         found = [Path(line) for line in lines]
