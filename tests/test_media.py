@@ -162,8 +162,10 @@ def test_lists_that_name_other_files_are_not_opened(tmp_path):
 def test_speakers_come_in_the_order_of_wav_from_every_format(tmp_path):
     six = tone(200.0, 1.0, 6)
     soundfile.write(tmp_path / "a.ogg", six[:, [0, 2, 1, 4, 5, 3]], RATE)  # as Vorbis has them: the centre second
+    write_audio(tmp_path / "b.ogg", six, RATE)
     for path in (
         tmp_path / "a.ogg",
+        tmp_path / "b.ogg",
         encode(tmp_path / "a.oga", [six]),
         encode(tmp_path / "a.flac", [six], ("flac", "flac")),
     ):
