@@ -9,6 +9,7 @@ if [ "${1:-}" = --newest ]; then
 fi
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
+python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r launch/test.lock
 ruff check .
 ruff format --check .
 # Types as the libraries for the oldest Python describe theirs; newer releases do it otherwise.

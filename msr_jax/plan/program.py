@@ -45,7 +45,10 @@ def training_program(config: Mapping[str, Any], target: Target) -> Program:
         backbone = make_backbone(config["model"], config["compute_dtype"])
         backbone.check_length(config["data"]["crop"])
         frozen = _parameter_shapes(backbone, BUILDS_ON.get(config["method"], ("", ()))[1])
-        stage = make_stage(config, backbone, frozen, mesh)
+        # Adapters are trained on a network that is there, whatever the stage.
+        is_adapted = config["method"] not in BUILDS_ON and config["model"].get("lora_rank", 0)
+        start = _parameter_shapes(backbone, ("deterministic",))["deterministic"] if is_adapted else None
+        stage = make_stage(config, backbone, frozen, mesh, start)
         cast = jax.eval_shape(lambda: cast_params(_zeros(frozen), config["compute_dtype"]))
         inputs = as_inputs(with_shardings(cast, tree_sharding(mesh, cast, config["mesh"]["fsdp_min_size"])))
         traced = stage.steps.trace(stage.abstract, inputs, _batches(config, mesh))

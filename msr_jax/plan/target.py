@@ -64,8 +64,7 @@ def find_target(name: str) -> Target:
     count = math.prod(sizes)
     if not 1 <= count <= MOST_DEVICES:
         raise UserError(f"--target {name} has {count} devices; a plan is made for 1 to {MOST_DEVICES}")
-    if jax.config.jax_platforms != "cpu":  # the machine's own chips are not what is planned for, and stay free
-        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", "cpu")  # the machine's own chips are not what is planned for, and stay free
     if kind == "cpu":
         return _cpus(name, sizes)
     return _tpus(name, kind, shape) if kind in TPUS else _gpus(name, kind, sizes)
@@ -96,7 +95,7 @@ def _tpus(name: str, kind: str, shape: str) -> Target:
     except Exception as error:  # whatever libtpu throws for a slice that it does not know
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"--target {name} is no slice that libtpu knows ({reason}); such are {EXAMPLES}") from error
-    hosts = max(1, len({device.process_index for device in devices}))
+    hosts = max(1, len({getattr(device, "process_index", 0) for device in devices}))
     return Target(name, kind, "tpu", tuple(devices), hosts, f"libtpu {version('libtpu')}")
 
 

@@ -1,0 +1,188 @@
+"""The table of `compile_check.sh`: official programs × chips, each row a `msr plan` in a process of its own.
+
+A row is kept while the sources that make the program are the same, and where only they have changed, while the program is.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msr_jax.runtime import write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = ROOT / "launch" / "compile_table.json"
+TARGETS = ("h200:1", "v5e:1x1", "h100:1", "a100:1", "v5p:1x1x1", "v6e:1x1")
+STAGES = ("det", "diffusion", "consistency", "det_x2")
+MORE_WORK_SPACE = 1.05  # than the committed table's is too much
+# What of the repository a program is made of; the rest of it does not make a row old.
+SOURCES = (
+    "configs/unet_*.py", "configs/bsrf_*.py", "msr_jax/config.py", "msr_jax/models/*.py", "msr_jax/methods/*.py",
+    "msr_jax/audio/*.py", "msr_jax/data/augment*.py", "msr_jax/train/optim.py", "msr_jax/train/sharding.py",
+    "msr_jax/train/stage.py", "msr_jax/train/state.py", "msr_jax/separate/engine.py", "msr_jax/plan/program.py",
+    "msr_jax/plan/target.py", "msr_jax/plan/chips.py",
+)  # fmt: skip
+
+
+class Row(NamedTuple):
+    """One program on one target: its name, and what `msr plan` is called with."""
+
+    program: str
+    target: str
+    options: tuple[str, ...]
+
+
+def rows() -> Iterator[Row]:
+    """All rows, those that matter most first: training before separation, chip after chip."""
+    for target in TARGETS:
+        for track in ("unet", "bsrf"):
+            for stage in STAGES:
+                each = 1 if (track, target) == ("bsrf", "v5e:1x1") else 2
+                yield Row(f"{track}_{stage}", target, (f"configs/{track}_{stage}.py", f"--config.data.batch={each}"))
+    for target in TARGETS:
+        for track in ("unet", "bsrf"):
+            for dtype in ("bfloat16", "float32"):
+                for refine in ("none", "diffusion", "consistency"):
+                    stage = "det" if refine == "none" else refine
+                    options = (f"configs/{track}_{stage}.py", f"--config.compute_dtype={dtype}", "--separate", refine)
+                    yield Row(f"{track} separate {refine} {dtype}", target, options)
+
+
+def sources() -> str:
+    """A hash of all that programs are made of."""
+    files = sorted(path for pattern in SOURCES for path in ROOT.glob(pattern))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def run(row: Row) -> dict[str, Any]:
+    """The plan of a row; what went wrong, if no plan came."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "plan.json"
+        config, *options = row.options
+        command = [sys.executable, "-m", "msr_jax.cli", "plan", "--config", config, "--target", row.target, *options]
+        start = time.perf_counter()
+        done = subprocess.run([*command, "--json", str(path)], cwd=ROOT, capture_output=True, text=True)
+        found: dict[str, Any] = {"program": row.program, "target": row.target, "seconds": time.perf_counter() - start}
+        if not path.exists():
+            said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            return found | {"fits": False, "refused": said[:300], "compiler": "", "key": ""}
+        plan = json.loads(path.read_text())
+    memory = plan["bytes_per_device"]
+    return found | {
+        "examples": plan["examples_per_device"],
+        "fits": plan["fits"],
+        "refused": plan["refused"],
+        "needs": plan["needs"],
+        "has": plan["has"],
+        "work_space": memory.get("work_space"),
+        "state": memory["parameters"] + memory["optimiser"] + memory["averages"] + memory["frozen"],
+        "flops": plan["flops_per_device"],
+        "forms": plan.get("forms", {}),
+        "seconds_to_compile": plan["seconds_to_compile"],
+        "compiler": plan["compiler"],
+        "key": plan["key"],
+    }
+
+
+def markdown(found: list[dict[str, Any]], wanted: list[Row]) -> str:
+    """The table: a line per program, a column per target; what has not been compiled yet says so."""
+    cells = {(row["program"], row["target"]): row for row in found}
+    programs = list(dict.fromkeys(row.program for row in wanted))
+    targets = list(dict.fromkeys(row.target for row in wanted))
+    lines = ["| program | " + " | ".join(t.split(":")[0] for t in targets) + " |", "|---|" + "---|" * len(targets)]
+    for program in programs:
+        lines.append(f"| {program} | " + " | ".join(_cell(cells.get((program, t))) for t in targets) + " |")
+    compilers = sorted({row["compiler"] for row in found if row["compiler"]})
+    commits = sorted({row["commit"] for row in found})
+    lines += [
+        "",
+        f"Compiled by {'; '.join(compilers)}; programs of {', '.join(commits)}." if found else "Nothing compiled.",
+    ]
+    lines.append(
+        f"{len(cells)} of {len(wanted)} compiled. Cells: work space in GB for so many examples on a device (segments)."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not compiled yet"
+    if row["fits"]:
+        return f"{row['work_space'] / 1e9:.2f} ({row['examples']})"
+    if row.get("needs"):
+        return f"**does not fit**: {row['needs'] / 1e9:.1f} of {row['has'] / 1e9:.1f} ({row['examples']})"
+    return f"**refused**: {row['refused'][:60]}"
+
+
+def worse(found: list[dict[str, Any]], committed: list[dict[str, Any]]) -> list[str]:
+    """What the committed table has as fitting, and no longer does, or not in 1.05 times the work space."""
+    before = {(row["program"], row["target"]): row for row in committed if row["fits"]}
+    said = []
+    for row in found:
+        was = before.get((row["program"], row["target"]))
+        if was and not row["fits"]:
+            said.append(
+                f"{row['program']} on {row['target']} no longer compiles and fits: {row['refused'] or 'memory'}"
+            )
+        elif was and row["work_space"] > MORE_WORK_SPACE * was["work_space"]:
+            grown = f"{was['work_space'] / 1e9:.2f} to {row['work_space'] / 1e9:.2f} GB"
+            said.append(f"{row['program']} on {row['target']}: work space from {grown}")
+    return said
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--programs", nargs="+", metavar="NAME", help="these alone, such as unet_det")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, metavar="TARGET", help="these alone, such as h200:1")
+    parser.add_argument(
+        "--limit", type=float, default=float("inf"), metavar="MINUTES", help="start no row after so long"
+    )
+    args = parser.parse_args(argv)
+    wanted = list(rows())
+    chosen = [
+        row
+        for row in wanted
+        if row.program in (args.programs or [row.program]) and row.target in (args.targets or [row.target])
+    ]
+    made_of, begun = sources(), time.monotonic()
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "no commit"
+    kept = {(row["program"], row["target"]): row for row in _rows_of(args.out / "table.json")}
+    for row in chosen:
+        before = kept.get((row.program, row.target))
+        if before and before["sources"] == made_of:
+            continue
+        if time.monotonic() - begun > 60 * args.limit:
+            break
+        found = run(row) | {"sources": made_of, "commit": commit}
+        if before and found["key"] and before["key"] == found["key"]:
+            found["commit"] = before["commit"]  # the same program still
+        kept[row.program, row.target] = found
+        print(f"{row.program} on {row.target}: {_cell(found)}, {found['seconds']:.0f} s", flush=True)
+        current = [kept[r.program, r.target] for r in wanted if (r.program, r.target) in kept]
+        write_whole(args.out / "table.json", json.dumps({"rows": current}, indent=1) + "\n")
+        # A row of an older program is no row of this one's table.
+        fresh = [row for row in current if row["sources"] == made_of]
+        write_whole(args.out / "table.md", markdown(fresh, wanted))
+    fresh = [row for row in kept.values() if row["sources"] == made_of]
+    failures = worse(fresh, _rows_of(COMMITTED))
+    print(
+        "\n".join(failures)
+        or f"nothing worse than {COMMITTED.name}; {len(fresh)} rows of {len(wanted)} are of these sources"
+    )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

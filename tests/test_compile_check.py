@@ -1,0 +1,67 @@
+"""The table of official programs: resumed where it stopped, never with a row of an older program, and it tells what got worse."""
+
+import json
+
+import pytest
+
+from tests.conftest import launch_script
+
+
+@pytest.fixture
+def script():
+    return launch_script("compile_check")
+
+
+@pytest.fixture
+def compiled(script, monkeypatch):
+    """What stands for compiling: the rows that were, in order, with a work space that a test sets."""
+    state = {"ran": [], "work_space": 2e9, "fits": True, "key": "k1"}
+
+    def run(row):
+        state["ran"].append((row.program, row.target))
+        return {
+            "program": row.program, "target": row.target, "seconds": 1.0, "examples": 2, "fits": state["fits"],
+            "refused": "" if state["fits"] else "RESOURCE_EXHAUSTED: no room", "needs": 3e9, "has": 1e9,
+            "work_space": state["work_space"], "compiler": "libtpu 1", "key": state["key"],
+        }  # fmt: skip
+
+    monkeypatch.setattr(script, "run", run)
+    monkeypatch.setattr(script, "sources", lambda: "s1")
+    return state
+
+
+def test_every_official_program_is_asked_for_on_every_chip(script):
+    rows = list(script.rows())
+    assert len(rows) == len(set(rows)) == 6 * (8 + 12)
+    assert {row.options[0] for row in rows} == {f"configs/{t}_{s}.py" for t in ("unet", "bsrf") for s in script.STAGES}
+    assert all((script.ROOT / row.options[0]).is_file() for row in rows)
+
+
+def test_it_goes_on_where_it_stopped_and_compiles_anew_what_has_changed(
+    script, compiled, tmp_path, monkeypatch, capsys
+):
+    chosen = [str(tmp_path), "--programs", "unet_det", "bsrf_det", "--targets", "h200:1"]
+    monkeypatch.setattr(script, "COMMITTED", tmp_path / "none.json")
+    assert script.main([*chosen, "--limit", "-1"]) == 0 and compiled["ran"] == []
+    assert script.main(chosen) == 0 and script.main(chosen) == 0
+    assert compiled["ran"] == [("unet_det", "h200:1"), ("bsrf_det", "h200:1")]
+    table = (tmp_path / "table.md").read_text()
+    assert "| unet_det | 2.00 (2) | not compiled yet |" in table and "2 of 120 compiled" in table
+    monkeypatch.setattr(script, "sources", lambda: "s2")
+    script.main([*chosen[:3], "--targets", "h200:1"])
+    assert len(compiled["ran"]) == 3
+    assert "1 of 120 compiled" in (tmp_path / "table.md").read_text()  # the other row is of an older program
+
+
+def test_what_no_longer_fits_or_grows_by_a_twentieth_fails(script, compiled, tmp_path, monkeypatch, capsys):
+    chosen = ["--programs", "unet_det", "--targets", "h200:1"]
+    monkeypatch.setattr(script, "COMMITTED", tmp_path / "committed" / "table.json")
+    assert script.main([str(tmp_path / "committed"), *chosen]) == 0
+    for k, (change, code) in enumerate(
+        (({"work_space": 2.09e9}, 0), ({"work_space": 2.11e9}, 1), ({"fits": False}, 1))
+    ):
+        compiled.update(change)
+        assert script.main([str(tmp_path / str(k)), *chosen]) == code
+    said = capsys.readouterr().out
+    assert "work space from 2.00 to 2.11 GB" in said and "no longer compiles and fits: RESOURCE_EXHAUSTED" in said
+    assert json.loads((tmp_path / "2" / "table.json").read_text())["rows"][0]["fits"] is False
