@@ -1,7 +1,8 @@
-"""A training step of the official U-Net: time, utilisation and memory on the device at hand.
+"""A training step of the official U-Net or of another stage: time, utilisation and memory on the device at hand.
 
 Utilisation is the compiled step's own FLOP count over its time, as a share of two rates: the chip's data sheet, and a large
-bfloat16 matrix product measured in the same run. `--config FILE.py` takes another config, `--batch` another batch.
+bfloat16 matrix product measured in the same run. `--config FILE.py` takes another config, `--batch` another batch; networks
+that it builds on are drawn where its `init_from` names none.
 """
 
 import argparse
@@ -57,12 +58,18 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     from msr_jax.plan.chips import peak_flops
     from msr_jax.plan.flops import count_flops
     from msr_jax.train.sharding import make_mesh, put, stacked_batch_sharding
-    from msr_jax.train.stage import as_inputs, load_frozen, make_stage, place_frozen
+    from msr_jax.train.stage import BUILDS_ON, as_inputs, load_frozen, make_stage, place_frozen
+    from msr_jax.weights.model_folder import inputs_of
 
     config = _config(args)
     mesh = make_mesh(config["mesh"])
     backbone = make_backbone(config["model"], config["compute_dtype"])
-    frozen = load_frozen(config)
+    source, networks = BUILDS_ON.get(config["method"], ("deterministic", ()))
+    if config["init_from"][source]:
+        frozen = load_frozen(config)
+    else:  # time and memory of a step do not depend on the weights that it builds on
+        drawn = {name: backbone.init(jax.random.key(k), *inputs_of(name)) for k, name in enumerate(networks)}
+        frozen = jax.device_get(drawn)
     stage = make_stage(config, backbone, frozen, mesh)
     inputs = as_inputs(place_frozen(config, frozen, mesh))
     lead, stems = (1, 1, config["data"]["batch"]), len(config["stems"])

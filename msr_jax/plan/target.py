@@ -18,6 +18,7 @@ from msr_jax.models.platform import traced_for
 from msr_jax.plan.chips import CHIPS, FLAT_SLICES, LARGEST_SLICE, TPUS, Chip, gpu_description
 
 MOST_DEVICES = 8960
+MOST_CPUS = 1024
 EXAMPLES = "v5e:8x8, v5p:2x2x1, v6e:2x2, h200:8, h100:2x8, a100:8, cpu:8"
 # libtpu looks for the machine's own chips and their slice unless told that there are none, and lets one process in at a
 # time, for the sake of the chips.
@@ -71,8 +72,8 @@ def find_target(name: str) -> Target:
 
 
 def _cpus(name: str, sizes: list[int]) -> Target:
-    if len(sizes) != 1:
-        raise UserError(f"--target {name}: CPUs are written cpu:N")
+    if len(sizes) != 1 or sizes[0] > MOST_CPUS:
+        raise UserError(f"--target {name}: simulated CPU devices are written cpu:N, with N at most {MOST_CPUS}")
     try:
         jax.config.update("jax_num_cpu_devices", sizes[0])
     except RuntimeError:  # JAX has been used: with as many as there are

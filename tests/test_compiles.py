@@ -1,0 +1,76 @@
+"""Every stage of both backbones compiles for a TPU, at tiny sizes, by the TPU's own compiler; no chip is needed.
+
+libtpu comes with launch/test.sh alone. `launch/compile_check.sh` does so with the official sizes on every chip.
+"""
+
+import numpy as np
+import pytest
+
+from msr_jax.config import bsrf_base, unet_base
+from msr_jax.plan.plan import make_plan
+from msr_jax.plan.target import find_target
+from tests import toy
+
+pytest.importorskip("libtpu", reason="comes with launch/test.lock, for Linux on x86-64")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def one_chip():
+    return find_target("v5e:1x1")
+
+
+def small_unet():
+    """One level below the first, with attention."""
+    config = unet_base()
+    config.model.update({"channels": 8, "patch_factor": 4, "multipliers": (1, 1), "factors": (2,), "num_blocks": (1,)})
+    config.model.update({"attentions": (True,), "attention_heads": 2, "attention_features": 8, "resnet_groups": 4})
+    return config
+
+
+def small_bs_roformer():
+    """Two bands, two stems, mono; its dropout, its recomputation, and the equaliser, whose FFT is of a whole segment."""
+    config = bsrf_base()
+    config.stems, config.channels, config.loss = ("other", "vocals"), 1, "mse"
+    config.model.update({"dim": 8, "depth": 1, "heads": 1, "dim_head": 8, "num_stems": 2, "stereo": False})
+    config.model.update({"freqs_per_bands": (16, 17), "stft_n_fft": 64, "stft_win_length": 64, "stft_hop_length": 64})
+    config.model.update({"stft_adapter_hidden": 4, "mask_estimator_depth": 1, "mlp_expansion_factor": 1})
+    config.data.augment.update({"pitch_shift": 0.0, "time_stretch": 0.0, "distortion": 0.0, "noise": 0.0})
+    return config
+
+
+@pytest.mark.parametrize("method", ["deterministic", "det_x2", "diffusion", "consistency"])
+@pytest.mark.parametrize("make_config", [small_unet, small_bs_roformer])
+def test_a_training_step_compiles(make_config, method, one_chip):
+    config = make_config()
+    config.method, config.segment, config.data.crop, config.data.batch = method, 512, 512, 2
+    plan = make_plan(config.to_dict(), one_chip)
+    assert plan["refused"] == "" and plan["fits"]
+    assert plan["bytes_per_device"]["work_space"] < 50e6
+
+
+@pytest.mark.parametrize("refine", ["none", "diffusion", "consistency"])
+@pytest.mark.parametrize("make_config", [small_unet, small_bs_roformer])
+def test_separation_compiles(make_config, refine, one_chip):
+    config = make_config()
+    config.segment = 512
+    plan = make_plan(config.to_dict(), one_chip, refine)
+    assert plan["refused"] == "" and plan["fits"]
+
+
+def test_what_a_step_sends_is_its_parameters_once_and_its_gradients_once():
+    """As read from what the TPU's compiler writes, where a transfer is in the text of several fusions."""
+    config = toy.get_config()
+    config.model.width, config.mesh.fsdp, config.data.batch, config.compute_dtype = 16_384, 8, 64, "bfloat16"
+    plan = make_plan(config.to_dict(), find_target("v5e:2x4"))
+    in_bfloat16 = 2 * plan["parameters"]
+    assert plan["collectives"]["all-gather"]["result_bytes"] == in_bfloat16
+    parts, whole = (plan["collectives"][kind]["result_bytes"] for kind in ("reduce-scatter", "all-reduce"))
+    scalars = 8  # the loss and the gradient's norm
+    assert 8 * parts + whole - scalars == in_bfloat16
+    assert plan["largest_gather"] == plan["largest_parameter"] == 16 * 16_384
+    assert np.isclose(plan["collectives"]["all-gather"]["sent_bytes"], in_bfloat16 * 7 / 8)
