@@ -35,6 +35,9 @@ VALIDATION = (
 )
 
 
+HINT = "to validate on the songs held out, train with --config.data.validation_split=validation; released is the split test"
+
+
 def find(src: Path, args: argparse.Namespace) -> dict[str, list[Path]]:
     """Songs of `train` and `test`, those of `--validation` apart."""
     splits = {s: find_tracks(p, MUSDB_STEMS) for s in ("train", "test") if (p := child(src, s)).is_dir()}
@@ -58,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     return run(
         "data_prep.musdb18hq", __doc__, CORPUS, argv,
         lambda p: p.add_argument("--validation", action="store_true", help="hold out the field's 14 validation songs"),
+        lambda splits: HINT if "validation" in splits else "",
     )  # fmt: skip
 
 

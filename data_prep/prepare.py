@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,8 +192,20 @@ def plan_of(corpus: Corpus, args: argparse.Namespace) -> tuple[dict[str, list[Pa
     return tracks, manifest, {"tracks": {s: [signature(t) for t in found] for s, found in tracks.items()}}
 
 
-def run(module: str, description: str, corpus: Corpus, argv: list[str] | None, more=lambda parser: None) -> int:
-    """The command `python -m MODULE SRC OUT`; returns the exit code."""
+def run(
+    module: str,
+    description: str,
+    corpus: Corpus,
+    argv: list[str] | None,
+    more=lambda parser: None,
+    hint: Callable[[Collection[str]], str] = lambda splits: "",
+) -> int:
+    """The command `python -m MODULE SRC OUT`; returns the exit code.
+
+    Args:
+      more: adds arguments.
+      hint: what to say in the end, from the names of the splits.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     add_arguments(parser, corpus)
     more(parser)
@@ -212,4 +224,6 @@ def run(module: str, description: str, corpus: Corpus, argv: list[str] | None, m
         return 130
     print("\n".join(report(notes, full)))
     print(f"wrote {args.out} ({manifest['edition']})")
+    if said := hint(tracks):
+        print(said)
     return 0

@@ -15,6 +15,7 @@ while [ $# -gt 0 ]; do
     --restarts) restarts=$2 && shift 2 ;;
     --gpus) gpus=yes && shift ;;
     --dry-run) dry=yes && shift ;;
+    -h | --help) sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0" && exit 0 ;;
     --) shift && break ;;
     *) echo "local.sh: unknown option '$1'; the command for msr follows --" >&2 && exit 2 ;;
   esac

@@ -47,6 +47,11 @@ def test_scripts_are_bash_without_faults(script):
         assert checked.returncode == 0, checked.stdout
 
 
+def test_local_says_how_it_is_used():
+    code, said = bash("local.sh", "--help")
+    assert code == 0 and "bash launch/local.sh [-n PROCESSES]" in said and "set -e" not in said
+
+
 def test_local_shows_one_command_per_process():
     code, said = bash("local.sh", "-n", "3", "--gpus", "--dry-run", "--", "train", "--config", "c.py")
     lines = said.splitlines()

@@ -51,12 +51,13 @@ def test_every_sample_of_every_stem_is_in_the_records(tmp_path, capsys):
             assert (got == np.stack([songs[split, name][stem] for stem in MUSDB_STEMS])).all()
 
 
-def test_the_validation_songs_of_the_field_can_be_held_out(tmp_path):
+def test_the_validation_songs_of_the_field_can_be_held_out(tmp_path, capsys):
     for name in (VALIDATION[0], "another"):
         write_song(tmp_path / "c" / "train" / name)
     assert prepare(tmp_path / "c", tmp_path / "out", "--validation") == 0
     tracks = read_manifest(tmp_path / "out")["tracks"]
     assert [t[0] for t in tracks["validation"]] == [VALIDATION[0]] and [t[0] for t in tracks["train"]] == ["another"]
+    assert "train with --config.data.validation_split=validation" in capsys.readouterr().out
 
 
 def test_the_validation_songs_are_those_of_the_package_musdb():

@@ -25,7 +25,7 @@ from msr_jax.evaluate.score import (
     summary,
 )
 from msr_jax.evaluate.songs import format_of, load_estimates, pair_folders, stems_of
-from msr_jax.methods.stages import REFINEMENTS
+from msr_jax.methods.stages import REFINEMENTS, own_steps
 from msr_jax.metrics.bss_eval import BACKENDS
 from msr_jax.runtime import parse_shard
 from msr_jax.separate.engine import Separator, load
@@ -155,7 +155,8 @@ def main(argv: list[str]) -> int:
         estimators, plan, first = model_runs(args.model, args.refine, args.steps, *run, **options)
         if first.refine != "none" and not args.no_det:
             det = model_runs(args.model, "none", None, *run, **options)[0]
-        settings |= {"refine": first.refine, "steps": args.steps or "the model's own", "seed": args.seed, **options}
+        steps = args.steps or own_steps(first.config, first.refine)
+        settings |= {"refine": first.refine, **({"steps": steps} if steps else {}), "seed": args.seed, **options}
         sources = lambda track: [track, Path(args.model)]
         tracks = find_tracks(folder, plan.stems)
     elif args.estimates:

@@ -205,6 +205,11 @@ def _consistency(config: Mapping[str, Any], backbone: Backbone):
     return loss_fn
 
 
+def own_steps(config: Mapping[str, Any], refine: str) -> int | None:
+    """The number of refinement steps that a model's config names; None for a refinement that takes none."""
+    return config[refine]["sampler"]["num_steps"] if refine in SAMPLED else None
+
+
 def make_refiner(
     config: Mapping[str, Any],
     backbone: Backbone,

@@ -16,6 +16,7 @@ from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.plan.chips import peak_flops
 from msr_jax.plan.flops import count_flops
+from msr_jax.runtime import log as program_log
 from msr_jax.runtime import saying
 from msr_jax.train.batches import check_batch, dispatches, open_dataset
 from msr_jax.train.checkpoint import Checkpoints
@@ -81,6 +82,11 @@ def train(
     data = dataset if dataset is not None else agree(lambda: open_dataset(config))
     identity = {} if dataset is not None else agree(lambda: data_identity(config))
     windows = agree(lambda: read_windows(config))
+    if windows is not None and config["data"].get("validation_split") == "test" and is_main():
+        program_log.info(
+            "validation is on the split test, as released: scores there are no longer those of unheard songs; records made with "
+            "data_prep.musdb18hq --validation have songs held out, for --config.data.validation_split=validation"
+        )
     validate = None if windows is None else make_validation(config, backbone, windows, mesh)
     stage = make_stage(config, backbone, frozen, mesh, begin)
     place = agree(lambda: Workdir(Path(workdir)), main_only=True)

@@ -3,16 +3,18 @@
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save_file
+import numpy as np
 
 from msr_jax.errors import UserError
 from msr_jax.runtime import clear, passing, saying
 from msr_jax.weights.model_folder import Model, flatten, load_model
-from msr_jax.weights.programs import export_onnx, export_stablehlo
+from msr_jax.weights.programs import check_stablehlo, export_onnx, export_stablehlo
 from msr_jax.weights.roformer_names import NETWORKS, published_network, renumber, unstack_tensors
+from msr_jax.weights.streamed import write_tensors
 from msr_jax.weights.torch_names import DUPLICATES, PREFIXES, to_torch
 
 LIGHTNING_VERSION = "2.3.1"  # the original program refuses a file that names none
@@ -123,6 +125,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--arch goes with --format dicose; {args.format} holds the separator alone")
     if args.format in ("dicose", "msst", "pypi"):
         _import_torch()  # before a large model is read
+    elif args.format == "stablehlo":
+        check_stablehlo()
     model, out = load_model(args.model), Path(args.out)
     if args.format in PROGRAMS:
         with saying(f"tracing the network for --format {args.format}"):
@@ -134,7 +138,11 @@ def main(argv: list[str]) -> int:
             state = state_dict(model, args.arch or arch_of(model))
         else:
             state = pypi_tensors(model) if args.format == "pypi" else published_tensors(model, "deterministic")
-        write = (lambda path: save_file(state, path)) if args.format == "safetensors" else _save_torch(state, is_whole)
+        write = (
+            _save_torch(state, is_whole)
+            if args.format != "safetensors"
+            else partial(write_tensors, tensors=state, dtype=np.float32)
+        )
         what = f"{len(state)} tensors"
     beside = passing(out)
     try:

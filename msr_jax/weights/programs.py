@@ -5,6 +5,7 @@ Both take a mixture (1, segment, channels) float32 at the model's rate to stems 
 
 import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +28,21 @@ def _separator(model: Model) -> tuple[Callable[[jax.Array], jax.Array], jax.Shap
     return lambda x: refiner(weights, x, jax.random.key(0)), mixture
 
 
+def check_stablehlo() -> None:
+    """Raises UserError where the package that serialises a program is missing."""
+    if find_spec("flatbuffers") is None:
+        raise UserError("export to StableHLO needs flatbuffers: pip install 'msr_jax[export]'")
+
+
 def export_stablehlo(model: Model) -> bytes:
     """To run it, with JAX alone: `jax.export.deserialize(blob).call(mixture)`.
 
     Raises:
-      UserError: the package that serialises is missing.
+      UserError: as `check_stablehlo`.
     """
+    check_stablehlo()
     separate, mixture = _separator(model)
-    try:
-        return bytes(export.export(jax.jit(separate), platforms=PLATFORMS)(mixture).serialize())
-    except ModuleNotFoundError as error:
-        raise UserError(f"export to StableHLO needs {error.name}: pip install 'msr_jax[export]'") from error
+    return bytes(export.export(jax.jit(separate), platforms=PLATFORMS)(mixture).serialize())
 
 
 def export_onnx(model: Model) -> bytes:
