@@ -12,7 +12,7 @@ from msr_jax.errors import UserError
 from msr_jax.separate.chunks import cut_chunks, overlap_add
 from msr_jax.separate.engine import Separator
 from msr_jax.separate.mixture import Shares
-from msr_jax.weights.model_folder import load_model
+from msr_jax.weights.model_folder import load_model, save_model
 from tests.conftest import TINY_RATE, TINY_SEGMENT
 
 RATE = TINY_RATE
@@ -114,10 +114,9 @@ def test_the_result_does_not_depend_on_the_batch_and_the_seed_decides_the_noise(
 
 def test_one_compilation_serves_every_length_and_channel_count(separator):
     separator.separate(song(10), RATE)
-    before = separator._program._cache_size()
     for samples, channels in ((1, 1), (TINY_SEGMENT + 1, 2), (5 * TINY_SEGMENT, 3)):
         separator.separate(song(samples, channels), RATE)
-    assert separator._program._cache_size() == before
+    assert list(separator._compiled) == [TINY_SEGMENT]
 
 
 def test_channels_are_separated_each_on_its_own(separator):
@@ -233,8 +232,28 @@ def test_silence_stays_exactly_silent(tiny_model, rate):
     assert not any(audio.any() for audio in nothing.values())
 
 
+def test_chunks_are_as_many_segments_as_the_model_says_and_a_short_song_needs(tiny_model, tmp_path):
+    long = msr_jax.load(tiny_model, "none", segments=4, overlap=0.125)
+    assert [long._chunk(samples)[0] // TINY_SEGMENT for samples in (1, TINY_SEGMENT, TINY_SEGMENT + 1, 10**6)] == [
+        1,
+        1,
+        2,
+        4,
+    ]
+    assert long._chunk(None) == (4 * TINY_SEGMENT, TINY_SEGMENT // 2)
+    model = load_model(tiny_model)
+    save_model(tmp_path / "named", model.config | {"default_segments": 2, "default_overlap": 0.25}, model.weights)
+    assert msr_jax.load(tmp_path / "named")._chunk(None) == (2 * TINY_SEGMENT, TINY_SEGMENT // 2)
+    assert msr_jax.load(tmp_path / "named", segments=1, overlap=0.5)._chunk(None) == (TINY_SEGMENT, TINY_SEGMENT // 2)
+    save_model(tmp_path / "odd", model.config | {"default_segments": 1.5}, model.weights)
+    with pytest.raises(UserError, match=r"default_segments 1\.5"):
+        msr_jax.load(tmp_path / "odd")
+    with pytest.raises(UserError, match="at least 1 segment"):
+        msr_jax.load(tiny_model, segments=0)
+
+
 def test_without_overlap_joints_are_cross_faded_over_five_milliseconds(tiny_model):
-    assert msr_jax.load(tiny_model, overlap=0).overlap == RATE * 5 // 1000
+    assert msr_jax.load(tiny_model, overlap=0)._chunk(None) == (TINY_SEGMENT, RATE * 5 // 1000)
 
 
 def test_bfloat16_is_close_to_float32(separator, tiny_model, bfloat16_units):

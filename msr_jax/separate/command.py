@@ -66,12 +66,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of products")
     parser.add_argument(
+        "--segments",
+        type=int,
+        metavar="K",
+        help="of training's length that the network takes at a time (default: the model's own, else 1)",
+    )
+    parser.add_argument(
         "--overlap",
         type=float,
-        default=OVERLAP,
-        help=f"of neighbouring segments, 0 to 0.5 (default {OVERLAP:g}; less is faster); joints are cross-faded over 5 ms at least",
+        help=f"of what it takes at a time, 0 to 0.5 (default: the model's own, else {OVERLAP:g}; less is faster); joints are "
+        "cross-faded over 5 ms at least",
     )
     parser.add_argument("--no-tags", action="store_true", help="leave out the song's title, artist, cover and so on")
+    parser.add_argument(
+        "--stems", metavar="A,B", help="those alone; where a network has a head for each, only theirs run"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace stems that are there; without, they are kept")
     many = parser.add_argument_group(
         "many songs",
@@ -120,7 +129,9 @@ def main(argv: list[str]) -> int:
     if not args.demix and settings != Demix():
         raise UserError("--num-overlap, --chunk-batch, --bigshifts and --tta go with --demix")
     options = {"overlap": args.overlap, "dtype": args.dtype, "reference": settings if args.demix else None}
+    options["segments"] = args.segments
     options |= {"mixture_consistent": args.mixture_consistent, "residual": args.residual}
+    options["stems"] = [name.strip() for name in args.stems.split(",")] if args.stems is not None else None
     separator = load(args.model, args.refine, args.steps, args.seed, **options)
     check_stems(tasks, separator.stems, args.format)
     told = _Teller(args, separator, manifest)
@@ -167,9 +178,11 @@ class _Teller:
         self.steps = f", T = {args.steps}" if args.steps else ""
         self.model = "bundled" if args.model == BUNDLED else str(args.model)
         names = (
+            "stems",
             "steps",
             "seed",
             "dtype",
+            "segments",
             "overlap",
             "demix",
             "mixture_consistent",

@@ -4,6 +4,7 @@ The song flows through in blocks: resampling, chunks that overlap, the network, 
 holds a few segments, however long the song is. Reading, the network and what follows it work in threads of their own.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -21,8 +22,18 @@ from msr_jax.runtime import saying
 from msr_jax.separate.chunks import ahead, cut_chunks, overlap_add, resampled
 from msr_jax.separate.demix import Demix, demix
 from msr_jax.separate.mixture import Original, Shares, without_offset
-from msr_jax.weights.model_folder import BUNDLED, DEFAULT_REFINE, STEM_NUMBERS, Model, choose_stems, load_model
+from msr_jax.weights.model_folder import (
+    BUNDLED,
+    DEFAULT_OVERLAP,
+    DEFAULT_REFINE,
+    DEFAULT_SEGMENTS,
+    STEM_NUMBERS,
+    Model,
+    choose_stems,
+    load_model,
+)
 
+MIXTURES = 2  # that one call of the network takes: both channels of a stereo song through a mono model
 OVERLAP = 0.5  # of a segment: every sample twice, less at a segment's edges, where a network knows least
 JOINT_SECONDS = 0.005  # of cross-fade where no overlap is asked for: a hard joint clicks
 MAX_CHANNELS = 1024  # as in libsndfile
@@ -43,15 +54,19 @@ class Separator:
         refine: str | None = None,
         num_steps: int | None = None,
         seed: int = 0,
-        overlap: float = OVERLAP,
+        overlap: float | None = None,
         batch_size: int | None = None,
         dtype: str = "float32",
         reference: Demix | None = None,
         mixture_consistent: bool = False,
         residual: str | None = None,
         stems: Sequence[str] | None = None,
+        segments: int | None = None,
     ):
-        """`batch_size`: examples per network call (stems × mixtures); it changes speed and memory, not the result. Below
+        """`overlap`: of neighbouring chunks, as a fraction. `segments`: chunks are so many segments of training's length, as many as
+        a short song needs. None takes what the model's folder names, else half and 1.
+
+        `batch_size`: examples per network call (stems × mixtures); it changes speed and memory, not the result. Below
         the number of stems, they are refined one by one.
 
         `dtype`: precision of the networks' products and activations; "bfloat16" is faster where the device
@@ -72,6 +87,10 @@ class Separator:
         if network_of(config, refine) not in model.weights:
             have = ", ".join(model.weights)
             raise UserError(f"the model cannot refine by {refine}: its folder holds the networks {have}")
+        overlap = config.get(DEFAULT_OVERLAP, OVERLAP) if overlap is None else overlap
+        segments = config.get(DEFAULT_SEGMENTS, 1) if segments is None else segments
+        if segments < 1:
+            raise UserError(f"a chunk must be at least 1 segment, not {segments}")
         if not 0 <= overlap <= 0.5:
             raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap}")
         if not 0 <= seed < 2**32:
@@ -97,8 +116,8 @@ class Separator:
         self.mixture_consistent, self.residual = mixture_consistent, residual
         self.stems: list[str] = [*self.separated, *([residual] if residual else [])]
         self.segment, self.sample_rate = config["segment"], config["sample_rate"]
-        self.overlap = max(int(overlap * self.segment), min(int(JOINT_SECONDS * self.sample_rate), self.segment // 2))
-        batch_size = batch_size or len(self.separated)
+        self.overlap, self.segments = overlap, 1 if reference else segments
+        batch_size = batch_size or MIXTURES * len(self.separated)
         self.mixtures_per_call = max(1, batch_size // len(self.separated))
         backbone = make_backbone(config["model"], dtype)
         backbone.check_length(self.segment)
@@ -109,16 +128,25 @@ class Separator:
         }
         refiner = make_refiner(config, backbone, refine, num_steps, batch_size < len(self.separated), chosen)
         self._program = jax.jit(batch_function(refiner))
-        self._compiled: Any = None
+        self._compiled: dict[int, Any] = {}  # by the length of a chunk
         self._compiling = threading.Lock()
 
-    def _run(self, *inputs: Any) -> Any:
+    def _run(self, weights: Any, mixture: np.ndarray, *inputs: Any) -> Any:
+        samples = mixture.shape[1]
         with self._compiling:
-            if self._compiled is None:
+            if samples not in self._compiled:
                 text = f"compiling the network for {len(self.separated)} stems (refinement: {self.refine})"
                 with saying(f"{text}; it is kept for the next time"):
-                    self._compiled = self._program.lower(*inputs).compile()
-        return self._compiled(*inputs)
+                    self._compiled[samples] = self._program.lower(weights, mixture, *inputs).compile()
+        return self._compiled[samples](weights, mixture, *inputs)
+
+    def _chunk(self, frames: float | None) -> tuple[int, int]:
+        """Length and overlap in samples of the chunks for a song of so many; a few lengths, since each is compiled for."""
+        segments = self.segments
+        if frames is not None:
+            segments = min(segments, 2 ** max(0, math.ceil(math.log2(max(1, frames) / self.segment))))
+        chunk = segments * self.segment
+        return chunk, max(int(self.overlap * chunk), min(int(JOINT_SECONDS * self.sample_rate), chunk // 2))
 
     def _run_chunks(self, chunks: np.ndarray, first: int) -> np.ndarray:
         """(chunks, samples, channels) -> (chunks, stems, samples, channels), in batches of one fixed size.
@@ -170,7 +198,8 @@ class Separator:
                 yield block
 
         at_model_rate = (b for b in resampled(kept(), sample_rate, self.sample_rate, channels) if len(b))
-        with closing(ahead(self._separated(at_model_rate, channels))) as separated:
+        length = None if frames is None else frames * self.sample_rate / sample_rate
+        with closing(ahead(self._separated(at_model_rate, channels, length))) as separated:
             wide = len(self.separated) * channels  # all stems share one resampler, as so many channels
             flat = (np.ascontiguousarray(b.swapaxes(0, 1)).reshape(b.shape[1], wide) for b in separated)
             back = resampled(flat, self.sample_rate, sample_rate, wide)
@@ -183,18 +212,17 @@ class Separator:
                 if progress:
                     progress(done)
 
-    def _separated(self, blocks: Iterator[np.ndarray], channels: int) -> Iterator[np.ndarray]:
+    def _separated(self, blocks: Iterator[np.ndarray], channels: int, frames: float | None) -> Iterator[np.ndarray]:
         """The network's stems (stems, samples, channels) of a stream at its rate."""
         if self.reference:
             if song := list(blocks):
                 yield demix(self._run_chunks, np.concatenate(song), self.segment, self.reference)
             return
         group = max(1, self.mixtures_per_call // len(channel_groups(channels, self.config["channels"])))
-        chunks = cut_chunks(without_offset(blocks, self.sample_rate), self.segment, self.segment - self.overlap)
+        chunk, overlap = self._chunk(frames)
+        chunks = cut_chunks(without_offset(blocks, self.sample_rate), chunk, chunk - overlap)
         with closing(ahead(chunks, depth=2 * group)) as chunks_ahead:
-            yield from overlap_add(
-                chunks_ahead, self._run_chunks, len(self.separated), self.segment, self.overlap, group
-            )
+            yield from overlap_add(chunks_ahead, self._run_chunks, len(self.separated), chunk, overlap, group)
 
     def _as_the_song(self, blocks: Iterator[np.ndarray], original: Original, sample_rate: int) -> Iterator[np.ndarray]:
         """Stems at the song's rate, silent where it is and, where that is asked for, adding up to it."""

@@ -26,6 +26,9 @@ FIELDS = ("stems", "sample_rate", "channels", "segment", "input_level", "model",
 # One that a folder may have: the refinement that it takes where none is named ("none" or a network's name); without, the
 # best that it holds.
 DEFAULT_REFINE = "default_refine"
+# Others: how a song is cut where nobody says otherwise, in segments a chunk and as a fraction of a chunk.
+DEFAULT_SEGMENTS, DEFAULT_OVERLAP = "default_segments", "default_overlap"
+DEFAULTS = (DEFAULT_REFINE, DEFAULT_SEGMENTS, DEFAULT_OVERLAP)
 # In the config of a model that was loaded with some of its stems: their numbers among all.
 STEM_NUMBERS = "stem_numbers"
 OF_STEMS = ("mask_estimators/", "conditioning/stem_embedding")  # parameters whose first axis is the stems, in RoFormers
@@ -112,7 +115,7 @@ def save_model(
     kept = {
         "format": FORMAT,
         "networks": [n for n in NETWORKS if n in weights],
-        **{k: config[k] for k in (*FIELDS, DEFAULT_REFINE) if k in FIELDS or k in config},
+        **{k: config[k] for k in (*FIELDS, *DEFAULTS) if k in FIELDS or k in config},
     }
     try:
         beside.mkdir(parents=True)
@@ -184,6 +187,12 @@ def load_model(folder: str | Path, stems: Sequence[str] | None = None) -> Model:
         raise UserError(
             f"{folder / 'config.json'} has {DEFAULT_REFINE} {json.dumps(config[DEFAULT_REFINE])}; "
             f"with its networks it can be {', '.join(refinements)}"
+        )
+    segments, overlap = config.get(DEFAULT_SEGMENTS, 1), config.get(DEFAULT_OVERLAP, 0.5)
+    if type(segments) is not int or segments < 1 or type(overlap) not in (int, float) or not 0 <= overlap <= 0.5:
+        raise UserError(
+            f"{folder / 'config.json'} has {DEFAULT_SEGMENTS} {json.dumps(segments)} and {DEFAULT_OVERLAP} "
+            f"{json.dumps(overlap)}; they must be a whole number from 1 on, and from 0 to 0.5"
         )
     check_config({k: config[k] for k in FIELDS}, f"{folder / 'config.json'}: ", is_whole=False)
     backbone = make_backbone(config["model"])
