@@ -15,13 +15,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from msr_jax.audio.io import audio_info
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS
-from msr_jax.runtime import parse_shard
+from msr_jax.runtime import log, parse_shard
 from msr_jax.separate.catalogue import check_stems, find_tasks
 from msr_jax.separate.demix import Demix
 from msr_jax.separate.engine import OVERLAP, Separator, load
 from msr_jax.separate.manifest import Manifest, sha256_of
 from msr_jax.separate.songs import SUBTYPES, Output, Task, Written, separate_file, stem_paths
 from msr_jax.weights.model_folder import BUNDLED
+from msr_jax.weights.registry import find_named
 
 FULL_DISK = 2**20  # bytes that are left on a disk where nothing can be written any more
 
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         default=BUNDLED,
         metavar="DIR",
-        help="model folder, or --workdir of a training run (default: the small one that comes with this package)",
+        help="model folder, --workdir of a training run, or a name that `msr models` lists (default: the small one that comes with this package)",
     )
     parser.add_argument(
         "--refine",
@@ -132,7 +133,7 @@ def main(argv: list[str]) -> int:
     options["segments"] = args.segments
     options |= {"mixture_consistent": args.mixture_consistent, "residual": args.residual}
     options["stems"] = [name.strip() for name in args.stems.split(",")] if args.stems is not None else None
-    separator = load(args.model, args.refine, args.steps, args.seed, **options)
+    separator = load(find_named(args.model, log.info), args.refine, args.steps, args.seed, **options)
     check_stems(tasks, separator.stems, args.format)
     told = _Teller(args, separator, manifest)
     problems = []
