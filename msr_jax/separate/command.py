@@ -183,8 +183,6 @@ class _Teller:
             "steps",
             "seed",
             "dtype",
-            "segments",
-            "overlap",
             "demix",
             "mixture_consistent",
             "residual",
@@ -192,7 +190,8 @@ class _Teller:
             "bits",
             "peak",
         )
-        self.settings = {"refine": separator.refine, **{name: getattr(args, name) for name in names}}
+        chosen = {name: getattr(separator, name) for name in ("refine", "segments", "overlap")}
+        self.settings = {**chosen, **{name: getattr(args, name) for name in names}}
 
     def song(self, task: Task, kept: Sequence[str], written: Written | None, error: str | None, seconds: float) -> None:
         if self.is_json or (self.manifest and (written or error or str(task.song) not in self.manifest.sources)):
