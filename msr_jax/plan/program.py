@@ -41,7 +41,7 @@ def training_program(config: Mapping[str, Any], target: Target) -> Program:
     check_config(config)
     mesh = make_mesh(config["mesh"], target.devices)
     check_batch(config["data"]["batch"], mesh)
-    with tracing(target), jax.set_mesh(mesh):
+    with tracing(target):
         backbone = make_backbone(config["model"], config["compute_dtype"])
         backbone.check_length(config["data"]["crop"])
         frozen = _parameter_shapes(backbone, BUILDS_ON.get(config["method"], ("", ()))[1])
@@ -51,7 +51,8 @@ def training_program(config: Mapping[str, Any], target: Target) -> Program:
         stage = make_stage(config, backbone, frozen, mesh, start)
         cast = jax.eval_shape(lambda: cast_params(_zeros(frozen), config["compute_dtype"]))
         inputs = as_inputs(with_shardings(cast, tree_sharding(mesh, cast, config["mesh"]["fsdp_min_size"])))
-        traced = stage.steps.trace(stage.abstract, inputs, _batches(config, mesh))
+        with jax.set_mesh(mesh):  # no earlier: what is computed while building runs on this machine
+            traced = stage.steps.trace(stage.abstract, inputs, _batches(config, mesh))
     state = stage.abstract
     sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params)]
     facts = {
@@ -86,7 +87,7 @@ def separation_program(
         raise UserError(f"--separate must be one of {', '.join(REFINEMENTS)}, not '{refine}'")
     mesh = make_mesh({"data": 1, "fsdp": 1}, target.devices[:1])
     place = lambda tree: with_shardings(tree, jax.tree.map(lambda _: replicated(mesh), tree))
-    with tracing(target), jax.set_mesh(mesh):
+    with tracing(target):
         backbone = make_backbone(config["model"], config["compute_dtype"])
         backbone.check_length(config["segment"])
         refiner = make_refiner(config, backbone, refine, steps)
@@ -99,7 +100,8 @@ def separation_program(
                 jax.ShapeDtypeStruct((), np.uint32),
             )
         )
-        traced = jax.jit(batch_function(refiner)).trace(cast, *inputs)
+        with jax.set_mesh(mesh):
+            traced = jax.jit(batch_function(refiner)).trace(cast, *inputs)
     sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(cast)]
     facts = {
         "program": "separate",
