@@ -4,13 +4,16 @@ import functools
 import hashlib
 import http.server
 import json
+import re
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from msr_jax import weights
 from msr_jax.cli import main
 from msr_jax.config import bsrf_base
 from msr_jax.models.backbone import make_backbone
@@ -19,7 +22,7 @@ from msr_jax.weights.lightning import read_checkpoint
 from msr_jax.weights.model_folder import flatten, load_model, parameter_shapes, unflatten
 from msr_jax.weights.roformer_names import published_network, published_shapes, stack_tensors, unstack_tensors
 from msr_jax.weights.yaml_config import find_section, read_yaml
-from tests.parity.fixtures import parity_folders
+from tests.parity.fixtures import SHIPPED, parity_folders
 
 ARCHS = {"det": "bsrf_det", "diff": "bsrf_diffusion", "cd": "bsrf_consistency"}
 YAML = """
@@ -281,6 +284,27 @@ def test_weights_and_outputs_are_those_of_the_pypi_package_both_ways(tmp_path):
         np.testing.assert_array_equal(net(torch.from_numpy(x)).numpy(), expected)
     stems, _ = jax.jit(backbone.separate)(unflatten(flat), x.swapaxes(1, 2))
     np.testing.assert_allclose(np.asarray(stems).swapaxes(-1, -2), expected, atol=1e-4)
+
+
+@pytest.mark.torch
+def test_the_lines_of_the_weights_readme_load_an_export_in_plain_pytorch(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("bs_roformer")
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", str(SHIPPED / "bs_roformer" / "ckpt_micro_det.ckpt"), "-o", "bsrf"]) == 0
+    described = json.loads(Path("bsrf/config.json").read_text())
+    described["model"]["zero_dc"] = False  # which that package does not know
+    Path("bsrf/config.json").write_text(json.dumps(described))
+    assert main(["export", "bsrf", "--format", "safetensors", "-o", "separator.safetensors"]) == 0
+    page = (Path(weights.__file__).parent / "README.md").read_text()
+    scope = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], scope)
+    x = 0.1 * np.random.default_rng(0).standard_normal((1, 2, 2048)).astype(np.float32)
+    with torch.inference_mode():
+        expected = scope["net"](torch.from_numpy(x)).numpy()
+    model = load_model("bsrf")
+    stems, _ = make_backbone(model.config["model"]).separate(model.weights["deterministic"], x.swapaxes(1, 2))
+    np.testing.assert_allclose(np.asarray(stems).swapaxes(-1, -2), expected, atol=1e-6)
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
