@@ -51,6 +51,14 @@ def test_the_overview_names_every_command_and_a_wrong_one_is_refused(capsys):
     assert "no command 'unmix'" in capsys.readouterr().err
 
 
+def test_the_doctor_names_devices_codecs_and_what_is_kept(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MSR_HOME", str(tmp_path))
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "1 × cpu (cpu)" in said and "FLAC" in said and f"{tmp_path}/models (0 files, 0 MB)" in said
+    assert "extra media" in said and "jaxlib" in said
+
+
 def test_stems_have_the_song_s_rate_channels_and_length(tiny_model, tmp_path, capsys):
     paths = [
         song(tmp_path / "söng [1].flac", 9000, 2, 44_100),

@@ -1,0 +1,71 @@
+"""`msr doctor`: what this machine has, and what the commands would use of it."""
+
+import argparse
+import importlib.util
+import os
+import platform
+import shutil
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+EXTRAS = {
+    "media": ("av", "m4a, AAC, WebM, WMA"),
+    "torch": ("torch", "export to PyTorch, benchmarks' peers"),
+    "export": ("onnx", "export to StableHLO and ONNX"),
+    "web": ("huggingface_hub", "checkpoints by hf://"),
+    "beam": ("apache_beam", "preparation on a cluster"),
+}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _size(folder: Path) -> str:
+    files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    return f"{folder} ({len(files)} files, {sum(files) / 1e6:.0f} MB)"
+
+
+def report() -> list[tuple[str, str]]:
+    """Rows (what, how it is) of the machine, the precision, what is kept, and the codecs."""
+    import jax
+    import soundfile
+
+    from msr_jax.models.backbone import has_bfloat16_units
+    from msr_jax.runtime import home
+
+    devices = Counter(device.device_kind for device in jax.local_devices())
+    compiled = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or home() / "compiled")
+    has_units = has_bfloat16_units()
+    codecs = [name for name in ("WAV", "FLAC", "OGG", "MP3", "AIFF") if name in soundfile.available_formats()]
+    packages = ("msr_jax", "jax", "jaxlib", "flax", "numpy", "soundfile", "soxr")
+    rows = [
+        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
+        ("packages", ", ".join(f"{name} {_version(name)}" for name in packages)),
+        ("devices", ", ".join(f"{count} × {kind}" for kind, count in devices.items()) + f" ({jax.default_backend()})"),
+        (
+            "precision",
+            "--dtype bfloat16 multiplies in bfloat16"
+            if has_units
+            else "--dtype bfloat16 computes in float32: no units for it",
+        ),
+        ("compiled programs", _size(compiled)),
+        ("models", _size(home() / "models")),
+        ("audio", f"libsndfile {soundfile.__libsndfile_version__.removeprefix('libsndfile-')}: {', '.join(codecs)}"),
+        ("ffmpeg", shutil.which("ffmpeg") or "not installed"),
+    ]
+    for extra, (module, purpose) in EXTRAS.items():
+        state = "installed" if importlib.util.find_spec(module) else f"missing: pip install 'msr_jax[{extra}]'"
+        rows.append((f"extra {extra}", f"{state} ({purpose})"))
+    return rows
+
+
+def main(argv: list[str]) -> int:
+    argparse.ArgumentParser(prog="msr doctor", description=__doc__).parse_args(argv)
+    for name, text in report():
+        print(f"{name:<18} {text}")
+    return 0
