@@ -24,7 +24,7 @@ from starlette.datastructures import UploadFile
 from msr_jax.errors import UserError
 from msr_jax.serve import downloads
 from msr_jax.serve.guard import Guard
-from msr_jax.serve.jobs import ENDED, Desk, Full, Job
+from msr_jax.serve.jobs import ENDED, Desk, Full, Job, Source
 from msr_jax.serve.overview import BANDS, COLUMN, COLUMN_BYTES
 
 PAGE = Path(__file__).with_name("page")
@@ -282,7 +282,8 @@ async def _queue(desk: Desk, job_of: Callable[[str], Job], form: dict[str, Any])
     desk.models.stems(model, refine, int(steps) if steps else None)  # before anything is written
     if isinstance(source, str):
         earlier = job_of(source)
-        taken, name = earlier.source, earlier.source.name
+        taken: Source | Path = earlier.source
+        name = earlier.source.name
     else:
         assert isinstance(file, UploadFile)
         name = Path((file.filename or "song").replace("\\", "/")).name[:200] or "song"

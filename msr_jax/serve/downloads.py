@@ -45,8 +45,8 @@ def encoded(job: Job, gains: Mapping[str, float], suffix: str, name: str) -> Pat
 
 def _mixed(job: Job, gains: Mapping[str, float]) -> Iterator[np.ndarray]:
     for start in range(0, job.frames, BLOCK):
-        parts = (np.float32(gain) * job.read(track, start, BLOCK) for track, gain in gains.items())
-        yield np.sum(list(parts), 0, dtype=np.float32)
+        parts = [np.float32(gain) * job.read(track, start, BLOCK) for track, gain in gains.items()]
+        yield np.add.reduce(parts, 0, dtype=np.float32)
 
 
 def _write_mp3(path: Path, job: Job, gains: Mapping[str, float], rate: int, channels: int) -> None:
