@@ -25,7 +25,6 @@ from msr_jax.serve.decode import Decoded, Limits, decode
 from msr_jax.serve.models import Models
 from msr_jax.serve.overview import Overview
 
-REST = "rest"  # what the stems leave of the song: with it they add up
 BLOCK_SECONDS = 3
 ENDED = ("done", "failed")
 OWN = "run-"  # how the folders of servers begin
@@ -155,8 +154,7 @@ class Desk:
             folder.mkdir()
             if isinstance(source, Path):
                 source = Source(Path(shutil.move(source, folder / "upload")), name)
-            tracks = [*stems, *([] if REST in stems else [REST])]
-            job = Job(identity, folder, source, model, refine, steps, tracks)
+            job = Job(identity, folder, source, model, refine, steps, stems)
             self.jobs[identity] = job
             self._waiting.append(job)
             self.counts["taken"] += 1
@@ -248,12 +246,11 @@ class Desk:
             for part in separator.stream(blocks, audio.sample_rate, audio.channels, audio.frames):
                 frames = len(next(iter(part.values())))
                 own = np.asarray(song[job.frames : job.frames + frames])
-                tracks = dict(part) if REST in part else {**part, REST: own - sum(part.values())}
                 ends = job.frames + frames >= audio.frames
-                for track, samples in tracks.items():
+                for track, samples in part.items():
                     files[track].write(np.ascontiguousarray(samples, np.float32).tobytes())
                     files[track].flush()
-                for track, samples in {"song": own, **tracks}.items():
+                for track, samples in {"song": own, **part}.items():
                     views[track].write(overviews[track].add(samples, ends))
                     views[track].flush()
                 job.frames += frames

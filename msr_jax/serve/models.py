@@ -8,13 +8,15 @@ from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS, network_of
 from msr_jax.separate.engine import Separator, load
 from msr_jax.weights.model_folder import BUNDLED, load_model
+from msr_jax.weights.registry import find_named
 
+REST = "rest"  # what the stems leave of the song: with it they add up
 DIAL = (1, 2, 4)  # refinement steps that are offered
 BUNDLED_NAME = "bundled"
 
 
 class Models:
-    """Names of model folders; `msr_jax.load` opens them."""
+    """Model folders, and public models by name."""
 
     def __init__(self, folders: list[str]):
         """Loads every model once.
@@ -24,18 +26,19 @@ class Models:
         """
         self.offers: dict[str, dict[str, Any]] = {}
         self._folders: dict[str, str] = {}
+        self._own: dict[str, list[str]] = {}  # stems without the rest
         self._separators: dict[tuple[str, str, int | None], Separator] = {}
         self._lock = threading.Lock()
         for folder in folders or [str(BUNDLED)]:
             name = BUNDLED_NAME if folder == str(BUNDLED) else _name(folder)
             if name in self.offers:
                 raise UserError(f"two models are named {name}; rename the folder of one")
-            model = load_model(folder)
+            model = load_model(find_named(folder))
             held = [r for r in REFINEMENTS if network_of(model.config, r) in model.weights]
-            self._folders[name] = folder
+            self._folders[name], self._own[name] = folder, (stems := list(model.config["stems"]))
             self.offers[name] = {
                 "name": name,
-                "stems": list(model.config["stems"]),
+                "stems": stems if REST in stems else [*stems, REST],
                 "sample_rate": model.config["sample_rate"],
                 "channels": model.config["channels"],
                 "refinements": held,
@@ -58,7 +61,8 @@ class Models:
         key = (name, refine, steps)
         with self._lock:
             if key not in self._separators:
-                self._separators[key] = load(self._folders[name], refine, steps)
+                residual = None if REST in self._own[name] else REST
+                self._separators[key] = load(find_named(self._folders[name]), refine, steps, residual=residual)
             return self._separators[key]
 
 
