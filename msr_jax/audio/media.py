@@ -112,7 +112,7 @@ def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, It
     # By an open file: a name that is not UTF-8 could not be given.
     with open(path, "rb") as file:
         try:
-            container = av.open(file, format=kind, metadata_errors="replace")
+            container = av.open(file, "r", format=kind, metadata_errors="replace")
         except (av.FFmpegError, ValueError) as error:
             raise told(error) from error
         with closing(container):
@@ -134,7 +134,7 @@ def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, It
             names = [channel.name for channel in first.layout.channels]
             mask = sum(1 << SPEAKERS.index(name) for name in names) if set(names) <= set(SPEAKERS) else 0
             seconds = None
-            if kind in TELLS_LENGTH and source.duration:
+            if kind in TELLS_LENGTH and source.duration and source.time_base:
                 seconds = float(source.duration * source.time_base)
             elif kind in TELLS_LENGTH and container.duration:
                 seconds = container.duration / av.time_base

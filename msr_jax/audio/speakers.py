@@ -25,8 +25,8 @@ FLAC_FIELD = "WAVEFORMATEXTENSIBLE_CHANNEL_MASK"  # a comment, as the program fl
 def flac_mask(path: Path, channels: int) -> int:
     """The mask of a FLAC file of more than two channels."""
     try:
-        told = (flac.FLAC(path).tags or {}).get(FLAC_FIELD, [""])[0]
-        mask = int(told, 0)
+        tags = flac.FLAC(path).tags
+        mask = int(tags[FLAC_FIELD][0], 0) if tags and FLAC_FIELD in tags else 0
     except (MutagenError, ValueError):
         mask = 0
     return mask if mask.bit_count() == channels else MASKS.get(channels, 0)

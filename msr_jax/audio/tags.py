@@ -58,16 +58,10 @@ SYNONYMS = {
     "PUBLISHER": "LABEL", "DESCRIPTION": "COMMENT", "UNSYNCEDLYRICS": "LYRICS",
 }  # fmt: skip
 # What is true of the song's own samples or file, and not of a stem's.
-LEFT_OUT = ("REPLAYGAIN_", "R128_", "MP3GAIN_", "ITUN", "ACOUSTID_", "ENCODER", "ENCODED", "ENCODING", "TOOL", "LENGTH")
-LEFT_OUT += (
-    "CUESHEET",
-    "METADATA_BLOCK_PICTURE",
-    "COVERART",
-    "COVER ART",
-    "WAVEFORMATEXTENSIBLE_",
-    "MD5",
-    "ACCURATERIP",
-)
+LEFT_OUT = (
+    "REPLAYGAIN_", "R128_", "MP3GAIN_", "ITUN", "ACOUSTID_", "ENCODER", "ENCODED", "ENCODING", "TOOL", "LENGTH", "CUESHEET",
+    "METADATA_BLOCK_PICTURE", "COVERART", "COVER ART", "WAVEFORMATEXTENSIBLE_", "MD5", "ACCURATERIP", "SOFTWARE",
+)  # fmt: skip
 PICTURE_BYTES = 2**24 - 2**16  # of all together: what FLAC's metadata blocks hold
 
 
@@ -115,13 +109,7 @@ def read_tags(path: Path) -> Tags:
     for name, value in pairs:
         name, value = name.upper(), value.strip("\0 \n")
         name = SYNONYMS.get(name, name)
-        if (
-            value
-            and name.isascii()
-            and name.isprintable()
-            and "=" not in name
-            and not name.startswith((*LEFT_OUT, "SOFTWARE"))
-        ):
+        if value and name.isascii() and name.isprintable() and "=" not in name and not name.startswith(LEFT_OUT):
             text.setdefault(name, []).append(value)
     kept, room = [], PICTURE_BYTES
     for picture in pictures:
