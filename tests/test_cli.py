@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -49,6 +51,15 @@ def test_the_overview_names_every_command_and_a_wrong_one_is_refused(capsys):
     assert all(name in overview for name in COMMANDS)
     assert main(["unmix"]) == 2
     assert "no command 'unmix'" in capsys.readouterr().err
+
+
+def test_separation_imports_nothing_that_it_does_not_use():
+    code = "import sys, msr_jax.separate.command; print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert "jax" in loaded
+    assert not loaded & {"scipy", "librosa", "museval", "grain", "orbax", "optax", "tensorflow_datasets", "av", "torch"}
 
 
 def test_the_doctor_names_devices_codecs_and_what_is_kept(capsys, tmp_path, monkeypatch):
