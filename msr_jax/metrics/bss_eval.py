@@ -7,7 +7,8 @@ few frames at a time. Everything is float64: band-limited music makes normal equ
 
 Where even that is too little, as with references in floating point that have nothing above a low-pass, filters amplify
 rounding until it explains whatever the estimate has there (here and in museval alike: a SIR of -37 dB beside a SDR of
-2 dB on one track). Two fits tell: where another `ROUNDING` on the diagonal changes a frame's ISR, SIR or SAR, it has none.
+2 dB on one track). Two more fits tell, with more on the diagonal: a frame's ISR, SIR or SAR on which they disagree is left
+out; where they agree, and the first fit does not (two references alike, say, leave many filters), theirs is the figure.
 SDR takes no projection and stays right.
 """
 
@@ -24,9 +25,9 @@ from msr_jax.metrics.museval_backend import museval_bss_eval
 
 TAPS = 512
 GROUP = 4  # frames transformed at a time
-# Of the energy of each signal, -120 dB: what 16-bit files can have in any direction is 10^4 times as much, and the rounding
-# of float32 and of the sums of products here is a hundredth of it.
-ROUNDING = 1e-12
+# On the diagonal, of the energy of each signal: -120 and -110 dB. What 16-bit files can have in any direction is a thousand
+# times as much and more, and the rounding of float32 and of the sums of products here a hundredth.
+ROUNDING = (1e-12, 1e-11)
 APART = 0.5  # dB by which two fits may differ
 PERFECT = 100.0  # dB, beyond which they may differ as they like: all of it is rounding
 BACKENDS = ("jax", "museval")
@@ -121,19 +122,27 @@ def _scores(
 
     *filters, smallest = _fit(correlation, stems, 0.0)
     # Whether more on the diagonal could change a projection at all; a matrix that is not definite (NaN) is near it too.
-    is_close = ~(np.asarray(smallest) > 100 * ROUNDING)
+    is_close = ~(np.asarray(smallest) > 100 * ROUNDING[0])[:, None, None]
     if given is not None and not is_close.any():
         return given
-    first = ratios(*filters)
-    found = first if given is None else given
+    found = ratios(*filters) if given is None else given
     if is_close.any():
-        second = ratios(*_fit(correlation, stems, ROUNDING)[:2])
-        with np.errstate(invalid="ignore"):  # infinite in both
-            change = np.abs(np.minimum(first, PERFECT) - np.minimum(second, PERFECT))
-        singular = (change > APART) & is_close[:, None, None]
+        firm, firmer = (ratios(*_fit(correlation, stems, rounding)[:2]) for rounding in ROUNDING)
+        apart = lambda x: _apart(x, firm) & is_close
+        singular = apart(firmer)
+        if given is None:
+            found = np.where(apart(found), firm, found)
+        else:  # its code knows no other fit
+            singular |= apart(given)
         singular[2:] = singular[2:].any(0)  # SIR and SAR are of one projection
         found = np.where(singular, np.nan, found)
     return found
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two ratios in dB differ."""
+    with np.errstate(invalid="ignore"):  # infinite in both
+        return np.abs(np.minimum(a, PERFECT) - np.minimum(b, PERFECT)) > APART
 
 
 def _groups(r: np.ndarray, e: np.ndarray, block: int, count: int, margin: int) -> Iterator[Array]:
