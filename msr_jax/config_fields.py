@@ -200,6 +200,7 @@ _ROFORMER = (
     Field("mask_estimator_depth", "int", "≥ 1", "layers of a mask head (Mel-Band: those inside of it, one fewer)"),
     Field("mlp_expansion_factor", "int", "≥ 1", "width of the layers inside a mask head, in `dim`"),
     Field("skip_connection", "bool", "", "adds what earlier layers gave to the input of each"),
+    Field("attention_bias", "bool", "", "biases of the projections of attention, which a few public weights have"),
     Field("attn_dropout", "float", "≥ 0, < 1", "in training"),
     Field("ff_dropout", "float", "≥ 0, < 1", "in training"),
     Field("stft_adapter_hidden", "int", "≥ 1", "channels inside the adapter of the spectrum"),

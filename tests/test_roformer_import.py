@@ -143,6 +143,21 @@ def test_a_public_checkpoint_of_either_form_answers_as_its_program(name, tmp_pat
     assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("form", ["own", "shared", "both"])
+def test_biases_of_attention_are_read_whether_each_block_has_its_own_or_all_share_them(form, told, tmp_path):
+    tensors = weights_of("bs_roformer", attention_bias=True)
+    shared = {"shared_qkv_bias": np.arange(24, dtype=np.float32), "shared_out_bias": np.arange(6, dtype=np.float32)}
+    if form != "own":
+        of = lambda name: shared["shared_qkv_bias" if "to_qkv" in name else "shared_out_bias"]
+        tensors = {k: of(k) if k.endswith(("to_qkv.bias", "to_out.0.bias")) else v for k, v in tensors.items()}
+    stored = {k: v for k, v in tensors.items() if form != "shared" or not k.endswith(("to_qkv.bias", "to_out.0.bias"))}
+    save_file(stored | (shared if form != "own" else {}), tmp_path / "w.safetensors")
+    config = told("bs_roformer", use_shared_bias=form != "own")
+    model, found = imported(tmp_path / "w.safetensors", tmp_path / "m", "--config", config)
+    assert_same(found, tensors)
+    assert model.config["model"]["attention_bias"]
+
+
 def test_the_numbers_of_the_pypi_package_are_understood_and_it_keeps_the_lowest_bin(told, tmp_path):
     tensors = weights_of("mel_band_roformer")
     save_file(renumber(tensors, 1), tmp_path / "w.safetensors")
@@ -200,6 +215,7 @@ FOREIGN = {
     "layers.0.0.forward_blocks.0.mixer.A_log": "Mamba2",
     "layers.0.0.layers.0.0.branch.to_qkv.weight": "hyper-connections",
     "layers.0.0.layers.0.0.wsa.sink": "windowed sink attention",
+    "layers.1.0.layers.0.0.to_value_residual_mix.weight": "value residuals",
     "net.0.band_net.input_norm.weight": "Apollo",
     "encoder.0.SDlayer.convs.0.weight": "SCNet",
     "encoder_blocks.0.tfc_tdf.blocks.0.tfc1.2.weight": "MDX23C",

@@ -44,6 +44,7 @@ class MaskRoformer(nn.Module):
     `pass_mixture` starts the adapter of the spectrum as a relay of so many times the mixture's, instead of zero (as published):
     the masks of a refiner then meet the mixture from the first step on, not only what the separator left of it. `mask_scale`
     multiplies what a refiner's masks give (1 as published), so that they keep their size where `pass_mixture` is large.
+    `attention_bias` gives the projections of attention biases, as a few public weights have them.
     """
 
     dim: int = 384
@@ -63,6 +64,7 @@ class MaskRoformer(nn.Module):
     mask_estimator_depth: int = 2
     mlp_expansion_factor: int = 4
     skip_connection: bool = False
+    attention_bias: bool = False
     attn_dropout: float = 0.0
     ff_dropout: float = 0.0
     stft_adapter_hidden: int = 128
@@ -141,6 +143,9 @@ class MaskRoformer(nn.Module):
                 else:
                     attention |= linear_params("to_gates", leading, self.dim, self.heads)
                     attention["freqs"] = jnp.tile(jnp.asarray(frequencies, jnp.float32), (self.depth, 1))
+                    if self.attention_bias:
+                        attention["to_qkv_bias"] = jnp.zeros((*leading, 3 * width))
+                        attention["to_out_bias"] = jnp.zeros((*leading, self.dim))
                 feed = {"norm": jnp.ones((*leading, self.dim))}
                 feed |= linear_params("to_hidden", leading, self.dim, 4 * self.dim)
                 feed |= linear_params("to_out", leading, 4 * self.dim, self.dim)

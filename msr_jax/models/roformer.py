@@ -135,12 +135,17 @@ def attention(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, key: A
     sorted_halves = weight[:, :2].swapaxes(-1, -2).reshape(dim, -1)
     qk = product(u, sorted_halves, sizes.dtype).reshape(-1, length, 2, heads, features)
     v = product(u, p["to_qkv"][:, 2 * heads * features :], sizes.dtype).reshape(-1, length, heads, features)
+    if "to_qkv_bias" in p:
+        bias = p["to_qkv_bias"].reshape(3, heads, features)
+        halves = bias[:2].reshape(2, heads, features // 2, 2).swapaxes(-1, -2)
+        qk, v = qk + halves.reshape(2, heads, features), v + bias[2]
     angles = np.arange(length, dtype=np.float32)[:, None] * lax.stop_gradient(p["freqs"])
     q, k = (rotate(qk[:, :, i], angles).astype(sizes.dtype) for i in (0, 1))
     mixed = attend(q, k, v.astype(sizes.dtype), sizes.attn_dropout, key_weights)
     gates = jax.nn.sigmoid(product(u, p["to_gates"], sizes.dtype) + p["to_gates_bias"])
     mixed = mixed * gates.reshape(-1, length, heads, 1)
     out = product(mixed.reshape(batch, sequences, length, heads * features), p["to_out"], sizes.dtype)
+    out = out + p["to_out_bias"] if "to_out_bias" in p else out
     return dropout(out, sizes.attn_dropout, key_out)
 
 

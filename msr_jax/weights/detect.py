@@ -43,6 +43,7 @@ FOREIGN = (
         ("wsa", "use_wsa", "num_sinks"),
     ),
     Foreign("a RoFormer with hyper-connections", r"\.branch\.|\bhyper_conn", ("num_residual_streams",)),
+    Foreign("a RoFormer with value residuals", r"\.to_value_residual_mix\.", ("use_value_residual_learning",)),
     Foreign("an Apollo (restoration of coded audio)", r"\bnet\.\d+\.(band_net|seq_net)\."),
     Foreign("an SCNet", r"\b(SDlayer|separation_net)\."),
     Foreign("an MDX23C (TFC-TDF network)", r"\btfc_tdf\.|\bbottleneck_block\.blocks\.", ("num_subbands", "num_scales")),

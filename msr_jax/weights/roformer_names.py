@@ -23,6 +23,7 @@ ATTENTION = {
     "to_gates_bias": "to_gates.bias",
     "to_out": "to_out.0.weight",
 }
+ATTENTION_BIAS = {"to_qkv_bias": "to_qkv.bias", "to_out_bias": "to_out.0.bias"}
 LINEAR_ATTENTION = {
     "norm": "norm.gamma",
     "temperature": "temperature",
@@ -69,7 +70,8 @@ def places(net: MaskRoformer) -> Iterator[Place]:
     for i in range(net.depth):
         for a, axis in enumerate(present):
             for j in range(getattr(net, f"{axis}_transformer_depth")):
-                attention = LINEAR_ATTENTION if axis == "linear" else ATTENTION
+                biased = {**ATTENTION, **(ATTENTION_BIAS if net.attention_bias else {})}
+                attention = LINEAR_ATTENTION if axis == "linear" else biased
                 for n, (block, names) in enumerate((("attention", attention), ("feed_forward", FEED_FORWARD))):
                     for ours, theirs in {**names, **film}.items():
                         path: tuple[str, ...] = ("layers", f"{axis}_{j}", block, ours)

@@ -1,5 +1,6 @@
 """BS- and Mel-Band RoFormers in checkpoints: their sizes, from tensors and from the configs beside them, and their weights."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from msr_jax.weights.yaml_config import find_section, read_recipe, told_sizes
 FAMILIES = {"bsrf": "bs_roformer", "melrf": "mel_band_roformer"}
 # Of mel bands, (Hz, n_fft) that are in use, for weights without a YAML.
 LAYOUTS = ((44_100, 2048), (44_100, 4096), (48_000, 2048), (48_000, 4096), (32_000, 2048), (24_000, 2048))
+SHARED_BIAS = r"shared_(qkv|out)_bias|linear_\d+_bias_\d+"
 DAMAGED = "the file is damaged, or of a variant that this package does not have"
 
 
@@ -74,6 +76,7 @@ def sizes_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "freq_transformer_depth": _count(shapes, f"layers.0.{time + 1}.layers."),
         "heads": heads,
         "dim_head": shapes[f"{block}.to_qkv.weight"][0] // (3 * heads),
+        "attention_bias": f"{block}.to_qkv.bias" in shapes,
         "mask_estimator_depth": linears if "final_norm.gamma" in shapes else linears - 1,
         **({"mlp_expansion_factor": shapes[f"{mlp}0.weight"][0] // dim} if linears > 1 else {}),
         **({"stft_adapter_hidden": hidden[0]} if hidden else {}),
@@ -146,6 +149,18 @@ def _networks(
         yield network, own
 
 
+def _spread(tensors: dict[str, Any]) -> dict[str, Any]:
+    """With biases that all blocks of attention share, and that stand at the top of the file, in each block instead."""
+    shared = {name: tensor for name, tensor in tensors.items() if re.fullmatch(SHARED_BIAS, name)}
+    own = {name: tensor for name, tensor in tensors.items() if name not in shared}
+    for weight in [name for name in tensors if shared and name.endswith((".to_qkv.weight", ".to_out.0.weight"))]:
+        bias = f"{weight.removesuffix('weight')}bias"
+        found = [tensor for tensor in shared.values() if tensor.shape == (tensors[weight].shape[0],)]
+        if bias not in own and found:
+            own[bias] = found[0]
+    return own
+
+
 def _completed(tensors: dict[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
     """With what a file may leave out: rotary tables, which follow from the width of a head."""
     table = 10000.0 ** (-np.arange(0, sizes["dim_head"], 2) / sizes["dim_head"])
@@ -181,7 +196,7 @@ def read_roformer(
     }
     inferred: dict[str, Any] = {}
     for network, tensors in networks.items():
-        own = renumber(tensors, -1) if is_pypi else tensors
+        own = _spread(renumber(tensors, -1) if is_pypi else tensors)
         shapes = {k: t.shape for k, t in own.items()}
         try:
             inferred = {**sizes_from_shapes(shapes), **inferred}
