@@ -206,6 +206,7 @@ def bsrf_base() -> ConfigDict:
             "mask_estimator_depth": 2,
             "mlp_expansion_factor": 2,
             "skip_connection": False,
+            "attention_bias": False,
             "attn_dropout": 0.1,
             "ff_dropout": 0.1,
             "stft_adapter_hidden": 128,

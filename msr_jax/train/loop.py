@@ -25,6 +25,7 @@ from msr_jax.train.log import RunLog
 from msr_jax.train.same_data import changes, data_identity
 from msr_jax.train.sharding import gather, make_mesh
 from msr_jax.train.stage import (
+    BEFORE,
     BUILDS_ON,
     FREE,
     OF_TRAINING,
@@ -238,7 +239,7 @@ def _restore_or_start(
         _say(f"starting at step 0 {f'on {folder}' if folder else 'from scratch'}")
         return stage.start(), _SkipCount(limit)
     meta = checkpoints.meta()
-    then = dict(settings(meta["config"]))
+    then = {**BEFORE, **dict(settings(meta["config"]))}
     changed = [(k, then.get(k), v) for k, v in settings(config) if then.get(k) != v]
     for name, old, new in changed:
         if name.split(".")[0] in ("method", "seed", *SHARED) and name not in FREE:

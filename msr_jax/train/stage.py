@@ -30,6 +30,8 @@ BUILDS_ON = {
 SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
 FREE = ("model.remat", "model.zero_init_output", "model.pass_mixture", "model.attn_dropout", "model.ff_dropout")
 OF_REFINER = ("model.mask_scale",)  # a separator's may differ too
+# What a folder or a run has that is older than these settings.
+BEFORE = {"model.mask_scale": 1.0, "model.attention_bias": False, "model.lora_rank": 0}
 OF_TRAINING = ("model.lora_rank",)  # no part of a network: its adapters are merged when it is written
 # Folded into the seed's key, where a step's number is otherwise.
 INIT_KEY, VALIDATION_KEY = 2**31 - 1, 2**31 - 2
@@ -167,7 +169,7 @@ def _load(config: Mapping[str, Any], folder: str, needed: tuple[str, ...], kind:
     if lacking:
         raise UserError(f"{folder} holds no {lacking[0]} network; name the folder of a trained {kind} model")
     free = FREE if "diffusion" in needed else FREE + OF_REFINER
-    theirs = {"model.mask_scale": 1.0, **dict(settings({field: model.config[field] for field in SHARED}))}
+    theirs = {**BEFORE, **dict(settings({field: model.config[field] for field in SHARED}))}
     for name, value in settings({field: config[field] for field in SHARED}):
         if name not in (*free, *OF_TRAINING) and theirs.get(name) != value:
             raise UserError(f"config.{name} is {value}, but {theirs.get(name)} in {folder}; both must have the same")
