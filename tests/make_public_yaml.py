@@ -19,7 +19,14 @@ import numpy as np
 
 SMALL = {"dim": 4, "depth": 2, "heads": 2, "dim_head": 4}
 # Fields that change nothing in inference, or are at their default wherever they stand.
-UNSEEN = ("attn_dropout", "ff_dropout", "flash_attn", "use_torch_checkpoint", "sage_attention", "match_input_audio_length")
+UNSEEN = (
+    "attn_dropout",
+    "ff_dropout",
+    "flash_attn",
+    "use_torch_checkpoint",
+    "sage_attention",
+    "match_input_audio_length",
+)
 
 
 def small(section):
