@@ -73,7 +73,7 @@ FIELDS = (
     Field("sample_rate", "int", "≥ 1", "Hz"),
     Field("channels", "int", "≥ 1", "of mixture and stems"),
     Field("segment", "int", "≥ 1", "samples per network call in separation"),
-    Field("compute_dtype", "text", "bfloat16 | float32", "of matrix products and activations; parameters, norms, losses and samplers are float32. A CPU without AMX computes in float32 either way: there bfloat16 is slower"),
+    Field("compute_dtype", "text", "bfloat16 | float32", "of matrix products and activations; parameters, norms, losses and samplers are float32. A CPU on which products in bfloat16 are no faster computes in float32 either way"),
     Field("input_level", "float", "≥ 0", "0: waveforms go in as they are (released); else each mixture is scaled to this RMS and results are scaled back"),
     Field("loss", "text", "", "`mse`, `l1_multires_stft` (the BS-RoFormer track's), `log_mse` (level of the error in dB: quiet stems count more nearly as much as loud ones; use with `input_level`), or one of your own"),
     Field("loss_hop", "int", "≥ 1", "samples between the spectra of `l1_multires_stft`"),

@@ -1,6 +1,7 @@
 """What commands share: settings of the process, which the import of the library never changes, whole files, and the end."""
 
 import ctypes
+import hashlib
 import logging
 import os
 import platform
@@ -250,25 +251,23 @@ def keep_compiled_programs() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    import hashlib
     from importlib.metadata import version
 
-    processor = hashlib.sha256(_processor().encode()).hexdigest()[:8]
-    folder = home() / "compiled" / f"jaxlib-{version('jaxlib')}-{processor}"
+    folder = home() / "compiled" / f"jaxlib-{version('jaxlib')}-{processor()}"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
-def _processor() -> str:
-    """What tells one kind of processor from another: Linux lists its features."""
-    with suppress(OSError):
+def processor() -> str:
+    """Eight characters that tell one kind of processor from another; Linux lists their features."""
+    try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         told = {line.partition(":")[0].strip(): line for line in lines}  # of one core
-        return "".join(told.get(name, "") for name in ("model name", "flags", "Features"))
-    import platform
-
-    return f"{platform.machine()} {platform.processor()}"
+        kind = "".join(told.get(name, "") for name in ("model name", "flags", "Features"))
+    except OSError:
+        kind = f"{platform.machine()} {platform.processor()}"
+    return hashlib.sha256(kind.encode()).hexdigest()[:8]
 
 
 def machine() -> str:

@@ -2,17 +2,21 @@
 
 import json
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import msr_jax
 from msr_jax.cli import main
 from msr_jax.config import bsrf_base, unet_base
+from msr_jax.configs import melrf_consistency_small, melrf_det_small, melrf_diffusion_small
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.models.mel_band_roformer import MelBandRoformer, mel_bands
 from msr_jax.parity.separators import params_of
+from msr_jax.train.loop import train
 from msr_jax.weights.export_cli import pypi_tensors
 from msr_jax.weights.model_folder import Model, load_model, parameter_shapes, save_model
 from msr_jax.weights.roformer_names import (
@@ -24,6 +28,7 @@ from msr_jax.weights.roformer_names import (
     unstack_tensors,
 )
 from tests.parity.fixtures import parity_folders
+from tests.test_backbones import SEGMENT, Songs
 
 TINY = {
     "name": "mel_band_roformer",
@@ -188,3 +193,40 @@ def test_the_pypi_package_loads_an_export_strictly_and_answers_alike(change, tmp
     stems, _ = make_backbone(stored.config["model"]).separate(stored.weights["deterministic"], x.swapaxes(1, 2))
     found = np.asarray(stems).swapaxes(-1, -2).reshape(expected.shape)
     assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+def test_a_refinement_is_trained_on_it_stage_by_stage_goes_on_after_a_stop_and_separates(tmp_path, capsys):
+    recipes = {
+        "deterministic": melrf_det_small,
+        "diffusion": melrf_diffusion_small,
+        "consistency": melrf_consistency_small,
+    }
+    before = {"diffusion": "deterministic", "consistency": "diffusion"}
+    data = grain.MapDataset.range(1000).map(Songs())
+    steps = {"steps_per_dispatch": 10, "log_every": 10, "validate_every": 100, "checkpoint_every": 100}
+    plain = {k: 0.0 if isinstance(v, float) else v for k, v in unet_base().data.augment.items()}
+    for method, recipe in recipes.items():
+        config = recipe.get_config()
+        config.model.update({k: v for k, v in TINY.items() if k != "num_stems"})
+        config.model.update({"num_bands": 3, "remat": False})
+        config.data.augment.update(plain)
+        config.segment = config.data.crop = SEGMENT
+        config.data.batch = 2
+        config.consistency.num_levels = 3
+        config.optim.update({"name": "adam", "lr": 0.02, "schedule": "constant", "warmup_steps": 0})
+        config.train.update({**steps, "steps": 40 if method == "deterministic" else 10})
+        if method in before:
+            config.init_from[before[method]] = str(tmp_path / before[method])
+        train(config.to_dict(), tmp_path / method, data)
+    capsys.readouterr()
+    again = {**config.to_dict(), "train": {**config.train.to_dict(), "steps": 20}}
+    assert int(train(again, tmp_path / "consistency", data).step) == 20
+    assert "resumed from step 10" in capsys.readouterr().out
+    logged = [json.loads(line) for line in (tmp_path / "deterministic" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in logged if "loss" in line]
+    assert losses[-1] < losses[0] - 0.5  # dB
+    mixture = 0.3 * np.random.default_rng(0).standard_normal((1500, 2)).astype(np.float32)
+    separator = msr_jax.load(tmp_path / "consistency", refine="consistency")
+    stems = separator.separate(mixture, 44_100)
+    assert list(stems) == list(config.stems)
+    assert all(s.shape == mixture.shape and np.isfinite(s).all() and s.any() for s in stems.values())

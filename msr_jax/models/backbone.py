@@ -1,8 +1,6 @@
 """The backbones by name. A new one is one module beside `unet1d` and one line in `BACKBONES`."""
 
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,25 +10,16 @@ from msr_jax.errors import UserError
 from msr_jax.models.bs_roformer import make_bs_roformer
 from msr_jax.models.interface import Backbone
 from msr_jax.models.mel_band_roformer import make_mel_band_roformer
-from msr_jax.models.platform import platform
+from msr_jax.models.platform import bfloat16_is_faster, platform
 from msr_jax.models.unet1d import make_unet1d
 
 # name: function(sizes, dtype) -> Backbone
 BACKBONES = {"unet1d": make_unet1d, "bs_roformer": make_bs_roformer, "mel_band_roformer": make_mel_band_roformer}
 
 
-@cache
-def cpu_has(*features: str) -> bool:
-    """Whether Linux names any of these features of the processor; False where there is no such list."""
-    try:
-        return not set(features).isdisjoint(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-
-
 def has_bfloat16_units() -> bool:
-    """Whether the device multiplies bfloat16 faster than float32: GPUs, TPUs, and those CPUs that have AMX."""
-    return platform() != "cpu" or cpu_has("amx_bf16")
+    """Whether the device multiplies bfloat16 faster than float32: GPUs, TPUs, and those CPUs where a measurement says so."""
+    return platform() != "cpu" or bfloat16_is_faster()
 
 
 def compute_dtype(dtype: str) -> jnp.dtype:

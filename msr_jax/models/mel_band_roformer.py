@@ -103,14 +103,15 @@ class MelBandRoformer(MaskRoformer):
     def _to_bins(self, bands: Array) -> Array:
         step, count = 2 * self.channels, self.stft_n_fft // 2 + 1
         parts = lax.split(bands, [step * width for width in self.band_widths], axis=bands.ndim - 1)
-        total, holders = 0.0, np.zeros(count, np.float32)
+        total: Any = 0.0
+        holders = np.zeros(count, np.float32)
         for parity in range(min(2, self.num_bands)):
             own = self.bands[parity::2]
             start, end = own[0][0], sum(own[-1])
             around = [(0, 0)] * (bands.ndim - 1) + [(step * start, step * (count - end))]
             total = total + jnp.pad(jnp.concatenate(parts[parity::2], axis=-1), around)
             holders[start:end] += 1
-        return total * np.repeat(1 / holders, step)
+        return total * jnp.asarray(np.repeat(1 / holders, step))
 
 
 def make_mel_band_roformer(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
