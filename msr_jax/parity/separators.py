@@ -82,10 +82,13 @@ def check_gradients(
 ) -> Iterator[Check]:
     """The training loss on a fixture's target, over the first `length` samples, and the gradient of every parameter."""
     as_channels = lambda x: jnp.moveaxis(x, 1, 2).reshape(len(x), x.shape[2], -1)
+    mixture, target = arrays["in/mixture"], arrays["in/target"]
+    mixture = last(mixture.reshape(len(mixture), net.channels, -1))
+    target = last(target.reshape(len(target), net.num_stems, net.channels, -1))
 
     def loss(params: Any) -> tuple[jax.Array, tuple]:
-        stems, _ = net.apply({"params": params}, last(arrays["in/mixture"]), method="separate")
-        difference = as_channels(stems - last(arrays["in/target"]))[:, :length]
+        stems, _ = net.apply({"params": params}, mixture, method="separate")
+        difference = as_channels(stems - target)[:, :length]
         l1 = jnp.abs(difference).mean()
         spectral = multires_stft(
             difference,
