@@ -10,6 +10,7 @@ from msr_jax.data.augment import seven_band_eq, tanh_distortion
 from msr_jax.data.augment_step import (
     EQ_CENTRES,
     _draw_bands,
+    _transform_length,
     add_noise,
     distort,
     equalise,
@@ -68,6 +69,15 @@ def test_the_equaliser_is_the_released_one():
         for s in range(4):
             expected = seven_band_eq(x[b, s], np.asarray(bands[b, s], np.float64), RATE)
             assert np.abs(got[b, s] - expected).max() < 2e-6
+
+
+def test_transforms_have_a_large_power_of_two_in_their_length_and_are_hardly_longer():
+    lengths = [_transform_length(n) for n in (1, 33, 1000, 154_350, 507_150)]
+    assert lengths == [1, 35, 1008, 163_840, 516_096]
+    for least in range(2000, 90_000, 97):
+        length = _transform_length(least)
+        power = length & -length
+        assert least <= length < 1.12 * least and length // power <= 63
 
 
 def test_bands_are_drawn_from_the_released_ranges():

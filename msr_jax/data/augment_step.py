@@ -119,17 +119,15 @@ def _biquads(bands: Array, sample_rate: float) -> tuple[Array, Array]:
     return choose(shelf_b, peak_b), choose(shelf_a, peak_a)
 
 
-def _smooth_length(least: int) -> int:
-    """The first length of at least `least` that has no prime factor above 7: FFTs of such lengths are quick."""
-    length = least
-    while True:
-        rest = length
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return length
-        length += 1
+def _transform_length(least: int) -> int:
+    """The first length of at least `least` that is 2^k times a number of at most 64 without prime factors above 7.
+
+    FFTs of such lengths are quick everywhere. On a TPU the power of two decides: of 485,100 samples, smooth as they are, eight
+    transforms ask for terabytes.
+    """
+    block = 1 << max(0, (least - 1).bit_length() - 6)
+    smooth = (n for n in range(-(-least // block), 65) if 2**6 * 3**3 * 5**2 * 7**2 % n == 0)
+    return block * next(smooth)
 
 
 def equalise(x: Array, bands: Array, sample_rate: float) -> Array:
@@ -142,7 +140,7 @@ def equalise(x: Array, bands: Array, sample_rate: float) -> Array:
       bands: (b, s, 7, 3): centre in Hz, gain in dB and Q.
     """
     time = x.shape[2]
-    length = _smooth_length(time + int(SETTLE_SECONDS * sample_rate))
+    length = _transform_length(time + int(SETTLE_SECONDS * sample_rate))
     held = jnp.concatenate([jnp.repeat(x[:, :, :1], length - time, 2), x], 2)
     omega = 2 * np.pi * np.arange(length // 2 + 1) / length
     versine, sine = (jnp.asarray(f, jnp.float32) for f in (2 * np.square(np.sin(omega / 2)), np.sin(omega)))
