@@ -4,7 +4,7 @@
 # OUT/table.json and OUT/table.md; started again it goes on where it stopped, and compiles anew what has changed. Hours on two
 # cores, minutes for one program. Exit code 1 if a program that launch/compile_table.json has as fitting does not compile or
 # fit, or takes over 1.05 times its work space. The compilers (4.8 GB) are installed in an environment of its own.
-export MSR_VENV=${MSR_VENV:-$(cd "$(dirname "$0")/.." && pwd)/.venv-compile}
+MSR_VENV=${MSR_VENV:-$(cd "$(dirname "$0")/.." && pwd)/.venv-compile}
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 python -c 'import libtpu, jax_plugins.xla_cuda13' 2>/dev/null ||
