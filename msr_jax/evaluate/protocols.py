@@ -163,7 +163,7 @@ def score_segments(
     segments = [
         score_segment(e, r, sample_rate, backend) for e, r in zip(*map(pieces, (estimates, references)), strict=True)
     ]
-    scores = _window_lists([s.windows for s in segments], stems)
+    scores: dict[str, Any] = _window_lists([s.windows for s in segments], stems)
     frames = [s.bss for s in segments if s.bss is not None]
     for metric in FRAME_METRICS:
         scores[metric] = {s: [v for bss in frames for v in _kept(getattr(bss, metric)[j])] for j, s in enumerate(stems)}
