@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -90,11 +90,14 @@ def clear(path: Path) -> None:
     PASSING.discard(path)
 
 
-def clear_left_over(folder: Path) -> None:
-    """Remove from a folder what `passing` named in processes that were killed; those of this machine are known."""
+def clear_left_over(folder: Path, names: Collection[str] | None = None) -> None:
+    """Remove from a folder what `passing` named, for these names or for all, in processes that were killed.
+
+    Only processes of this machine are known: where others may write to the folder too, give the names that are this one's.
+    """
     for path in folder.glob(".*.tmp"):
-        number = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
-        if number and not _is_running(int(number[1])):
+        found = re.fullmatch(r"\.(.+)\.(\d+)\.tmp", path.name)
+        if found and (names is None or found[1] in names) and not _is_running(int(found[2])):
             clear(path)
 
 

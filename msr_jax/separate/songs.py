@@ -90,11 +90,12 @@ def separate_file(
     folder = task.folder
     new_folders = [place for place in folder.parents if not place.exists()]  # innermost first
     PASSING.update(new_folders)
-    for place in (folder.parent, folder):
-        clear_left_over(place)
+    unscaled_name = f"{folder.name}.unscaled"
+    clear_left_over(folder.parent, (folder.name, unscaled_name))
+    clear_left_over(folder)
     # A new folder gets its name when all is in it.
     beside = folder if folder.exists() else passing(folder)
-    unscaled = passing(folder.with_name(f"{folder.name}.unscaled"))
+    unscaled = passing(folder.with_name(unscaled_name))
     chosen = list(separator.stems if stems is None else stems)
     paths = stem_paths(beside, chosen, output.suffix)
     found = read_tags(task.song) if output.with_tags else None
