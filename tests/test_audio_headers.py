@@ -224,7 +224,18 @@ def test_speakers_are_read_from_an_extensible_header(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [b"RIFF", b"RIFF\0\0\0\0WAVE", b"FORM\0\0\0\0ILBM", b"caff", b".snd\0\0\0", b"", b"ID3", RIFF64]
+    "data",
+    [
+        b"RIFF",
+        b"RIFF\0\0\0\0WAVE",
+        b"FORM\0\0\0\0ILBM",
+        b"caff",
+        b".snd\0\0\0",
+        b"",
+        b"ID3",
+        RIFF64,
+        wav(b"", form=extensible())[:40],
+    ],
 )
 def test_a_header_that_ends_early_has_no_place_for_samples(tmp_path, data):
     with open(written(tmp_path, data), "rb") as file:

@@ -144,6 +144,13 @@ def test_a_media_file_that_was_cut_short_is_refused(tmp_path, name):
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_caf_whose_chunks_point_behind_any_end_is_a_sentence(tmp_path):
+    chunk = b"desc\x7f" + bytes.fromhex("ffffffffffffff") + b"free\x7f" + bytes.fromhex("fffffffffffff0")
+    (tmp_path / "a.caf").write_bytes(b"caff\0\1\0\0" + chunk + bytes(100))
+    with pytest.raises(UserError, match=r"damaged or cut off|cannot be read"):
+        audio_info(tmp_path / "a.caf")
+
+
 def test_without_a_decoder_it_is_said_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(media, "find_spec", lambda name: None)
     monkeypatch.setattr(media.shutil, "which", lambda name: None)

@@ -158,7 +158,7 @@ def find_samples(file: BinaryIO) -> Samples | None:
             file.seek(at)
             fmt = file.read(40)
             order = form.size[0]
-            if struct.unpack(f"{order}H", fmt[:2])[0] == 0xFFFE:
+            if len(fmt) == 40 and struct.unpack(f"{order}H", fmt[:2])[0] == 0xFFFE:
                 mask = struct.unpack(f"{order}I", fmt[20:24])[0]
         elif name == form.data:
             break

@@ -113,7 +113,7 @@ def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, It
     with open(path, "rb") as file:
         try:
             container = av.open(file, "r", format=kind, metadata_errors="replace")
-        except (av.FFmpegError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError) as error:
             raise told(error) from error
         with closing(container):
             if len(container.streams.audio) <= stream:
@@ -124,7 +124,7 @@ def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, It
                 try:
                     for frame in chain(container.decode(source), [None]):
                         yield from resampler.resample(frame)
-                except (av.FFmpegError, ValueError) as error:
+                except (av.FFmpegError, OSError, ValueError) as error:
                     raise told(error) from error
 
             frames = decode()
