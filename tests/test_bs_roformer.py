@@ -7,7 +7,9 @@ import pytest
 
 from msr_jax.config import bsrf_base
 from msr_jax.errors import UserError
+from msr_jax.models import adapters, roformer
 from msr_jax.models.backbone import cast_params, make_backbone
+from msr_jax.models.platform import traced_for
 from msr_jax.models.roformer import attend, map_chunks
 from tests.test_backbones import TINY_BSRF, random_weights
 
@@ -120,6 +122,41 @@ def test_dropout_needs_a_key_and_recomputation_changes_no_gradient(weights):
     loss = lambda b: jax.jit(jax.grad(lambda p: jnp.square(b.separate(p, x, None, key)[0]).sum()))
     for a, b in zip(*(jax.tree.leaves(loss(b)(params)) for b in (dropping, remat)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(a).max()))
+
+
+def test_dropout_and_results_do_not_depend_on_how_many_sequences_go_together(weights, monkeypatch):
+    dropping = {**SIZES, "attn_dropout": 0.2, "ff_dropout": 0.2}
+    run = lambda: make_backbone(dropping).separate(weights["deterministic"], mixture(), None, jax.random.key(3))[0]
+    together = run()
+    monkeypatch.setitem(roformer.CHUNK_TOKENS, "cpu", 1)
+    np.testing.assert_allclose(run(), together, atol=1e-5 * np.abs(together).max())
+
+
+def test_adapters_that_run_with_their_layer_give_the_same_output_and_gradients(weights):
+    backbone = make_backbone({**SIZES, "remat": True})
+    features = backbone.separate(weights["deterministic"], mixture())[1]
+    label, tau = jnp.eye(4)[:1], jnp.full((2,), -0.5)
+
+    def gradient(condition):
+        loss = lambda p: jnp.square(backbone.refine(p, mixture(), label, tau, condition(p, features))).sum()
+        return jax.jit(jax.value_and_grad(loss))(weights["diffusion"])
+
+    for a, b in zip(*(jax.tree.leaves(gradient(c)) for c in (backbone.condition, backbone.defer)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1e-3, np.abs(a).max()))
+
+
+def test_the_spectrum_s_adapter_gives_the_same_over_some_frames_at_a_time(backbone, weights, monkeypatch):
+    spectrum = jax.random.normal(jax.random.key(1), (2, 23, 33, 2, 2))
+    run = lambda: adapters._adapt_stft(weights["diffusion"]["adapters"]["stft"], spectrum, jnp.float32, True)
+    whole = run()
+    monkeypatch.setattr(adapters, "FRAMES", 5)
+    np.testing.assert_allclose(run(), whole, atol=1e-5)
+
+
+def test_accelerators_compute_the_same_in_their_own_form(weights, separate):
+    with traced_for("tpu"):
+        stems = make_backbone({**SIZES, "remat": True}).separate(weights["deterministic"], mixture())[0]
+    np.testing.assert_allclose(stems, separate(mixture()), atol=1e-5)
 
 
 def test_bfloat16_is_close_to_float32(weights, separate, bfloat16_units):

@@ -7,6 +7,7 @@ import pytest
 
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import cast_params, make_backbone
+from msr_jax.models.platform import traced_for
 from msr_jax.models.unet1d import patch, unpatch
 from tests.conftest import TINY_SIZES
 
@@ -88,6 +89,20 @@ def test_recomputation_changes_neither_names_nor_gradients(tiny_backbone):
     assert "remat" in str(jax.make_jaxpr(jax.grad(loss(remat)))(params))
     for a, b in zip(*(jax.tree.leaves(jax.grad(loss(n))(params)) for n in (tiny_backbone, remat)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_accelerators_keep_less_for_the_gradient_and_compute_the_same(tiny_backbone):
+    params = tiny_backbone.init(jax.random.key(0), False)
+    x, label = inputs(tiny_backbone)
+
+    def gradient(backbone):
+        return jax.jit(jax.value_and_grad(lambda p: jnp.square(backbone.separate(p, x, label)[0]).sum()))(params)
+
+    expected = gradient(tiny_backbone)
+    with traced_for("tpu"):
+        found = gradient(make_backbone({"name": "unet1d", **TINY_SIZES}))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(b).max()))
 
 
 def test_a_zero_initialised_output_is_silence():

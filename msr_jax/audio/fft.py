@@ -24,16 +24,17 @@ def transforms_by_products() -> Iterator[None]:
         _BY_PRODUCTS.reset(token)
 
 
-def per_example(transform: Callable[[Array], Array], x: Array) -> Array:
-    """transform(x) for x (batch, …), where examples do not meet: each device of the mesh in use transforms its own.
+def per_example(transform: Callable[..., Array], *x: Array, is_kernel: bool = False) -> Array:
+    """transform(*x) for x (batch, …), where examples do not meet: each device of the mesh in use transforms its own.
 
-    Left to itself the compiler gathers all examples on every device for an FFT.
+    Left to itself the compiler gathers all examples on every device for an FFT. `is_kernel`: it holds a kernel, of which JAX does
+    not know over which axes its results vary.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or len(x) % mesh.size:
-        return transform(x)
+    if mesh.empty or mesh.size == 1 or len(x[0]) % mesh.size:
+        return transform(*x)
     batch = PartitionSpec(mesh.axis_names)
-    return jax.shard_map(transform, in_specs=batch, out_specs=batch)(x)
+    return jax.shard_map(transform, in_specs=batch, out_specs=batch, check_vma=not is_kernel)(*x)
 
 
 def rfft(frames: Array) -> Array:

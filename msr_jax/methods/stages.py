@@ -70,9 +70,12 @@ def _estimate(
     return _pick(estimate, label), features
 
 
-def _conditioned(backbone: Backbone, params: Params, label: Array, features: Any) -> Callable[[Array | None], Network]:
+def _conditioned(
+    backbone: Backbone, params: Params, label: Array, features: Any, in_training: bool = False
+) -> Callable[[Array | None], Network]:
     """Key of dropout, or None -> network; all of them share what does not depend on noise level and stem."""
-    conditioning, rows = backbone.condition(params, features), label.reshape(-1, label.shape[2])
+    condition = backbone.defer if in_training and backbone.defer else backbone.condition
+    conditioning, rows = condition(params, features), label.reshape(-1, label.shape[2])
     return lambda key: lambda x, tau: backbone.refine(params, x, rows, tau, conditioning, key)
 
 
@@ -134,7 +137,7 @@ def _second_deterministic(config: Mapping[str, Any], backbone: Backbone):
 
     def loss_fn(params, frozen, mixture, stems, label, key):
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
-        network, target = _conditioned(backbone, params, label, features)(key), _pick(stems, label)
+        network, target = _conditioned(backbone, params, label, features, True)(key), _pick(stems, label)
         refined = one_pass(network, estimate)
         return distance(refined, target).mean(), {"gain_db": gain_db(estimate, refined, target)}
 
@@ -151,7 +154,7 @@ def _diffusion(config: Mapping[str, Any], backbone: Backbone):
         sigma = lognormal_sigma(jax.random.normal(key_sigma, target.shape[:1]), c["p_mean"], c["p_std"])
         start = _start(key_mix, target, estimate, c["estimate_probability"])
         noise = jax.random.normal(key_noise, target.shape)
-        network = _conditioned(backbone, params, label, features)(jax.random.fold_in(key, DROPOUT))
+        network = _conditioned(backbone, params, label, features, True)(jax.random.fold_in(key, DROPOUT))
         loss, found = denoising_loss(
             network, target, start, sigma, noise,
             sigma_data=c["sigma_data"], clip=c["clip"], weighted=c["loss_weight"] == "edm", distance=distance,
@@ -178,9 +181,8 @@ def _consistency(config: Mapping[str, Any], backbone: Backbone):
         target = _pick(stems, label)
         batch = len(target)
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
-        student, averaged, teacher = (
-            _conditioned(backbone, p, label, features) for p in (params, frozen["target"], frozen["teacher"])
-        )
+        student = _conditioned(backbone, params, label, features, True)
+        averaged, teacher = (_conditioned(backbone, frozen[name], label, features) for name in ("target", "teacher"))
         dropout_keys = jax.random.split(jax.random.fold_in(key, DROPOUT), 3)  # of all but the teacher, as released
         start = _start(key_mix, target, estimate, d["estimate_probability"])
         level, num_steps = draw_levels(key_level, batch, c["num_levels"], c["draw"])

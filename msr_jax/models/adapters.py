@@ -3,7 +3,8 @@
 Functions of a dict of parameters, as in `roformer`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from msr_jax.models.roformer import gelu
 
 Array = jax.Array
 Params = Mapping[str, Any]
+FRAMES = 128  # that the adapter of the spectrum runs over at a time
 
 
 def init_conditioning(key: Array, dim: int, stems: int) -> dict[str, Any]:
@@ -65,32 +67,51 @@ def init_adapters(dim: int, depth: int, channels: int, hidden: int) -> dict[str,
     }
 
 
-def adapt(p: Params, features: Mapping[str, Array], dtype: jnp.dtype) -> dict[str, Array]:
-    """Adapters on the separator's features: what is added in the refiner, for any noise level and stem. Same shapes."""
+def adapt(
+    p: Params, features: Mapping[str, Array], dtype: jnp.dtype, remat: bool = False, deferred: Collection[str] = ()
+) -> dict[str, Any]:
+    """Adapters on the separator's features: what is added in the refiner, for any noise level and stem. Same shapes.
 
-    def two(p: Params, x: Array) -> Array:
-        h = gelu(product(x, p["linear_0"], dtype) + p["linear_0_bias"])
-        return (product(h, p["linear_2"], dtype) + p["linear_2_bias"]).astype(dtype)
+    Of those named in `deferred`, (parameters, features) that `adapt_tokens` takes, layer by layer. `remat` computes what lies
+    inside again in the backward pass.
+    """
+    tokens: Callable = partial(adapt_tokens, dtype=dtype)
+    tokens = jax.checkpoint(tokens) if remat else tokens
 
-    stacked = lambda axis: lax.map(lambda a: two(*a), (p[axis], features[axis]))
+    def stacked(axis: str) -> Any:
+        both = (p[axis], features[axis])
+        return both if axis in deferred else lax.map(lambda a: tokens(*a), both)
+
     return {
-        "stft": _adapt_stft(p["stft"], features["stft"], dtype),
-        "band_split": two(p["band_split"], features["band_split"]),
+        "stft": _adapt_stft(p["stft"], features["stft"], dtype, remat),
+        "band_split": tokens(p["band_split"], features["band_split"]),
         "time": stacked("time"),
         "freq": stacked("freq"),
     }
 
 
-def _adapt_stft(p: Params, spectrum: Array, dtype: jnp.dtype) -> Array:
+def adapt_tokens(p: Params, x: Array, dtype: jnp.dtype) -> Array:
+    """Two linear layers with a GELU between, (…, dim) -> the same in `dtype`."""
+    h = gelu(product(x, p["linear_0"], dtype) + p["linear_0_bias"])
+    return (product(h, p["linear_2"], dtype) + p["linear_2_bias"]).astype(dtype)
+
+
+def _adapt_stft(p: Params, spectrum: Array, dtype: jnp.dtype, remat: bool) -> Array:
+    """Convolutions of 3 × 1 × 1 × 3 taps on (batch, frames, bins, channels, 2), zeros around: the same shape, float32.
+
+    Their hidden channels are the widest thing in the network, so they run over some frames at a time.
+    """
     batch, frames, bins = spectrum.shape[:3]
+    count = -(-frames // FRAMES)
+    size = -(-frames // count)
 
     def direct(x: Array, weight: Array) -> Array:
         dimensions = ("NHWC", "HWIO", "NHWC")  # height is time here
-        return lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=dimensions)
+        return lax.conv_general_dilated(x, weight, (1, 1), ((0, 0), (1, 1)), dimension_numbers=dimensions)
 
     def products(x: Array, weight: Array) -> Array:
-        wide = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        shifted = lambda i, j: wide[:, i : i + frames, j : j + bins]
+        wide, length = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0))), x.shape[1] - 2
+        shifted = lambda i, j: wide[:, i : i + length, j : j + bins]
         taps: Any = (product(shifted(i, j), weight[i, j], x.dtype) for i in range(3) for j in range(3))
         return sum(taps).astype(x.dtype)
 
@@ -101,10 +122,19 @@ def _adapt_stft(p: Params, spectrum: Array, dtype: jnp.dtype) -> Array:
         form = differentiated_as(direct, products) if platform() == "cpu" else direct
         return form(x.astype(dtype), weight).astype(jnp.float32) + p[f"{name}_bias"]
 
-    x = spectrum.reshape(batch, frames, bins, -1)
-    for name in ("conv_1", "conv_3", "conv_5"):
-        x = gelu(conv(x, name))
-    return conv(x, "conv_7").reshape(spectrum.shape)
+    def run(x: Array, start: Array | int) -> Array:
+        """Frames from `start` on, out of x that has two more on both sides."""
+        for name in ("conv_1", "conv_3", "conv_5"):
+            x = gelu(conv(x, name))
+        frame = start - 1 + np.arange(size + 2)[:, None, None]
+        return conv(jnp.where((frame >= 0) & (frame < frames), x, 0), "conv_7")
+
+    x = jnp.pad(spectrum.reshape(batch, frames, bins, -1), ((0, 0), (2, 2 + count * size - frames), (0, 0), (0, 0)))
+    if count == 1:
+        return run(x, 0).reshape(spectrum.shape)
+    part = lambda start: run(lax.dynamic_slice_in_dim(x, start, size + 4, 1), start)
+    y = lax.map(jax.checkpoint(part) if remat else part, jnp.arange(count) * size)
+    return jnp.moveaxis(y, 0, 1).reshape(batch, count * size, *spectrum.shape[2:])[:, :frames]
 
 
 def relay(adapter: Params, factor: float) -> dict[str, Array]:

@@ -80,5 +80,6 @@ def make_backbone(model: Mapping[str, Any], dtype: str = "float32") -> Backbone:
         raise UserError(f"there is no backbone '{name}'; known are {', '.join(BACKBONES)}")
     made = BACKBONES[name](sizes, compute_dtype(dtype))
     # Called on its own, each is one program instead of thousands; called inside a step, it is traced once per shape.
-    compiled: dict[str, Any] = {field: jax.jit(getattr(made, field)) for field in ("separate", "condition", "refine")}
+    fields = ("separate", "condition", "refine", *(("defer",) if made.defer else ()))
+    compiled: dict[str, Any] = {field: jax.jit(getattr(made, field)) for field in fields}
     return made._replace(init=jax.jit(made.init, static_argnums=(1, 2)), **compiled)

@@ -25,6 +25,9 @@ class Backbone(NamedTuple):
       conditioning is of batch/k mixtures, each for k examples one after another.
     length_multiple: samples that `time` must be a multiple of; min_length: the fewest samples.
     stems_together: whether one call of the deterministic network gives all stems.
+    defer(params, features) -> conditioning: `condition` for a network in training, where to compute some of it within `refine`
+      takes less memory; None where it does not.
+    exact: names in the tree of parameters that compute in float32, whatever the network computes in.
 
     `key` is of dropout, in training; None runs without.
     """
@@ -36,6 +39,8 @@ class Backbone(NamedTuple):
     length_multiple: int = 1
     min_length: int = 1
     stems_together: bool = False
+    defer: Callable[[Any, Any], Any] | None = None
+    exact: tuple[str, ...] = ()
 
     def check_length(self, samples: int) -> None:
         """Raises UserError unless a segment of so many samples goes through the network."""

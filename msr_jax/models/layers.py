@@ -13,34 +13,46 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from msr_jax.models.initial import uniform_fan
 from msr_jax.models.platform import platform
 
 Array = jax.Array
 EPSILON = 1e-5  # of every norm
+KEPT = "convolution"  # what a residual block on an accelerator keeps for the gradient, beside its inputs
 
 
 def _accumulate(x: Array, y: Array, contract: tuple) -> Array:
     return lax.dot_general(x, y, (contract, ((), ())), preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def _product(x: Array, weight: Array) -> Array:
-    return _accumulate(x, weight, ((x.ndim - 1,), (0,)))
+def _again(weight: Array, dtype: jnp.dtype, cotangent: Array) -> Array:
+    """The weight in `dtype` for the gradient: converted anew, so that no second copy of a network is kept until then.
+
+    The barrier keeps the compiler from converting once for both, and from converting before it is time.
+    """
+    if weight.dtype == dtype:
+        return weight
+    return lax.optimization_barrier((weight, cotangent))[0].astype(dtype)
 
 
-def _product_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: Array, weight: Array, dtype: jnp.dtype) -> Array:
+    return _accumulate(x, weight.astype(dtype), ((x.ndim - 1,), (0,)))
+
+
+def _product_backward(dtype: jnp.dtype, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     # The cotangent comes in float32. Left so, both products would fall back to float32 and off the matrix units.
     x, weight = saved
-    cotangent = cotangent.astype(x.dtype)
+    cotangent = cotangent.astype(dtype)
     leading = tuple(range(x.ndim - 1))
-    x_bar = _accumulate(cotangent, weight, ((x.ndim - 1,), (1,)))
+    x_bar = _accumulate(cotangent, _again(weight, dtype, cotangent), ((x.ndim - 1,), (1,)))
     weight_bar = _accumulate(x, cotangent, (leading, leading))
-    return x_bar.astype(x.dtype), weight_bar.astype(weight.dtype)
+    return x_bar.astype(x.dtype), weight_bar.astype(dtype).astype(weight.dtype)
 
 
-_product.defvjp(lambda x, weight: (_product(x, weight), (x, weight)), _product_backward)
+_product.defvjp(lambda x, weight, dtype: (_product(x, weight, dtype), (x, weight)), _product_backward)
 
 
 def product(x: Array, weight: Array, dtype) -> Array:
@@ -48,7 +60,28 @@ def product(x: Array, weight: Array, dtype) -> Array:
 
     On a CPU, bfloat16 reaches the matrix units in this form alone.
     """
-    return _product(x.astype(dtype), weight.astype(dtype))
+    return _product(x.astype(dtype), weight, jnp.dtype(dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product_first(weight: Array, x: Array, dtype: jnp.dtype) -> Array:
+    """`product(x, weight)` for a weight of few columns, with these as the first axis: (in, out), (…, in) -> (out, …).
+
+    A GPU's compiler would merge it with another product of x, into one of a width that its tiles do not fit; and an array whose
+    last axis is a few wide takes many times its size on a TPU.
+    """
+    return _accumulate(weight.astype(dtype), x.astype(dtype), ((0,), (x.ndim - 1,)))
+
+
+def _product_first_backward(dtype: jnp.dtype, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    weight, x = saved
+    narrow, leading = cotangent.astype(dtype), tuple(range(x.ndim - 1))
+    x_bar = _accumulate(narrow, weight.astype(dtype), ((0,), (1,)))
+    weight_bar = _accumulate(x.astype(dtype), narrow, (leading, tuple(axis + 1 for axis in leading)))
+    return weight_bar.astype(dtype).astype(weight.dtype), x_bar.astype(dtype).astype(x.dtype)
+
+
+product_first.defvjp(lambda weight, x, dtype: (product_first(weight, x, dtype), (weight, x)), _product_first_backward)
 
 
 def convolve(x: Array, weight: Array, stride: int, padding: int, dtype) -> Array:
@@ -56,13 +89,13 @@ def convolve(x: Array, weight: Array, stride: int, padding: int, dtype) -> Array
 
     The result is float32 or, on accelerators, `dtype`; sums are float32 everywhere.
     """
-    x, weight = x.astype(dtype), weight.astype(dtype)
-    taps = weight.shape[0]
+    x, taps = x.astype(dtype), weight.shape[0]
     if taps == 1 and stride == 1:
         return product(x, weight[0], dtype)
     direct = partial(_convolve_directly, stride=stride, padding=padding)
     if platform() != "cpu":
-        return direct(x, weight)
+        return converting(direct, jnp.dtype(dtype))(x, weight)
+    weight = weight.astype(dtype)
     products = partial(_convolve_by_products, stride=stride, padding=padding)
     return (products if dtype == jnp.bfloat16 else differentiated_as(direct, products))(x, weight)
 
@@ -76,6 +109,19 @@ def differentiated_as(direct: Callable[..., Array], products: Callable[..., Arra
     convolution = jax.custom_vjp(direct)
     convolution.defvjp(lambda *args: jax.vjp(products, *args), lambda pull_back, cotangent: pull_back(cotangent))
     return convolution
+
+
+def converting(convolution: Callable[[Array, Array], Array], dtype: jnp.dtype) -> Callable[[Array, Array], Array]:
+    """A convolution of x in `dtype` with a weight that is converted to it, and once more for the gradient, see `_again`."""
+
+    def backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+        x, weight = saved
+        x_bar, weight_bar = jax.vjp(convolution, x, _again(weight, dtype, cotangent))[1](cotangent)
+        return x_bar, weight_bar.astype(weight.dtype)
+
+    converted = jax.custom_vjp(lambda x, weight: convolution(x, weight.astype(dtype)))
+    converted.defvjp(lambda x, weight: (convolution(x, weight.astype(dtype)), (x, weight)), backward)
+    return converted
 
 
 def _convolve_directly(x: Array, weight: Array, stride: int, padding: int) -> Array:
@@ -161,7 +207,7 @@ class Conv(nn.Module):
             y = convolve_frames(x, weight, self.frame, self.dtype)
         if self.use_bias:
             y = y + jnp.repeat(self.param("bias", init, (self.features,)), self.frame)
-        return y.astype(self.dtype)
+        return checkpoint_name(y.astype(self.dtype), KEPT)
 
 
 class Upsample(nn.Module):
@@ -266,7 +312,7 @@ class ConvBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolution blocks, the second scaled and shifted by the conditioning vector z (batch, 4·base channels).
 
-    With `frame` above 1 it runs at full rate on frames of so many samples; layout as in `convolve_frames`.
+    A `skip` is scaled by √½ and put beside x. With `frame` above 1 it runs at full rate on frames of so many samples; layout as in `convolve_frames`.
     """
 
     features: int
@@ -276,7 +322,9 @@ class ResidualBlock(nn.Module):
     frame: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, z: Array) -> Array:
+    def __call__(self, x: Array, z: Array, skip: Array | None = None) -> Array:
+        if skip is not None:
+            x = jnp.concatenate([x, skip * 2**-0.5], axis=-1)
         h = ConvBlock(self.features, self.groups, dtype=self.dtype, frame=self.frame, name="block1")(x)
         linear = partial(Linear, 2 * self.features, dtype=self.dtype, name="to_scale_shift_1")
         film = Under(linear, name="to_scale_shift")(nn.silu(z)).astype(jnp.float32)
@@ -286,6 +334,15 @@ class ResidualBlock(nn.Module):
         if x.shape[-1] != self.features * self.frame:
             x = Conv(self.features, 1, name="to_out", **last)(x)
         return h + x
+
+
+def residual_block(*args: Any, **kwargs: Any) -> nn.Module:
+    """A `ResidualBlock`. On accelerators its norms and activations are computed again for the gradient, its products not.
+
+    (A CPU has the memory, and would take longer.)
+    """
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+    return (ResidualBlock if platform() == "cpu" else nn.remat(ResidualBlock, policy=policy))(*args, **kwargs)
 
 
 class _AttentionOutput(nn.Module):

@@ -7,6 +7,7 @@ are stacked: layers along a first axis that one `lax.scan` runs over, bands of o
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from jax import lax
 
 from msr_jax.audio.stft import istft, stft
 from msr_jax.errors import UserError
-from msr_jax.models.adapters import adapt, add_per_mixture, embed, init_adapters, init_conditioning, relay
+from msr_jax.models.adapters import adapt, adapt_tokens, add_per_mixture, embed, init_adapters, init_conditioning, relay
 from msr_jax.models.initial import draw_marked, linear_params, uniform_fan
 from msr_jax.models.interface import Backbone, read_fields
 from msr_jax.models.layers import product
@@ -200,14 +201,24 @@ class MaskRoformer(nn.Module):
             start += count * size
         return jnp.concatenate(bands).swapaxes(0, 1).reshape(batch, frames, len(self.band_widths), self.dim)
 
-    def _masks(self, h: Array, heads: Params) -> Array:
-        """h (batch, frames, bands, dim), heads with a first axis (rows) -> (rows, batch, frames, bins, channels, 2).
+    def _waveforms(
+        self, h: Array, heads: Params, spectrum: Array, samples: int, factor: float = 1.0, keep: bool = False
+    ) -> tuple[Array, dict[str, Array]]:
+        """What the mask heads make of a spectrum (batch, frames, bins, channels, 2): one waveform a row.
 
-        h may have that first axis too: then each row of it meets its own head.
+        Args:
+          h: (batch, frames, bands, dim); heads: parameters with a first axis (rows). Both h and the spectrum may have that
+            first axis too: then each row of them meets its own head.
+          factor: on what the masks give.
+
+        Returns:
+          (rows, batch, time, channels) and, if `keep`, "band_masks" (rows, batch, frames, values of all bands) and "masks"
+          (rows, batch, frames, bins, channels, 2).
         """
         own = h.ndim == 5
         batch, frames = h.shape[-4:-2]
-        by_band = jnp.moveaxis(h, -2, 1 if own else 0).reshape(*h.shape[: h.ndim - 4], -1, batch * frames, self.dim)
+        by_band = jnp.moveaxis(h.astype(self.dtype), -2, 1 if own else 0)
+        by_band = by_band.reshape(*h.shape[: h.ndim - 4], -1, batch * frames, self.dim)
 
         def band(a: tuple[Params, Array]) -> Array:
             p, x = a
@@ -216,26 +227,30 @@ class MaskRoformer(nn.Module):
             value, gate = jnp.split(x, 2, axis=-1)
             return value * jax.nn.sigmoid(gate)
 
-        def row(a: tuple[Params, Array | None]) -> Array:
-            p, x = a
-            x = by_band if x is None else x
-            masks, start = [], 0
+        def row(a: tuple[Params, tuple[Array, Array] | None]) -> tuple[Array, dict[str, Array]]:
+            p, given = a
+            x, z = given or (by_band, spectrum)
+            parts, start = [], 0
             for g, (_, count) in enumerate(self._groups):
                 y = _over(band)((p[f"group_{g}"], x[start : start + count]))  # (bands, tokens, values)
-                masks.append(y.swapaxes(0, 1).reshape(batch, frames, -1))
+                parts.append(y.swapaxes(0, 1).reshape(batch, frames, -1))
                 start += count
-            return jnp.concatenate(masks, axis=-1)
+            flat = jnp.concatenate(parts, axis=-1)
+            masks = self._to_bins(flat).reshape(batch, frames, -1, self.channels, 2)
+            wave = self._waveform(factor * complex_product(z, masks), samples)
+            return wave, {"band_masks": flat, "masks": masks} if keep else {}
 
         # Where memory counts, one stem after another: what lies inside of the heads is wider than anything in the layers.
         over_rows = (lambda args: lax.map(jax.checkpoint(row), args)) if self.remat else _over(row)
-        flat = over_rows((heads, by_band if own else None))
-        self.sow("intermediates", "band_masks", flat)
-        return self._to_bins(flat).reshape(len(flat), batch, frames, -1, self.channels, 2)
+        return over_rows((heads, (by_band, spectrum) if own else None))
 
     def _run_layers(
         self, h: Array, injected: Params | None, condition: Array | None, key: Array | None, keep: bool
     ) -> tuple[Array, dict[str, Array]]:
-        """The stack on h (batch, frames, bands, dim): what comes out, and the output of every transformer if `keep`."""
+        """The stack on h (batch, frames, bands, dim): what comes out, and the output of every transformer if `keep`.
+
+        `injected`: by axis, what is added after each layer's transformer, or (adapters, features) that it is made of there.
+        """
         sizes = Sizes(self.heads, self.dim_head, self.dtype, self.attn_dropout, self.ff_dropout, self.remat)
 
         def films(p: Params) -> tuple[Film, ...]:
@@ -254,8 +269,12 @@ class MaskRoformer(nn.Module):
             h = transformer(blocks, h, [films(block) for block in own], sizes, key)
             return rms_norm(h, p[f"{axis}_norm"]) if self.has_output_norms else h
 
-        def add(h: Array, injection: Array | None) -> Array:
-            return h if injection is None else add_per_mixture(h, injection)
+        def add(h: Array, injection: Array | tuple[Params, Array] | None) -> Array:
+            if injection is None:
+                return h
+            if isinstance(injection, tuple):  # nothing but the features is kept for the gradient
+                return add_per_mixture(h, jax.checkpoint(partial(adapt_tokens, dtype=self.dtype))(*injection))
+            return add_per_mixture(h, injection)
 
         def layer(carry: tuple[Array, Any], item: tuple) -> tuple[tuple, dict]:
             (h, total), (p, inject, key) = carry, item
@@ -294,22 +313,29 @@ class MaskRoformer(nn.Module):
         spectrum = self._spectrum(mixture)
         bands = self._split_bands(spectrum)
         h, kept = self._run_layers(bands, None, None, key, keep=True)
-        masks = self._masks(h, self.mask_estimators)
-        for name, value in {"final_norm": h, "masks": masks, "linear": kept.pop("linear", None)}.items():
+        watched = self.is_mutable_collection("intermediates")
+        stems, masks = self._waveforms(h, self.mask_estimators, spectrum, mixture.shape[1], keep=watched)
+        for name, value in {"final_norm": h, "linear": kept.pop("linear", None), **masks}.items():
             self.sow("intermediates", name, value)
-        stems = jax.vmap(lambda mask: self._waveform(complex_product(spectrum, mask), mixture.shape[1]))(masks)
         return stems.swapaxes(0, 1), {"stft": spectrum, "band_split": bands.astype(self.dtype), **kept}
 
     def condition(self, features: Mapping[str, Array]) -> dict[str, Array]:
         """Adapters on the separator's features: what is added in the refiner, for any noise level and stem. Same shapes."""
-        return adapt(self.adapters, features, self.dtype)
+        return adapt(self.adapters, features, self.dtype, self.remat)
+
+    def defer(self, features: Mapping[str, Array]) -> dict[str, Any]:
+        """`condition` for a network in training: the layers' adapters run with their layer, and once more for the gradient.
+
+        Of a stack as large as all that is kept of the layers, neither what the adapters give nor its gradient is held.
+        """
+        return adapt(self.adapters, features, self.dtype, self.remat, deferred=("time", "freq"))
 
     def refine(
         self,
         x: Array,
         label: Array,
         tau: Array | None,
-        conditioning: Mapping[str, Array],
+        conditioning: Mapping[str, Any],
         key: Array | None = None,
     ) -> Array:
         """One evaluation of the refining network.
@@ -318,7 +344,7 @@ class MaskRoformer(nn.Module):
           x: (batch, time, channels); as many examples, one after another, for each mixture of the conditioning.
           label: (rows, stems) one-hot; example i has row i mod rows.
           tau: (batch,) noise-level input ln(σ)/4; None in a network without.
-          conditioning: of `condition`.
+          conditioning: of `condition` or of `defer`.
           key: of dropout; None runs without.
 
         Returns:
@@ -333,11 +359,13 @@ class MaskRoformer(nn.Module):
         h, kept = self._run_layers(h, inject, condition, key, keep=watched)
         normed, rows = h, len(label)
         heads = jax.tree.map(lambda p: p[label.argmax(-1)], self.mask_estimators)
-        h = h.reshape(batch // rows, rows, *h.shape[1:]).swapaxes(0, 1)
-        masks = self._masks(h, heads).swapaxes(0, 1).reshape(spectrum.shape)  # back to (batch // rows, rows, …)
-        for name, value in {"final_norm": normed, "masks": masks, **embedded, **kept}.items():
+        by_row = lambda x: x.reshape(batch // rows, rows, *x.shape[1:]).swapaxes(0, 1)
+        back = lambda x: x.swapaxes(0, 1).reshape(batch, *x.shape[2:])  # to (batch // rows, rows, …)
+        stems, masks = self._waveforms(by_row(h), heads, by_row(spectrum), samples, self.mask_scale, keep=watched)
+        masks = {**masks, "masks": back(masks["masks"])} if masks else {}
+        for name, value in {"final_norm": normed, **masks, **embedded, **kept}.items():
             self.sow("intermediates", name, value)
-        return self._waveform(self.mask_scale * complex_product(spectrum, masks), samples)
+        return back(stems)
 
 
 def complex_product(x: Array, y: Array) -> Array:
@@ -377,8 +405,14 @@ def as_backbone(net: MaskRoformer) -> Backbone:
     def condition(params: Any, features: Any) -> Any:
         return of_kind("conditioning" in params, True).apply({"params": params}, features, method="condition")
 
+    def defer(params: Any, features: Any) -> Any:
+        return of_kind("conditioning" in params, True).apply({"params": params}, features, method="defer")
+
     def refine(params: Any, x: Array, label: Array, tau: Array | None, conditioning: Any, key: Array | None = None):
         kind = of_kind("conditioning" in params, True)
         return kind.apply({"params": params}, x, label, tau, conditioning, key, method="refine")
 
-    return Backbone(init, separate, condition, refine, min_length=net.stft_n_fft // 2 + 1, stems_together=True)
+    return Backbone(
+        init, separate, condition, refine, min_length=net.stft_n_fft // 2 + 1, stems_together=True, defer=defer,
+        exact=("conditioning", "to_scale_shift"),
+    )  # fmt: skip

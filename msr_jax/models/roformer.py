@@ -12,15 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
-from msr_jax.models.layers import product
+from msr_jax.audio.fft import per_example
+from msr_jax.models.dropout import dropout, split_keys
+from msr_jax.models.layers import product, product_first
 from msr_jax.models.platform import platform
 
 Array = jax.Array
 Film = tuple[Array, ...] | None  # scale and shift, each (batch, 1, 1, dim)
-CHUNK_TOKENS = 4096  # on a CPU, tokens that go through a transformer at a time: what its caches hold
-CHUNK_LOGITS = 2**23  # on an accelerator without a fused kernel, logits of one head and example at a time
+# Tokens that go through a transformer at a time, on one device: what a CPU's caches hold; on an accelerator, enough for its
+# matrix units, while what lies between two products stays small beside what is kept for the gradient.
+CHUNK_TOKENS = {"cpu": 2**12, "accelerator": 2**14}
+CHUNK_LOGITS = 3 * 2**24  # on an accelerator without a fused kernel, logits of all heads at a time, on one device
 SHORT = 128  # sequences up to this length are attended to many at a time
+BLOCK = 128  # of a TPU's kernel, tokens and features
 
 
 class Sizes(NamedTuple):
@@ -48,14 +54,18 @@ def rms_norm(x: Array, gamma: Array) -> Array:
 
 def modulate(x: Array, film: Film) -> Array:
     """x · (1 + scale) + shift, or x."""
-    return x if film is None else x * (1 + film[0]) + film[1]
+    return x if film is None else features_last(x * (1 + film[0]) + film[1])
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zero with probability `rate` and scale the rest up; nothing without a key."""
-    if key is None or not rate:
+def features_last(x: Array) -> Array:
+    """x, in memory as it is written: features next to each other.
+
+    A GPU's compiler would turn everything between here and the next product the other way round, for the sake of the sums over
+    tokens that the gradient of scale and shift takes, and then find no tiles for the product.
+    """
+    if platform() != "gpu":
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 def rotate(x: Array, angles: Array | np.ndarray) -> Array:
@@ -65,25 +75,70 @@ def rotate(x: Array, angles: Array | np.ndarray) -> Array:
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
 
 
-def attend(q: Array, k: Array, v: Array, rate: float = 0.0, key: Array | None = None) -> Array:
+def attend(q: Array, k: Array, v: Array, rate: float = 0.0, keys: Array | None = None) -> Array:
     """softmax(q kᵀ/√E) v for q, k, v (sequences, length, heads, E), full; float32 or the arguments' dtype.
 
-    Memory is linear in length where the fused kernel runs (a GPU, 16 bits, no dropout); on a CPU one matrix of logits
-    exists at a time, elsewhere those of the sequences that `transformer` lets through together. No logits are kept for
-    the gradient.
+    `keys` of dropout (n,): sequence i has key i mod n. Memory is linear in length where a fused kernel runs (see `is_fused`); on
+    a CPU one matrix of logits exists at a time, elsewhere those of the sequences that `transformer` lets through together. No
+    logits are kept for the gradient.
     """
-    if key is not None and rate:
-        return jax.checkpoint(partial(_attend_with_dropout, rate=rate), prevent_cse=False)(q, k, v, key=key)
+    if keys is not None and rate:
+        return jax.checkpoint(partial(_attend_with_dropout, rate=rate), prevent_cse=False)(q, k, v, keys=keys)
     if platform() == "cpu":
         return _attend_on_cpu(q, k, v)
-    if _is_fused(q.dtype, 0.0):
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    if is_fused(q.dtype, *q.shape[1::2], 0.0):
+        return _attend_fused(q, k, v) if platform() == "gpu" else _attend_in_blocks(q, k, v)
     # Computed again for the gradient, as a fused kernel does: logits are not kept, whatever the length.
     return jax.checkpoint(jax.nn.dot_product_attention, prevent_cse=False)(q, k, v)
 
 
-def _is_fused(dtype: jnp.dtype, rate: float) -> bool:
-    return platform() == "gpu" and dtype != jnp.float32 and not rate
+def is_fused(dtype: jnp.dtype, length: int, features: int, rate: float) -> bool:
+    """Whether a kernel serves that never holds the logits: for 16 bits and without dropout, which neither kernel draws.
+
+    cuDNN's on a GPU takes heads of a multiple of 8 features, 128 at most (on an A100). On a TPU the one that comes with JAX takes
+    a third of the memory traffic for long sequences, and more than XLA's own products for short ones (by the v5e's compiler).
+    """
+    if dtype == jnp.float32 or rate:
+        return False
+    return {"gpu": features % 8 == 0 and features <= 128, "tpu": length > SHORT}.get(platform(), False)
+
+
+def _attend_in_blocks(q: Array, k: Array, v: Array) -> Array:
+    """By the TPU's kernel, which takes whole blocks of tokens and features: the rest is zeros, in a segment of their own."""
+    from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention  # slow to import
+
+    _, length, _, features = q.shape
+    padding = ((0, 0), (0, 0), (0, -length % BLOCK), (0, -features % BLOCK))
+
+    def run(*heads_first: Array) -> Array:
+        padded = [jnp.pad(a, padding) for a in heads_first]
+        segments = (np.arange(padded[0].shape[2]) >= length).astype(np.int32)
+        ids = jnp.broadcast_to(segments, (len(padded[0]), len(segments)))
+        out = flash_attention(*padded, segment_ids=SegmentIds(ids, ids), sm_scale=features**-0.5)
+        return out[:, :, :length, :features]
+
+    return per_example(run, *(a.swapaxes(1, 2) for a in (q, k, v)), is_kernel=True).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def _attend_fused(q: Array, k: Array, v: Array) -> Array:
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def _attend_even(q: Array, k: Array, v: Array) -> Array:
+    """The same for lengths that are made even by a token that nobody attends to: the kernel's gradient takes no others."""
+    length = q.shape[1]
+    if length % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    q, k, v = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (q, k, v))
+    lengths = jnp.full(len(q), length, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return out[:, :length]
+
+
+_attend_fused.defvjp(lambda q, k, v: jax.vjp(_attend_even, q, k, v), lambda pull_back, cotangent: pull_back(cotangent))
 
 
 def _softmax_parts(q: Array, k: Array, batch: tuple[int, ...]) -> tuple[Array, Array]:
@@ -115,41 +170,44 @@ def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
     return mixed.reshape(sequences, heads, length, features).swapaxes(1, 2)
 
 
-def _attend_with_dropout(q: Array, k: Array, v: Array, rate: float, key: Array) -> Array:
+def _attend_with_dropout(q: Array, k: Array, v: Array, rate: float, keys: Array) -> Array:
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
     weights, total = _softmax_parts(q, k, (0, 1))
-    weights = dropout(weights / total, rate, key).astype(v.dtype)
+    by_sequence = (weights / total).reshape(-1, len(keys), *weights.shape[1:])
+    weights = dropout(by_sequence, rate, keys).reshape(weights.shape).astype(v.dtype)
     dimensions = (((3,), (2,)), ((0, 1), (0, 1)))
     return lax.dot_general(weights, v, dimensions, preferred_element_type=jnp.float32).swapaxes(1, 2)
 
 
-def attention(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, key: Array | None) -> Array:
+def attention(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, keys: Array | None) -> Array:
     """Gated rotary self-attention over the length of h (batch, sequences, length, dim), without the residual."""
     batch, sequences, length, dim = h.shape
     heads, features = sizes.heads, sizes.dim_head
-    key_weights, key_out = (None, None) if key is None else jax.random.split(key)
+    width = heads * features
+    keys_weights, keys_out = split_keys(keys, 2)
     u = modulate(rms_norm(h, p["norm"]), film)
     # The published pairs are neighbours (2j, 2j + 1). Sorted into halves, q and k have the same products and the
     # rotation runs over whole vectors.
     weight = p["to_qkv"].reshape(dim, 3, heads, features // 2, 2)
     sorted_halves = weight[:, :2].swapaxes(-1, -2).reshape(dim, -1)
-    qk = product(u, sorted_halves, sizes.dtype).reshape(-1, length, 2, heads, features)
-    v = product(u, p["to_qkv"][:, 2 * heads * features :], sizes.dtype).reshape(-1, length, heads, features)
+    wide = product(u, jnp.concatenate([sorted_halves, p["to_qkv"][:, 2 * width :]], axis=1), sizes.dtype)
+    qk = wide[..., : 2 * width].reshape(-1, length, 2, heads, features)
+    v = wide[..., 2 * width :].reshape(-1, length, heads, features)
     if "to_qkv_bias" in p:
         bias = p["to_qkv_bias"].reshape(3, heads, features)
         halves = bias[:2].reshape(2, heads, features // 2, 2).swapaxes(-1, -2)
         qk, v = qk + halves.reshape(2, heads, features), v + bias[2]
     angles = np.arange(length, dtype=np.float32)[:, None] * lax.stop_gradient(p["freqs"])
     q, k = (rotate(qk[:, :, i], angles).astype(sizes.dtype) for i in (0, 1))
-    mixed = attend(q, k, v.astype(sizes.dtype), sizes.attn_dropout, key_weights)
-    gates = jax.nn.sigmoid(product(u, p["to_gates"], sizes.dtype) + p["to_gates_bias"])
-    mixed = mixed * gates.reshape(-1, length, heads, 1)
+    mixed = attend(q, k, v.astype(sizes.dtype), sizes.attn_dropout, keys_weights)
+    gates = jax.nn.sigmoid(product_first(p["to_gates"], u, sizes.dtype) + p["to_gates_bias"].reshape(-1, 1, 1, 1))
+    mixed = mixed * jnp.moveaxis(gates, 0, -1).reshape(-1, length, heads, 1)
     out = product(mixed.reshape(batch, sequences, length, heads * features), p["to_out"], sizes.dtype)
     out = out + p["to_out_bias"] if "to_out_bias" in p else out
-    return dropout(out, sizes.attn_dropout, key_out)
+    return dropout(out, sizes.attn_dropout, keys_out)
 
 
-def linear_attention(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, key: Array | None) -> Array:
+def linear_attention(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, keys: Array | None) -> Array:
     """Attention between features instead of tokens: its matrices are (E, E), whatever the length."""
     batch, sequences, length, _ = h.shape
     u = modulate(rms_norm(h, p["norm"]), film)
@@ -158,17 +216,17 @@ def linear_attention(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes,
     unit = lambda x: x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(2, keepdims=True), 1e-24))  # along the tokens
     q = unit(q) * jnp.exp(p["temperature"]).reshape(-1, 1)
     logits = 8 * jnp.einsum("bsnhe,bsnhf->bshef", q, unit(k))
-    weights = dropout(jax.nn.softmax(logits, axis=-1), sizes.attn_dropout, key)
+    weights = dropout(jax.nn.softmax(logits, axis=-1), sizes.attn_dropout, keys)
     mixed = jnp.einsum("bshef,bsnhf->bsnhe", weights, v)
     return product(mixed.reshape(batch, sequences, length, -1), p["to_out"], sizes.dtype)
 
 
-def feed_forward(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, key: Array | None) -> Array:
+def feed_forward(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, keys: Array | None) -> Array:
     """Norm, linear to four times the width, exact GELU, linear back; without the residual."""
-    key_hidden, key_out = (None, None) if key is None else jax.random.split(key)
+    keys_hidden, keys_out = split_keys(keys, 2)
     u = modulate(rms_norm(h, p["norm"]), film)
-    hidden = dropout(gelu(product(u, p["to_hidden"], sizes.dtype) + p["to_hidden_bias"]), sizes.ff_dropout, key_hidden)
-    return dropout(product(hidden, p["to_out"], sizes.dtype) + p["to_out_bias"], sizes.ff_dropout, key_out)
+    hidden = dropout(gelu(product(u, p["to_hidden"], sizes.dtype) + p["to_hidden_bias"]), sizes.ff_dropout, keys_hidden)
+    return dropout(product(hidden, p["to_out"], sizes.dtype) + p["to_out_bias"], sizes.ff_dropout, keys_out)
 
 
 def transformer(
@@ -176,40 +234,59 @@ def transformer(
 ) -> Array:
     """Blocks of attention and feed-forward, each with its residual, over the length of h (batch, sequences, length, dim).
 
-    Sequences do not meet: where caches or memory ask for it they go through a few at a time, so that what lies between
-    two products stays small. Examples always go through together, each on the device that has it.
+    The residual stream is float32; what the blocks read of it, and what is kept for their gradient, is `dtype`. Sequences do
+    not meet: they go through a few at a time, so that what lies between two products stays small. Examples always go through
+    together, each on the device that has it. Dropout draws for every sequence from a key of its own: its bits depend neither
+    on how many go together nor on the mesh.
     """
 
-    def run(h: Array, key: Array | None) -> Array:
+    def run(narrow: Array, keys: Array | None) -> Array:
+        """What the blocks add to h."""
+        narrow, added = features_last(narrow), jnp.zeros((), jnp.float32)
         for (attend_p, feed_p), (attend_film, feed_film) in zip(blocks, films, strict=True):
-            key, key_a, key_f = (None, None, None) if key is None else jax.random.split(key, 3)
+            keys, keys_a, keys_f = split_keys(keys, 3)
             mix = linear_attention if "temperature" in attend_p else attention
-            h = h + mix(attend_p, h, attend_film, sizes, key_a)
-            h = h + feed_forward(feed_p, h, feed_film, sizes, key_f)
-        return h
+            added = added + mix(attend_p, narrow + added, attend_film, sizes, keys_a)
+            added = added + feed_forward(feed_p, narrow + added, feed_film, sizes, keys_f)
+        return features_last(added)
 
     if sizes.remat:  # what lies inside of a transformer, for the sequences in hand, is computed again for the gradient
         run = jax.checkpoint(run, prevent_cse=False)
-    batch, _, length, _ = h.shape
+    batch, sequences, length, _ = h.shape
+    keys = None if key is None else jax.random.split(key, sequences)
+    if "temperature" in blocks[0][0] and platform() != "cpu":
+        return h + run(h.astype(sizes.dtype), keys)
+    return h + map_chunks(run, h.astype(sizes.dtype), _together(batch, length, sizes, key is not None), keys)
+
+
+def _together(batch: int, length: int, sizes: Sizes, is_dropping: bool) -> int:
+    """How many sequences of each example go through a transformer at a time."""
     if platform() == "cpu":
-        return map_chunks(run, h, max(1, CHUNK_TOKENS // (batch * length)), key)
-    if _is_fused(sizes.dtype, sizes.attn_dropout if key is not None else 0.0) or "temperature" in blocks[0][0]:
-        return run(h, key)
-    return map_chunks(run, h, max(1, CHUNK_LOGITS // length**2), key)
+        return max(1, CHUNK_TOKENS["cpu"] // (batch * length))
+    mesh = jax.sharding.get_abstract_mesh()
+    local = -(-batch // (1 if mesh.empty else mesh.size))
+    size = CHUNK_TOKENS["accelerator"] // (local * length)
+    if not is_fused(sizes.dtype, length, sizes.dim_head, sizes.attn_dropout if is_dropping else 0.0):
+        size = min(size, CHUNK_LOGITS // (local * sizes.heads * length**2))
+    return max(1, size)
 
 
-def map_chunks(run: Callable[[Array, Array | None], Array], x: Array, size: int, key: Array | None) -> Array:
-    """run(x[:, i : i + size], key of i) one after another, joined along the second axis; the last is filled up with zeros."""
+def map_chunks(run: Callable[[Array, Array | None], Array], x: Array, size: int, keys: Array | None) -> Array:
+    """run(x[:, i : i + size], keys[i : i + size]) one after another, joined along the second axis; the last is filled up with
+    zeros.
+    """
     batch, sequences = x.shape[:2]
     count = -(-sequences // size)
     if count == 1:
-        return run(x, key)
+        return run(x, keys)
     size = -(-sequences // count)
-    padded = jnp.pad(x, [(0, 0), (0, count * size - sequences)] + [(0, 0)] * (x.ndim - 2))
+    missing = count * size - sequences
+    padded = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
     parts = jnp.moveaxis(padded.reshape(batch, count, size, *x.shape[2:]), 1, 0)
-    if key is None:
+    if keys is None:
         y = lax.map(lambda part: run(part, None), parts)
     else:
-        y = lax.map(lambda part: run(*part), (parts, jax.random.split(key, count)))
+        filled = jnp.concatenate([keys, keys[:missing]]).reshape(count, size)
+        y = lax.map(lambda part: run(*part), (parts, filled))
     y = jnp.moveaxis(y, 0, 1)
     return y.reshape(batch, count * size, *y.shape[3:])[:, :sequences]

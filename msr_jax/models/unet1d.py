@@ -16,7 +16,7 @@ from flax import linen as nn
 from msr_jax.errors import UserError
 from msr_jax.models.initial import draw_marked, normal
 from msr_jax.models.interface import Backbone, read_fields
-from msr_jax.models.layers import Attention, Conv, Linear, ResidualBlock, Transformer, Under, Upsample
+from msr_jax.models.layers import Attention, Conv, Linear, Transformer, Under, Upsample, residual_block
 
 Array = jax.Array
 
@@ -36,7 +36,7 @@ def unpatch(x: Array, size: int) -> Array:
 
 def _edge_block(name: str, features: int, groups: int, zero_init: bool, dtype: Any, patch_factor: int) -> Under:
     """A full-rate residual block that takes and gives patches."""
-    block = partial(ResidualBlock, features, groups, zero_init, dtype, patch_factor, name="block")
+    block = partial(residual_block, features, groups, zero_init, dtype, patch_factor, name="block")
     return Under(partial(Under, block, name="module_list_0"), name=name)
 
 
@@ -70,7 +70,7 @@ class EncoderLevel(nn.Module):
         kernel = self.kernel_multiplier * f + 1
         x = Conv(self.features, kernel, f, (kernel - 1) // 2, dtype=self.dtype, name="downsample")(x)
         for b in range(self.num_blocks):
-            x = ResidualBlock(self.features, self.groups, dtype=self.dtype, name=f"blocks_{b}")(x, z)
+            x = residual_block(self.features, self.groups, dtype=self.dtype, name=f"blocks_{b}")(x, z)
             skips.append(x)
         if self.transformer is not None:
             x = self.transformer(x)
@@ -89,9 +89,9 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, z: Array) -> Array:
-        x = ResidualBlock(self.features, self.groups, dtype=self.dtype, name="pre_block")(x, z)
+        x = residual_block(self.features, self.groups, dtype=self.dtype, name="pre_block")(x, z)
         x = Attention(self.heads, self.head_features, self.dtype, name="attention")(x)
-        return ResidualBlock(self.features, self.groups, dtype=self.dtype, name="post_block")(x, z)
+        return residual_block(self.features, self.groups, dtype=self.dtype, name="post_block")(x, z)
 
 
 class DecoderLevel(nn.Module):
@@ -107,8 +107,7 @@ class DecoderLevel(nn.Module):
     @nn.compact
     def __call__(self, x: Array, skips: Sequence[Array], z: Array) -> Array:
         for b, skip in enumerate(reversed(skips)):
-            x = jnp.concatenate([x, skip * 2**-0.5], axis=-1)
-            x = ResidualBlock(self.inner_features, self.groups, dtype=self.dtype, name=f"blocks_{b}")(x, z)
+            x = residual_block(self.inner_features, self.groups, dtype=self.dtype, name=f"blocks_{b}")(x, z, skip)
         if self.transformer is not None:
             x = self.transformer(x)
         return Upsample(self.features, self.factor, self.dtype, name="upsample")(x)
@@ -250,4 +249,5 @@ def make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
     ) -> Array:
         return net.apply({"params": params}, x, jnp.tile(label, (len(x) // len(label), 1)), tau, injected)[0]
 
-    return Backbone(init, separate, lambda params, features: features, refine, net.length_multiple)
+    exact = ("to_features_0", "to_time_0_0", "to_time_0_1", "to_mapping_0", "to_mapping_2")
+    return Backbone(init, separate, lambda params, features: features, refine, net.length_multiple, exact=exact)
