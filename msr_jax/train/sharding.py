@@ -5,7 +5,7 @@ a pod, in which XLA places the communication. `jax.pmap`, which this succeeds, g
 every array a leading device axis, and can only replicate parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -99,27 +99,37 @@ def stacked_batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, None, mesh.axis_names))
 
 
-def gathered(mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED) -> Any:
+def gathered(
+    mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED, dtype: Any = jax.numpy.float32, exact: Collection[str] = ()
+) -> Any:
     """Inside a compiled program: parameters split over fsdp made whole where they are used, their gradients split again.
 
     Said outright, because a compiler left to itself may move activations instead: it then gathers parameters before
     they are used, sums gradients into each device's part, and nothing else crosses devices but what a batch is averaged by.
+
+    Matrices cross in `dtype`, in which they are multiplied, but for those under a name in `exact`; vectors, however many are
+    stacked, as they are.
     """
     if mesh.shape["fsdp"] == 1:
         return tree
 
-    def gather_leaf(leaf: Any) -> Any:
+    def gather_leaf(path: tuple[Any, ...], leaf: Any) -> Any:
         split = parameter_sharding(mesh, leaf, min_size)
         if split.is_fully_replicated:
             return leaf
-        whole = jax.custom_vjp(lambda x: jax.lax.with_sharding_constraint(x, replicated(mesh)))
-        whole.defvjp(
-            lambda x: (jax.lax.with_sharding_constraint(x, replicated(mesh)), None),
-            lambda _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
-        )
+        names = [str(key.key) for key in path]
+        is_vector = leaf.ndim < 2 or names[-1].endswith("bias") or names[-1] in ("norm", "freqs")
+        sent = leaf.dtype if is_vector or not set(exact).isdisjoint(names) else dtype
+        constrain = jax.lax.with_sharding_constraint
+
+        def gather_whole(x: Any) -> Any:
+            return constrain(constrain(x.astype(sent), split), replicated(mesh))
+
+        whole = jax.custom_vjp(gather_whole)
+        whole.defvjp(lambda x: (gather_whole(x), None), lambda _, g: (constrain(g, split).astype(leaf.dtype),))
         return whole(leaf)
 
-    return jax.tree.map(gather_leaf, tree)
+    return jax.tree_util.tree_map_with_path(gather_leaf, tree)
 
 
 def put(tree: Any, shardings: Any) -> Any:

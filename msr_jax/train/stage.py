@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from msr_jax.data.augment_step import make_augment
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import Objective, make_objective
-from msr_jax.models.backbone import cast_params, copy_shared
+from msr_jax.models.backbone import cast_params, compute_dtype, copy_shared
 from msr_jax.models.interface import Backbone
 from msr_jax.models.lora import LORA, init_lora, merge_lora
 from msr_jax.train.optim import hold_frozen, make_optimizer, make_schedule, trained_mask
@@ -68,8 +68,10 @@ def make_stage(
     """
     is_student = config["method"] == "consistency"
     min_size = config["mesh"]["fsdp_min_size"]
-    whole = lambda tree: gathered(mesh, tree, min_size)
     rank = config["model"].get("lora_rank", 0)
+    # Adapters of low rank are added to a matrix before it is rounded.
+    sent = jax.numpy.float32 if rank else compute_dtype(config["compute_dtype"])
+    whole = lambda tree: gathered(mesh, tree, min_size, sent, backbone.exact)
 
     def first_params(source: Any) -> Any:
         key = jax.random.key(config["seed"])

@@ -66,28 +66,30 @@ def make_train_steps(
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         count = jax.tree.leaves(batches)[0].shape[0]
 
-        def micro_step(target, index, batch):
-            """One micro-batch: ((loss, metrics), gradients), and the target for the next."""
-            inputs = frozen if target is None else {**frozen, "target": target}
-            result = grad_fn(state.params, inputs, batch, jax.random.fold_in(key, index))
-            if target is not None:
-                moved = jnp.where(index == 0, 1 - target_rate, 0.0)
-                target = optax.incremental_update(state.params, target, moved)
-            return result, target
+        def moved(rate: float | Array) -> Params:
+            return optax.incremental_update(state.params, state.target_params, rate)
 
-        def accumulate(carry, item):
-            total, target = carry
-            result, target = micro_step(target, *item)
-            return (jax.tree.map(jnp.add, total, result), target), None
+        def micro_step(index: Array | int, batch: Mapping[str, Array]):
+            """One micro-batch: ((loss, metrics), gradients)."""
+            inputs = frozen
+            if state.target_params is not None:
+                # Worked out where it is used, so that no second target is carried from one micro-batch to the next.
+                later = jnp.where(index == 0, 0.0, 1 - target_rate)
+                inputs = {**frozen, "target": state.target_params if count == 1 else moved(later)}
+            return grad_fn(state.params, inputs, batch, jax.random.fold_in(key, index))
+
+        def accumulate(total, item):
+            return jax.tree.map(jnp.add, total, micro_step(*item)), None
 
         first = jax.tree.map(lambda x: x[0], batches)
         if count == 1:
-            ((loss, aux), grads), target = micro_step(state.target_params, 0, first)
+            (loss, aux), grads = micro_step(0, first)
         else:
-            shapes, _ = jax.eval_shape(micro_step, state.target_params, 0, first)
+            shapes = jax.eval_shape(micro_step, 0, first)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            (total, target), _ = lax.scan(accumulate, (zeros, state.target_params), (jnp.arange(count), batches))
+            total, _ = lax.scan(accumulate, zeros, (jnp.arange(count), batches))
             (loss, aux), grads = jax.tree.map(lambda x: x / count, total)
+        target = None if state.target_params is None else moved(1 - target_rate)
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
