@@ -137,11 +137,12 @@ def make_peer(sizes: Mapping[str, Any]) -> Any:
     from bs_roformer.bs_roformer import MaskEstimator
 
     same: tuple[str, ...] = ("dim", "depth", "stereo", "num_stems", "dim_head", "heads", "mask_estimator_depth")
-    same += ("time_transformer_depth", "freq_transformer_depth", "linear_transformer_depth")
+    same += ("time_transformer_depth", "freq_transformer_depth")
     same += ("stft_n_fft", "stft_hop_length", "stft_win_length")
     fields = {name: sizes[name] for name in same}
     if sizes["name"] == "mel_band_roformer":
-        return MelBandRoformer(**fields, num_bands=sizes["num_bands"]).eval()
+        more = {name: sizes[name] for name in ("linear_transformer_depth", "num_bands")}
+        return MelBandRoformer(**fields, **more).eval()
     net = BSRoformer(**fields, freqs_per_bands=sizes["freqs_per_bands"])
     widths = tuple(2 * (2 if sizes["stereo"] else 1) * width for width in sizes["freqs_per_bands"])
     options = {"depth": sizes["mask_estimator_depth"], "mlp_expansion_factor": sizes["mlp_expansion_factor"]}
