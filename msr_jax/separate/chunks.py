@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -96,7 +96,7 @@ def resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channel
     yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
 
 
-def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
     """The same items, made in a thread of their own, at most `depth` of them before they are asked for.
 
     What the thread raises comes out here. Whoever stops early closes the iterator; the thread then ends after the item that

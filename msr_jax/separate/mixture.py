@@ -69,7 +69,7 @@ class Original:
         if len(self.held) < samples:
             self.held = np.pad(self.held, ((0, samples - len(self.held)), (0, 0)))
         part, self.held = self.held[:samples], self.held[samples:]
-        zero = ~np.concatenate([part, self.held[: self.least]]).any(1)
+        zero = (np.concatenate([part, self.held[: self.least]]) == 0).all(1)
         edges = np.flatnonzero(np.diff(np.concatenate([[False], zero, [False]]).astype(np.int8))).reshape(-1, 2)
         lengths = edges[:, 1] - edges[:, 0] + np.where(edges[:, 0] == 0, self.zeros_before, 0)
         silent = np.zeros(len(zero), bool)
