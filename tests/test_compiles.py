@@ -1,4 +1,4 @@
-"""Every stage of both backbones compiles for a TPU, at tiny sizes, by the TPU's own compiler; no chip is needed.
+"""Training and separation of both backbones compile for a TPU, at tiny sizes, by the TPU's own compiler; no chip is needed.
 
 libtpu comes with launch/test.sh alone. `launch/compile_check.sh` does so with the official sizes on every chip.
 """
@@ -43,8 +43,16 @@ def small_bs_roformer():
     return config
 
 
-@pytest.mark.parametrize("method", ["deterministic", "det_x2", "diffusion", "consistency"])
-@pytest.mark.parametrize("make_config", [small_unet, small_bs_roformer])
+# A step takes the TPU's compiler half a minute of one core: in the ordinary run one of each backbone, the others by `-m slow`.
+ORDINARY = ((small_unet, "diffusion"), (small_bs_roformer, "deterministic"))
+STEPS = [
+    pytest.param(make, method, marks=[] if (make, method) in ORDINARY else [pytest.mark.slow])
+    for make in (small_unet, small_bs_roformer)
+    for method in ("deterministic", "det_x2", "diffusion", "consistency")
+]
+
+
+@pytest.mark.parametrize("make_config,method", STEPS)
 def test_a_training_step_compiles(make_config, method, one_chip):
     config = make_config()
     config.method, config.segment, config.data.crop, config.data.batch = method, 512, 512, 2
