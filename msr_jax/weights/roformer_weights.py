@@ -11,7 +11,7 @@ from msr_jax.config import bsrf_base
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.models.mask_roformer import INNER
-from msr_jax.models.mel_band_roformer import mel_bands
+from msr_jax.models.mel_band_roformer import MelBandRoformer, mel_bands
 from msr_jax.weights.detect import BAND_SPLIT, clean_names
 from msr_jax.weights.lightning import Checkpoint, plain
 from msr_jax.weights.model_folder import FIELDS, check_tensors, parameter_shapes, unflatten
@@ -98,10 +98,10 @@ def _cut_bands(values: list[int]) -> dict[str, Any]:
 
 def _mel_bands(values: list[int], told: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The bands of a Mel-Band RoFormer: the layout that has so many values a frame; the config's, where one tells it."""
-    layouts = LAYOUTS
+    layouts: tuple[tuple[int, int], ...] = LAYOUTS
     if "sample_rate" in told or "stft_n_fft" in told:
-        network = NETWORKS["mel_band_roformer"]
-        layouts = ((told.get("sample_rate", network.sample_rate), told.get("stft_n_fft", network.stft_n_fft)),)
+        rate = told.get("sample_rate", MelBandRoformer.sample_rate)
+        layouts = ((rate, told.get("stft_n_fft", MelBandRoformer.stft_n_fft)),)
     found: list[tuple[int, tuple[int, ...]]] = []
     for rate, n_fft in layouts:
         try:
