@@ -1,6 +1,9 @@
 """Records cover their tracks, come back as written, in the order of TFDS, and are replaced whole or not at all."""
 
 import hashlib
+import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -185,3 +188,32 @@ def test_reading_asks_for_what_the_records_hold(written):
     ):
         with pytest.raises(UserError, match=what):
             check_stems(source, stems, rate, channels)
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("hop", 0),
+        ("samples", "many"),
+        ("tracks", {"train": [["one"]]}),
+        ("tracks", [1]),
+        ("shards", {"a": [1]}),
+        ("stems", 4),
+    ],
+)
+def test_a_manifest_whose_fields_are_of_another_kind_is_refused(records, tmp_path, field, value):
+    shutil.copytree(records, tmp_path / "records")
+    path = tmp_path / "records" / "dataset_info.json"
+    held = json.loads(path.read_text())
+    held["releaseNotes"][field] = json.dumps(value)
+    path.write_text(json.dumps(held))
+    with pytest.raises(UserError, match="holds no records of this version"):
+        RecordSource(tmp_path / "records", "train")
+
+
+def test_a_schema_that_tfds_cannot_read_is_refused(records, tmp_path):
+    shutil.copytree(records, tmp_path / "records")
+    path = tmp_path / "records" / "features.json"
+    path.write_text(re.sub(r'"pythonClassName": "[^"]*"', '"pythonClassName": "nodots"', path.read_text()))
+    with pytest.raises(UserError, match="does not describe records that can be read"):
+        RecordSource(tmp_path / "records", "train")

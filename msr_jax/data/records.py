@@ -126,6 +126,22 @@ def shard_order(split: str, tracks: Sequence[tuple[str, int]], manifest: Mapping
     return np.array(sorted(range(len(hashes)), key=hashes.__getitem__), np.int64)
 
 
+def _is_described(notes: Mapping[str, Any]) -> bool:
+    """Whether what a manifest notes has the fields that reading needs, each of its kind."""
+    whole = lambda n: isinstance(n, int) and not isinstance(n, bool)
+    return (
+        all(whole(notes[name]) and notes[name] > 0 for name in ("sample_rate", "channels", "hop", "samples"))
+        and whole(notes["seed"])
+        and all(isinstance(stem, str) for stem in notes["stems"])
+        and all(
+            isinstance(name, str) and whole(length) and length > 0
+            for tracks in notes["tracks"].values()
+            for name, length in tracks
+        )
+        and all(whole(size) and isinstance(digest, str) for size, digest in notes["shards"].values())
+    )
+
+
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """What is known of a folder of records.
 
@@ -140,7 +156,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         held = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
         notes = {name: json.loads(value) for name, value in held["releaseNotes"].items()}
-        if held["version"] != VERSION or "tracks" not in notes:
+        if held["version"] != VERSION or not _is_described(notes):
             raise ValueError(held["version"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} holds no records of this version; make them with data_prep") from error
@@ -176,7 +192,13 @@ class RecordSource:
     def __init__(self, folder: str | Path, split: str, preload: bool = False):
         self.folder, self.split, self.manifest = Path(folder), split, read_manifest(folder)
         check_shards(folder, self.manifest)
-        builder = tfds.builder_from_directory(str(folder))
+        try:
+            builder = tfds.builder_from_directory(str(folder))
+        except Exception as error:  # it reads classes and shapes from the JSON files, and fails on others in any way
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise UserError(
+                f"{folder} does not describe records that can be read ({reason}); prepare the data again"
+            ) from error
         if split not in builder.info.splits:
             raise UserError(f"{folder} has no split '{split}'; it has {', '.join(builder.info.splits)}")
         self._data: Any = builder.as_data_source(split)

@@ -7,7 +7,9 @@ the few that describe tensors, and every other name becomes an inert placeholder
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +34,8 @@ STORAGE_DTYPES = {
     "BoolStorage": np.dtype("?"),
 }
 # Where training checkpoints keep their state dict; the first that holds tensors counts.
+# What reading a damaged zip file raises: offsets beyond the file, unknown or broken compression, encryption.
+ZIP_ERRORS = (OSError, EOFError, KeyError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 WRAPPERS = ("state", "state_dict", "model_state_dict", "model", "ema")
 OLD_MAGIC = 0x1950A86A20F9469CFC6C  # what the first pickle of a file without a zip holds
 
@@ -210,7 +214,7 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
 def _read_zip(path: Path) -> tuple[Any, Callable[[str], bytes]]:
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except ZIP_ERRORS as error:
         raise UserError(
             f"{path} is not a PyTorch checkpoint in zip format, or is cut off ({error}); fetch it again"
         ) from error
@@ -222,10 +226,14 @@ def _read_zip(path: Path) -> tuple[Any, Callable[[str], bytes]]:
     def data_of(key: str) -> bytes:
         try:
             return archive.read(f"{folder}/data/{key}")
-        except (KeyError, OSError, zipfile.BadZipFile) as error:
+        except ZIP_ERRORS as error:
             raise UserError(f"{path} is damaged: the data of a tensor cannot be read ({error})") from error
 
-    return _unpickle(_Unpickler(io.BytesIO(archive.read(pickles[0]))), path), data_of
+    try:
+        described = archive.read(pickles[0])
+    except ZIP_ERRORS as error:
+        raise UserError(f"{path} is damaged: its data.pkl cannot be read ({error}); fetch it again") from error
+    return _unpickle(_Unpickler(io.BytesIO(described)), path), data_of
 
 
 def _read_old(path: Path) -> tuple[Any, Callable[[str], bytes]]:
