@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import shutil
 
 import numpy as np
@@ -213,7 +212,9 @@ def test_a_manifest_whose_fields_are_of_another_kind_is_refused(records, tmp_pat
 
 def test_a_schema_that_tfds_cannot_read_is_refused(records, tmp_path):
     shutil.copytree(records, tmp_path / "records")
-    path = tmp_path / "records" / "features.json"
-    path.write_text(re.sub(r'"pythonClassName": "[^"]*"', '"pythonClassName": "nodots"', path.read_text()))
+    path = tmp_path / "records" / "dataset_info.json"
+    held = json.loads(path.read_text())
+    held["features"]["pythonClassName"] = "nodots"
+    path.write_text(json.dumps(held))
     with pytest.raises(UserError, match="does not describe records that can be read"):
         RecordSource(tmp_path / "records", "train")
