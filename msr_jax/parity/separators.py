@@ -82,9 +82,9 @@ def check_gradients(
 ) -> Iterator[Check]:
     """The training loss on a fixture's target, over the first `length` samples, and the gradient of every parameter."""
     as_channels = lambda x: jnp.moveaxis(x, 1, 2).reshape(len(x), x.shape[2], -1)
-    mixture, target = arrays["in/mixture"], arrays["in/target"]
-    mixture = last(mixture.reshape(len(mixture), net.channels, -1))
-    target = last(target.reshape(len(target), net.num_stems, net.channels, -1))
+    given, wanted = arrays["in/mixture"], arrays["in/target"]
+    mixture = last(given.reshape(len(given), net.channels, -1))
+    target = last(wanted.reshape(len(wanted), net.num_stems, net.channels, -1))
 
     def loss(params: Any) -> tuple[jax.Array, tuple]:
         stems, _ = net.apply({"params": params}, mixture, method="separate")

@@ -233,7 +233,7 @@ def _run_block(kind: str, module: Any, state: Arrays, inputs: list[np.ndarray]) 
 def _time_embedding(state: Arrays, tau: np.ndarray, features: int) -> Any:
     params = unflatten(from_torch(state))
     embed = unet1d.TimeEmbedding(len(state["to_time.0.0.weights"]))
-    dense = layers.Linear(features).apply(
+    dense: Any = layers.Linear(features).apply(
         {"params": params["to_time_0_1"]}, embed.apply({"params": params["to_time_0_0"]}, tau)
     )
     return jax.nn.gelu(dense, approximate=False)
