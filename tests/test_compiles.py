@@ -61,7 +61,7 @@ def test_a_training_step_compiles(make_config, method, one_chip):
     assert plan["bytes_per_device"]["work_space"] < 50e6
 
 
-@pytest.mark.parametrize("make_config", [small_unet, small_bs_roformer])
+@pytest.mark.parametrize("make_config", [pytest.param(small_unet, marks=pytest.mark.slow), small_bs_roformer])
 def test_separation_compiles(make_config, one_chip):
     config = make_config()
     config.segment = 512

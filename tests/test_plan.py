@@ -149,7 +149,7 @@ def test_a_missing_compiler_is_named_with_what_brings_it(monkeypatch, capsys):
 
 def test_what_a_plan_cannot_use_is_answered(capsys):
     for argv, words in (
-        (["--config.data.batch=0"], "must be a multiple"),
+        (["--config.data.batch=0"], "data.batch must be at least 1"),
         (["--config.mesh.fsdp=3"], "does not fit 1 devices"),
         (["--steps", "2"], "--steps goes with --separate"),
         (["--fit"], "--fit needs a chip"),

@@ -180,11 +180,11 @@ def test_a_run_refuses_what_does_not_fit(tiny_config, records, tmp_path):
         ({"method": "guess"}, "config.method"),
         ({"loss_hop": 0}, "config.loss_hop must be at least 1"),
         ({"loss_floor_silent": 0.0}, "config.loss_floor_silent must be above 0"),
-        ({"diffusion": {**plain["diffusion"], "loss_weight": "one"}}, "loss_weight must be edm or none"),
+        ({"diffusion": {**plain["diffusion"], "loss_weight": "one"}}, "loss_weight must be one of edm, none"),
         ({"mesh": {"data": 3, "fsdp": 1}}, "does not fit 1 devices"),
         ({"segment": 100}, "multiple of"),
         ({"train": {**plain["train"], "log_every": 3}}, "multiple of train.steps_per_dispatch"),
-        ({"stems": ["a", "b"]}, "the records hold stems"),
+        ({"stems": ["a", "b", "c", "d"]}, "the records hold stems"),
         ({"data": {**plain["data"], "train": str(tmp_path)}}, "holds no records"),
     ):
         with pytest.raises((UserError, KeyError), match=words):
