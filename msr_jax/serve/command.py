@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import ipaddress
 import secrets
+import threading
 from pathlib import Path
 
 from msr_jax.errors import UserError
@@ -80,9 +81,11 @@ def _serve(args: argparse.Namespace, token: str | None) -> int:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((args.host, args.port))
+        listener.listen()  # who opens the printed link at once waits instead of being refused
     except OSError as error:
         raise UserError(f"cannot listen on {args.host}:{args.port}: {error.strerror}") from error
     models = Models(args.model)
+    threading.Thread(target=models.warm, daemon=True).start()
     desk = Desk(models, Limits(args.max_minutes), args.jobs, args.keep_hours, args.max_queue, args.folder)
     app = make_app(desk, token, int(args.max_upload_mb * 1e6), tuple(args.allow_origin))
     shown = f"[{args.host}]" if ":" in args.host else args.host

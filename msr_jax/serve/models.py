@@ -4,6 +4,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS, network_of
 from msr_jax.separate.engine import Separator, load
@@ -64,6 +66,12 @@ class Models:
                 residual = None if REST in self._own[name] else REST
                 self._separators[key] = load(find_named(self._folders[name]), refine, steps, residual=residual)
             return self._separators[key]
+
+    def warm(self, seconds: float = 30.0) -> None:
+        """Compile what the first visitor would wait for: every model as it is without refinement, on a long stereo song."""
+        for name, offer in self.offers.items():
+            noise = np.random.default_rng(0).standard_normal((int(seconds * offer["sample_rate"]), 2))
+            self.separator(name, "none", None).separate(0.1 * noise, offer["sample_rate"])
 
 
 def _name(folder: str) -> str:
