@@ -27,7 +27,7 @@ from msr_jax.weights.roformer_names import (
     stack_tensors,
     unstack_tensors,
 )
-from tests.parity.fixtures import parity_folders
+from tests.parity.fixtures import SHIPPED
 from tests.test_backbones import SEGMENT, Songs
 
 TINY = {
@@ -103,11 +103,7 @@ def test_masks_that_agree_in_their_bands_are_the_masks_of_the_bins(num_bands):
 
 @pytest.mark.parametrize("keys", FULL)
 def test_every_tensor_of_the_public_shapes_has_its_place(keys):
-    found = [folder / "mel_band_roformer" / f"{keys}.json" for folder in parity_folders()]
-    listed = next((path for path in found if path.exists()), None)
-    if listed is None:
-        pytest.skip(f"{keys}.json is not shipped; set MSR_PARITY_DIR")
-    told = json.loads(listed.read_text())["state_dict"]
+    told = json.loads((SHIPPED / "mel_band_roformer" / f"{keys}.json").read_text())["state_dict"]
     blocks = {"time_transformer_depth": 1, "freq_transformer_depth": 1, "mask_estimator_depth": 2}
     model = {"name": "mel_band_roformer", "dim": 384, "depth": 6, "stereo": True, **blocks, **FULL[keys]}
     net, shapes = published_network(model, "deterministic"), parameter_shapes(make_backbone(model), "deterministic")

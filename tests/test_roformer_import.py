@@ -13,7 +13,7 @@ from msr_jax.cli import main
 from msr_jax.models.backbone import make_backbone
 from msr_jax.weights.model_folder import flatten, load_model, parameter_shapes
 from msr_jax.weights.roformer_names import published_network, published_shapes, renumber, unstack_tensors
-from tests.parity.fixtures import parity_folders
+from tests.parity.fixtures import SHIPPED
 from tests.torch_files import as_dtype, write_torch
 
 SHARED = {
@@ -128,10 +128,7 @@ def test_missing_rotary_tables_follow_from_the_width_of_a_head(kind, told, tmp_p
 
 @pytest.mark.parametrize("name", ["raw", "msst_full", "lightning", "fp16"])
 def test_a_public_checkpoint_of_either_form_answers_as_its_program(name, tmp_path):
-    folder = next((f for f in parity_folders() if (f / "mel_band_roformer").is_dir()), None)
-    if folder is None:
-        pytest.skip("melrf_ckpt_micro_* are not shipped; set MSR_PARITY_DIR")
-    source = folder / "mel_band_roformer"
+    source = SHIPPED / "mel_band_roformer"
     options = ["--config", str(source / "melrf_ckpt_micro.yaml")]
     model, _ = imported(source / f"melrf_ckpt_micro_{name}.ckpt", tmp_path / "m", *options)
     assert model.config["stems"] == ["vocals"] and model.config["segment"] == 640
