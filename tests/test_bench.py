@@ -1,11 +1,16 @@
 """Benchmarks run and write what others read."""
 
 import json
+import textwrap
+from pathlib import Path
 
 import pytest
 
+from msr_jax.bench import separate
 from msr_jax.bench.roformers import SHAPES, count_flops, sizes_of
+from msr_jax.bench.separate import Run
 from msr_jax.cli import main
+from msr_jax.errors import UserError
 from tests import toy
 
 TOY = toy.__file__
@@ -110,6 +115,53 @@ def test_the_roformers_benchmark_measures_the_public_networks(tmp_path, monkeypa
     assert [row["name"] for row in rows] == ["mel_384_6_float32", "mel_384_6_bfloat16"]
     assert all(row["share_of_matmul_rate"] > 0 and row["computed_in"] in ("float32", "bfloat16") for row in rows)
     assert main(["bench", "roformers", "--seconds", "0", "--no-peer"]) == 2
+
+
+def test_separation_is_measured_beside_an_older_build(tmp_path, monkeypatch):
+    """The processes are stood in for: each would start JAX anew."""
+    seen = []
+
+    def run(build, songs, out, refine, byte_code):
+        seen.append((build.sources and build.sources.name, build.home.name, refine, [song.exists() for song in songs]))
+        is_older = build.home.name.endswith("_older")
+        return Run(*((2.0, 2.0, 3.0, 10**9) if is_older else (1.0, 0.5, 1.5, 10**8)))
+
+    monkeypatch.setattr(separate, "run_build", run)
+    (tmp_path / "old" / "msr_jax").mkdir(parents=True)
+    argv = ["bench", "separate", "--tiny", "--repeats", "1", "--against", str(tmp_path / "old")]
+    assert main([*argv, "--json", str(tmp_path / "b.json")]) == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "b.json").read_text())["rows"]}
+    cases = ["none_3s", "consistency_3s", "first_run_3s", "second_run_3s"]
+    assert list(rows) == [case + ending for case in cases for ending in ("", "_older")]
+    assert all(rows[case]["speedup_over_peer"] == 2 and rows[case]["rtf"] == pytest.approx(1 / 3) for case in cases)
+    assert rows["consistency_3s"]["share_of_matmul_rate"] > 2 * rows["none_3s"]["share_of_matmul_rate"] > 0
+    assert all(all(songs) for *_, songs in seen) and {"old", Path(separate.__file__).parents[2].name} == {
+        s[0] for s in seen
+    }
+
+
+def test_a_build_runs_in_its_own_process_and_its_failure_is_a_sentence(tmp_path):
+    sources = tmp_path / "other"
+    (sources / "msr_jax").mkdir(parents=True)
+    (sources / "msr_jax" / "__init__.py").write_text("")
+    program = """
+        import os, pathlib, sys
+        def main():
+            if "bad" in sys.argv[2]:
+                sys.exit("no such song")
+            folder = pathlib.Path(sys.argv[sys.argv.index("-o") + 1]) / "song"
+            folder.mkdir(parents=True)
+            (folder / "bass.wav").write_text(os.environ["MSR_HOME"])
+    """
+    (sources / "msr_jax" / "cli.py").write_text(textwrap.dedent(program))
+    build = separate.older_build(str(sources), tmp_path)
+    done = separate.run_build(build, [tmp_path / "song.wav"], tmp_path / "out", "none", tmp_path / "byte_code")
+    assert 0 < done.first_stem <= done.seconds and done.cpu > 0 and done.peak > 1e6
+    assert (tmp_path / "out" / "song" / "bass.wav").read_text() == str(build.home)
+    with pytest.raises(UserError, match="exit code 1: no such song"):
+        separate.run_build(build, [tmp_path / "bad.wav"], tmp_path / "out", "none", tmp_path / "byte_code")
+    with pytest.raises(UserError, match="neither a folder nor a commit"):
+        separate.older_build("no-such-commit", tmp_path)
 
 
 @pytest.mark.torch

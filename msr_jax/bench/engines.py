@@ -32,6 +32,26 @@ def limit_threads() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 
 
+def matmul_rate(precision: str, size: int = 2048) -> Callable[[], float]:
+    """Measures operations per second of a product of `size` rows and columns in this precision, the best of five."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(precision))
+    multiply = jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32)).lower(x).compile()
+
+    def measure() -> float:
+        best = float("inf")
+        for _ in range(5):
+            started = time.perf_counter()
+            jax.block_until_ready(multiply(x))
+            best = min(best, time.perf_counter() - started)
+        return 2.0 * size**3 / best
+
+    measure()
+    return measure
+
+
 def serve(
     forward: Callable[[], None],
     about: Mapping[str, Any],

@@ -18,9 +18,16 @@ BENCHMARKS = {
     "train": "msr_jax.bench.train",
     "dispatch": "msr_jax.bench.dispatch",
     "data": "msr_jax.bench.data",
+    "separate": "msr_jax.bench.separate",
 }
 # Fields that some benchmarks add to a row, and what the table calls them.
-MORE = {"rtf": "RTF", "flops": "FLOP", "share_of_matmul_rate": "of the matmul rate"}
+MORE = {
+    "rtf": "RTF",
+    "flops": "FLOP",
+    "share_of_matmul_rate": "of the matmul rate",
+    "first_stem_seconds": "first stem s",
+    "si_sdri": "SI-SDRi dB",
+}
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -40,7 +47,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that the benchmark runs")
     parser.add_argument("--config", metavar="FILE.py", help="train: a training config; default: the official U-Net's")
     parser.add_argument("--batch", type=int, help="train: examples per step over all devices; default 50")
-    parser.add_argument("--seconds", type=float, help="roformers: of audio; default: the segment of each network")
+    parser.add_argument(
+        "--seconds", type=float, help="roformers: of audio, default the segment of each network; separate: default 180"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="COMMIT|FOLDER",
+        help="separate: an older build: a commit, sources, or an environment with it",
+    )
+    parser.add_argument(
+        "--tracks", metavar="FOLDER", type=Path, nargs="+", help="separate: of tracks, for its songs and to be scored"
+    )
     args = parser.parse_args(argv)
     if args.repeats < 1:
         raise UserError("--repeats must be at least 1")

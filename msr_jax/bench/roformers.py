@@ -8,18 +8,16 @@ import argparse
 import importlib.util
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from msr_jax.bench.engines import THREADS, limit_threads, serve, take_turns
+from msr_jax.bench.engines import THREADS, limit_threads, matmul_rate, serve, take_turns
 from msr_jax.errors import UserError
 
 RATE = 44_100
 SECONDS = 3
 TINY = {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "num_stems": 2}
 TINY_SAMPLES = 4410
-MATMUL = 2048  # rows and columns of the product that the machine's rate is measured by
 PEER = "peer_float32"
 
 
@@ -80,26 +78,6 @@ def count_flops(sizes: Mapping[str, Any], samples: int) -> float:
     return 2.0 * (layers + frames * values * dim + net.num_stems * head)
 
 
-def _matmul_rate(precision: str) -> Callable[[], float]:
-    """Measures operations per second of a large product in this precision, the best of five."""
-    import jax
-    import jax.numpy as jnp
-
-    x = jax.random.normal(jax.random.key(0), (MATMUL, MATMUL), jnp.dtype(precision))
-    multiply = jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32)).lower(x).compile()
-
-    def measure() -> float:
-        best = float("inf")
-        for _ in range(5):
-            started = time.perf_counter()
-            jax.block_until_ready(multiply(x))
-            best = min(best, time.perf_counter() - started)
-        return 2.0 * MATMUL**3 / best
-
-    measure()
-    return measure
-
-
 def _jax_pass(
     sizes: Mapping[str, Any], precision: str, samples: int
 ) -> tuple[Callable[[], None], dict[str, Any], Callable[[], float]]:
@@ -124,7 +102,7 @@ def _jax_pass(
     forward = jax.jit(lambda p, x: backbone.separate(p, x)[0]).lower(params, x).compile()
     computed_in = str(compute_dtype(precision))
     about = {"parameters": sum(leaf.size for leaf in leaves), "computed_in": computed_in}
-    return lambda: jax.block_until_ready(forward(params, x)), about, _matmul_rate(computed_in)
+    return lambda: jax.block_until_ready(forward(params, x)), about, matmul_rate(computed_in)
 
 
 def make_peer(sizes: Mapping[str, Any]) -> Any:
