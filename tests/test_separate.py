@@ -57,6 +57,13 @@ def test_neighbouring_chunks_are_cross_faded():
     np.testing.assert_allclose(np.diff(out[74:101]), 1 / 26, rtol=1e-5)
 
 
+def test_what_is_final_comes_before_the_next_chunk_is_run():
+    run = []
+    network = lambda chunks, first: run.append(first) or chunks[:, None]
+    blocks = overlap_add(cut_chunks([song(250)], 100, 75), network, 1, 100, 25, 1)
+    assert [(block.shape[1], len(run)) for block in blocks] == [(75, 1), (75, 2), (100, 3)]
+
+
 def test_the_last_chunk_is_full():
     starts = [(start, length) for start, length, _ in cut_chunks([song(2100)], 1000, 750)]
     assert starts == [(0, 1000), (750, 1000), (1100, 1000)]

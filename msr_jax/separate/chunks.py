@@ -66,23 +66,24 @@ def overlap_add(
         total, weight, base = total[:, upto - base :], weight[upto - base :], upto
         return ready
 
-    end = 0
-    while batch := [c for _, c in zip(range(group), chunks, strict=False)]:
+    following = next(chunks, None)
+    while following is not None:
+        batch = [following, *(chunk for _, chunk in zip(range(group - 1), chunks, strict=False))]
         estimates = run(np.stack([chunk for _, _, chunk in batch]), count)
         count += len(batch)
-        for (start, length, _), estimate in zip(batch, estimates, strict=True):
+        following = next(chunks, None)
+        end = batch[-1][0] + batch[-1][1]
+        # What lies before the chunk that follows is final: it can be heard while that one is still being computed.
+        finals = [start for start, _, _ in [*batch[1:], following or (end, 0, None)]]
+        for (start, length, _), estimate, final in zip(batch, estimates, finals, strict=True):
             if total is None:
                 total = np.zeros((stems, 0, estimate.shape[-1]), np.float32)
-            if start > base:
-                yield flush(start)
             grow = start + length - base - total.shape[1]
             total = np.pad(total, ((0, 0), (0, grow), (0, 0)))
             weight = np.pad(weight, ((0, grow), (0, 0)))
             total[:, start - base : start - base + length] += (estimate * fade)[:, :length]
             weight[start - base : start - base + length] += fade[:length]
-            end = start + length
-    if total is not None:
-        yield flush(end)
+            yield flush(final)
 
 
 def resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channels: int) -> Iterator[np.ndarray]:
