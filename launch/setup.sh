@@ -28,3 +28,5 @@ if [ "$(cat "$venv/.msr-stamp" 2>/dev/null)" != "$stamp" ]; then
   echo "$stamp" > "$venv/.msr-stamp"
 fi
 export PATH="$venv/bin:$PATH"
+# Many images set it; then every start of Python compiles a thousand modules again, which takes seconds.
+unset PYTHONDONTWRITEBYTECODE
