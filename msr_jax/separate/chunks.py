@@ -1,8 +1,10 @@
 """Streams of audio cut into segments that overlap, and segments cross-faded into a stream again."""
 
+import itertools
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -95,6 +97,53 @@ def resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channel
     for block in blocks:
         yield stream.resample_chunk(np.ascontiguousarray(block)).reshape(-1, channels)
     yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
+
+
+@cache
+def resampling_delay(rate_in: int, rate_out: int) -> float:
+    """Seconds that `resampled` is behind at most, whatever the blocks: what it shows in a second of small ones."""
+    if rate_in == rate_out:
+        return 0.0
+    stream, step, back, most = soxr.ResampleStream(rate_in, rate_out, 1, dtype="float32", quality="HQ"), 32, 0, 0.0
+    for taken in range(step, rate_in, step):
+        back += len(stream.resample_chunk(np.zeros((step, 1), np.float32)))
+        most = max(most, taken / rate_in - back / rate_out)
+    return most + step / rate_in
+
+
+def shared(items: Iterable[Item], count: int) -> list[Iterator[Item]]:
+    """The same items for several readers, each in a thread of its own or all in one; what one has not read yet is kept."""
+    if count == 1:
+        return [iter(items)]
+    lock = threading.Lock()
+
+    def read(own: Iterator[Item]) -> Iterator[Item]:
+        while True:
+            with lock:
+                item = next(own, None)
+            if item is None:
+                return
+            yield item
+
+    return [read(own) for own in itertools.tee(items, count)]
+
+
+def abreast(streams: Sequence[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
+    """Blocks (stems, samples, channels) of streams that are as long as each other -> (streams, stems, samples, channels).
+
+    The one that is farthest behind is always asked next: no more is held than one of its blocks lasts.
+    """
+    held: list[Any] = [None] * len(streams)
+    length = lambda k: 0 if held[k] is None else held[k].shape[1]
+    while True:
+        last = min(range(len(streams)), key=length)
+        block = next(streams[last], None)
+        if block is None:
+            return
+        held[last] = block if held[last] is None else np.concatenate([held[last], block], 1)
+        if ready := min(map(length, range(len(streams)))):
+            yield np.stack([part[:, :ready] for part in held])
+            held = [part[:, ready:] for part in held]
 
 
 def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:

@@ -6,8 +6,10 @@ holds a few segments, however long the song is. Reading, the network and what fo
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import cast_params, make_backbone
 from msr_jax.runtime import saying
-from msr_jax.separate.chunks import ahead, cut_chunks, overlap_add, resampled
+from msr_jax.separate.chunks import abreast, ahead, cut_chunks, overlap_add, resampled, resampling_delay, shared
 from msr_jax.separate.demix import Demix, demix
-from msr_jax.separate.mixture import Original, Shares, without_offset
+from msr_jax.separate.interface import AudioSeparator
+from msr_jax.separate.mixture import OFFSET_REACH, SHARE_SECONDS, Original, as_the_song, without_offset
 from msr_jax.weights.model_folder import (
     BUNDLED,
     DEFAULT_OVERLAP,
@@ -36,7 +39,8 @@ from msr_jax.weights.model_folder import (
 MIXTURES = 2  # that one call of the network takes: both channels of a stereo song through a mono model
 OVERLAP = 0.5  # of a segment: every sample twice, less at a segment's edges, where a network knows least
 JOINT_SECONDS = 0.005  # of cross-fade where no overlap is asked for: a hard joint clicks
-MAX_CHANNELS = 1024  # as in libsndfile
+SHIFT_SECONDS = 0.5  # that a song is moved by at most to average over shifts, or what a chunk advances by
+CHUNKS = 2**24  # more than a song has: each shift's chunks have numbers, and so noise, of their own
 
 
 def channel_groups(channels: int, at_once: int) -> np.ndarray:
@@ -45,8 +49,8 @@ def channel_groups(channels: int, at_once: int) -> np.ndarray:
     return np.minimum(np.arange(groups * at_once), channels - 1).reshape(groups, at_once)
 
 
-class Separator:
-    """A loaded model, ready to separate. Made by `msr_jax.load`."""
+class Separator(AudioSeparator):
+    """A loaded model, ready to separate. Made by `msr_jax.load`; any number of threads may use it at once."""
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class Separator:
         residual: str | None = None,
         stems: Sequence[str] | None = None,
         segments: int | None = None,
+        shifts: int = 1,
     ):
         """`overlap`: of neighbouring chunks, as a fraction. `segments`: chunks are so many segments of training's length, as many as
         a short song needs. None takes what the model's folder names, else half and 1.
@@ -75,6 +80,8 @@ class Separator:
         `mixture_consistent`: what is missing is shared out among the stems, see `Shares`; for songs that hold nothing else.
         `residual`: name of one more stem: the song less all others.
         `stems`: which of the model's are wanted; None is all.
+        `shifts`: the mean of so many runs, the first of the song as it is, the others of the song moved by up to half a second; by
+        how much follows from the seed. So many times slower.
         """
         config = model.config
         chosen = None if stems is None else choose_stems(config, stems)
@@ -95,10 +102,14 @@ class Separator:
             raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap}")
         if not 0 <= seed < 2**32:
             raise UserError(f"the seed must lie between 0 and 2^32 - 1, not {seed}")
+        if shifts < 1:
+            raise UserError(f"there must be at least 1 shift, not {shifts}")
         if reference:
             reference.check()
+            if shifts > 1:
+                raise UserError("the reference chunking has shifts of its own, by bigshifts; leave shifts out")
         self.config, self.refine, self.num_steps, self.seed = config, refine, num_steps, seed
-        self.reference = reference
+        self.reference, self.shifts = reference, shifts
         self.separated = [stem for stem in config["stems"] if stems is None or stem in stems]  # what the network gives
         if mixture_consistent and (STEM_NUMBERS in config or len(self.separated) < len(config["stems"])):
             raise UserError(
@@ -170,24 +181,15 @@ class Separator:
                     out[chunk, :, :, channel] += stems[..., own] / np.count_nonzero(groups[group] == channel)
         return out
 
-    def stream(
+    def _flow(
         self,
         blocks: Iterable[np.ndarray],
         sample_rate: int,
         channels: int,
         frames: int | None = None,
         progress: Callable[[int], Any] | None = None,
+        is_live: bool = False,
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Separate a stream of blocks (samples, channels); memory does not grow with its length.
-
-        Args:
-          sample_rate: of the blocks and of what is yielded, Hz.
-          frames: length of the stream in samples where it is known; what comes back has exactly this length.
-          progress: called with the number of samples done so far, at the input's rate.
-
-        Yields:
-          {stem: (samples, channels) float32}, one after another.
-        """
         original, taken = Original(sample_rate, channels), 0
 
         def kept() -> Iterator[np.ndarray]:
@@ -199,77 +201,62 @@ class Separator:
 
         at_model_rate = (b for b in resampled(kept(), sample_rate, self.sample_rate, channels) if len(b))
         length = None if frames is None else frames * self.sample_rate / sample_rate
-        with closing(ahead(self._separated(at_model_rate, channels, length))) as separated:
+        parts = self._separated(at_model_rate, channels, length, is_live)
+        with closing(parts if is_live else ahead(parts)) as separated:
             wide = len(self.separated) * channels  # all stems share one resampler, as so many channels
             flat = (np.ascontiguousarray(b.swapaxes(0, 1)).reshape(b.shape[1], wide) for b in separated)
             back = resampled(flat, self.sample_rate, sample_rate, wide)
             whole = _of_length(back, lambda: taken if frames is None else frames, wide)
             stems = (b.reshape(len(b), -1, channels).swapaxes(0, 1) for b in whole)
             done = 0
-            for block in self._as_the_song(stems, original, sample_rate):
+            for block in as_the_song(stems, original, sample_rate, self.mixture_consistent, self.residual is not None):
                 done += block.shape[1]
                 yield dict(zip(self.stems, block, strict=True))
                 if progress:
                     progress(done)
 
-    def _separated(self, blocks: Iterator[np.ndarray], channels: int, frames: float | None) -> Iterator[np.ndarray]:
+    def _separated(
+        self, blocks: Iterator[np.ndarray], channels: int, frames: float | None, is_live: bool
+    ) -> Generator[np.ndarray, None, None]:
         """The network's stems (stems, samples, channels) of a stream at its rate."""
         if self.reference:
             if song := list(blocks):
                 yield demix(self._run_chunks, np.concatenate(song), self.segment, self.reference)
             return
-        group = max(1, self.mixtures_per_call // len(channel_groups(channels, self.config["channels"])))
+        group = (
+            1 if is_live else max(1, self.mixtures_per_call // len(channel_groups(channels, self.config["channels"])))
+        )
         chunk, overlap = self._chunk(frames)
-        chunks = cut_chunks(without_offset(blocks, self.sample_rate), chunk, chunk - overlap)
-        with closing(ahead(chunks, depth=2 * group)) as chunks_ahead:
-            yield from overlap_add(chunks_ahead, self._run_chunks, len(self.separated), chunk, overlap, group)
+        songs = shared(without_offset(blocks, self.sample_rate), self.shifts)
+        with ExitStack() as stack:
+            runs = []
+            for k, (shift, song) in enumerate(zip(self._shifts(chunk - overlap), songs, strict=True)):
+                moved = chain([np.zeros((shift, channels), np.float32)], song) if shift else song
+                chunks = cut_chunks(moved, chunk, chunk - overlap)
+                if not is_live:
+                    chunks = stack.enter_context(closing(ahead(chunks, depth=2 * group)))
+                run = partial(self._run_numbered, k * CHUNKS)
+                runs.append(_without_first(overlap_add(chunks, run, len(self.separated), chunk, overlap, group), shift))
+            yield from runs[0] if self.shifts == 1 else (parts.mean(0) for parts in abreast(runs))
 
-    def _as_the_song(self, blocks: Iterator[np.ndarray], original: Original, sample_rate: int) -> Iterator[np.ndarray]:
-        """Stems at the song's rate, silent where it is and, where that is asked for, adding up to it."""
-        shares = Shares(sample_rate) if self.mixture_consistent else None
-        for block in blocks:
-            mixture, silent = original.take(block.shape[1])
-            block[:, silent] = 0
-            if self.residual:
-                block = np.concatenate([block, (mixture - block.sum(0))[None]])
-            yield shares.add(block, mixture) if shares else block
-        if shares and shares.stems is not None:
-            yield shares.add(shares.stems[:, :0], shares.mixture[:0], is_last=True)
+    def _shifts(self, hop: int) -> list[int]:
+        """Samples by which the song is moved in each run: none, then one in each of as many equal parts as there are runs."""
+        farthest = min(int(SHIFT_SECONDS * self.sample_rate), hop)
+        places = np.arange(self.shifts) + np.random.default_rng(self.seed).random(self.shifts)
+        return [0, *(places[1:] * farthest / self.shifts).astype(int).tolist()]
 
-    def separate(self, audio: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
-        """Separate a song in memory.
+    def _run_numbered(self, number: int, chunks: np.ndarray, first: int) -> np.ndarray:
+        return self._run_chunks(chunks, number + first)
 
-        A mono model separates every channel on its own, a stereo model every pair of channels (a single one is doubled,
-        and gets the mean of its two results), so that stems have the channels of the song. Songs longer than a segment
-        are cut into segments that overlap and are cross-faded; shorter ones are padded with zeros.
-
-        Args:
-          audio: (samples,) or (samples, channels), about [-1, 1].
-          sample_rate: Hz.
-
-        Returns:
-          {stem: float32 array of audio's shape}.
-
-        Raises:
-          UserError: no samples, another shape, integers, NaN or infinite samples, a rate that is not positive.
-        """
-        audio = np.asarray(audio)
-        if audio.dtype.kind != "f":
-            raise UserError(f"audio must be floating-point samples in about [-1, 1], not {audio.dtype}")
-        audio = audio.astype(np.float32, copy=False)
-        if audio.ndim not in (1, 2) or audio.size == 0:
-            raise UserError(
-                f"audio must be (samples,) or (samples, channels) with at least one sample, not {audio.shape}"
-            )
-        if audio.ndim == 2 and audio.shape[1] > MAX_CHANNELS:
-            raise UserError(f"audio has {audio.shape[1]} channels; it must be (samples, channels), is it transposed?")
-        if not np.isfinite(audio).all():
-            raise UserError("audio holds NaN or infinite samples")
-        if sample_rate <= 0:
-            raise UserError(f"the sample rate must be positive, not {sample_rate}")
-        wide = audio.reshape(len(audio), -1)
-        parts = list(self.stream([wide], sample_rate, wide.shape[1], len(wide)))
-        return {s: np.concatenate([p[s] for p in parts]).reshape(audio.shape) for s in self.stems}
+    def latency(self, sample_rate: int) -> int:
+        if self.reference:
+            raise UserError("the reference chunking needs the whole song; nothing comes before its end")
+        chunk, overlap = self._chunk(None)
+        reach = int(OFFSET_REACH * self.sample_rate) + 3
+        there, back = (sample_rate, self.sample_rate), (self.sample_rate, sample_rate)
+        delay = resampling_delay(*there) + resampling_delay(*back) + SHARE_SECONDS * self.mixture_consistent
+        waiting = max(2 * chunk - overlap + reach, 2 * reach)
+        return math.ceil(sample_rate * (waiting / self.sample_rate + delay))
 
 
 def _of_length(blocks: Iterator[np.ndarray], length: Callable[[], int], width: int) -> Iterator[np.ndarray]:
@@ -282,6 +269,14 @@ def _of_length(blocks: Iterator[np.ndarray], length: Callable[[], int], width: i
             yield block
     if done < length():  # rounding of the two rates
         yield np.zeros((length() - done, width), np.float32)
+
+
+def _without_first(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
+    """Blocks (stems, samples, channels) less their first so many samples."""
+    for block in blocks:
+        if samples < block.shape[1]:
+            yield block[:, samples:]
+        samples = max(0, samples - block.shape[1])
 
 
 def batch_function(refiner: Callable) -> Callable:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 OFFSET_SECONDS = 0.1  # of the running mean: nothing is left of it at 10 Hz and its multiples
+OFFSET_REACH = 1.5 * OFFSET_SECONDS  # seconds on either side that it takes
 SILENCE_SECONDS = 0.1  # of exact zeros, that are silence and no quiet music
 SHARE_SECONDS = 0.05  # in which a stem's share of what is missing follows its level
 PIECE = 2**16  # samples summed up at a time: rounding grows with the sum
@@ -112,3 +113,21 @@ class Shares:
             self.shares = new
         self.stems, self.mixture = stems[:, whole:], mixture[whole:]
         return done
+
+
+def as_the_song(
+    blocks: Iterable[np.ndarray], original: Original, sample_rate: int, is_consistent: bool, has_residual: bool
+) -> Iterator[np.ndarray]:
+    """Stems (stems, samples, channels) at the song's rate, silent where it is.
+
+    `is_consistent`: they add up to it, see `Shares`. `has_residual`: one more stem, the song less all others.
+    """
+    shares = Shares(sample_rate) if is_consistent else None
+    for block in blocks:
+        mixture, silent = original.take(block.shape[1])
+        block[:, silent] = 0
+        if has_residual:
+            block = np.concatenate([block, (mixture - block.sum(0))[None]])
+        yield shares.add(block, mixture) if shares else block
+    if shares and shares.stems is not None:
+        yield shares.add(shares.stems[:, :0], shares.mixture[:0], is_last=True)

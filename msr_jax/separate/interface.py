@@ -1,0 +1,134 @@
+"""What separates audio, one model or several together: arrays whole, streams, and blocks that are pushed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from msr_jax.errors import UserError
+from msr_jax.separate.push import Pusher
+
+MAX_CHANNELS = 1024  # as in libsndfile
+
+
+class AudioSeparator(ABC):
+    """Audio in, a dict of stems out. Any number of threads may use one at once: every song has a state of its own."""
+
+    stems: list[str]
+
+    @abstractmethod
+    def _flow(
+        self,
+        blocks: Iterable[np.ndarray],
+        sample_rate: int,
+        channels: int,
+        frames: int | None = None,
+        progress: Callable[[int], Any] | None = None,
+        is_live: bool = False,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """`stream` of checked blocks (samples, channels) float32. `is_live`: in this thread alone, chunk by chunk, and no block is asked
+        for before all that can be is done with those that came.
+        """
+
+    @abstractmethod
+    def latency(self, sample_rate: int) -> int:
+        """Samples at that rate that what a `pusher` has given may be behind what was pushed, at most.
+
+        Raises:
+          UserError: the whole song is needed.
+        """
+
+    def separate(self, audio: ArrayLike, sample_rate: int) -> dict[str, np.ndarray]:
+        """Separate a song in memory.
+
+        A mono model separates every channel on its own, a stereo model every pair of channels (a single one is doubled,
+        and gets the mean of its two results), so that stems have the channels of the song. Songs longer than a segment
+        are cut into segments that overlap and are cross-faded; shorter ones are padded with zeros.
+
+        Args:
+          audio: (samples,) or (samples, channels), about [-1, 1].
+          sample_rate: Hz.
+
+        Returns:
+          {stem: float32 array of audio's shape}.
+
+        Raises:
+          UserError: no samples, another shape, integers, NaN or infinite samples, a rate that is not positive.
+        """
+        given = np.asarray(audio)
+        wide = checked(given)
+        if not wide.size:
+            raise UserError(
+                f"audio must be (samples,) or (samples, channels) with at least one sample, not {given.shape}"
+            )
+        parts = list(self._flow([wide], checked_rate(sample_rate), wide.shape[1], len(wide)))
+        return {stem: np.concatenate([part[stem] for part in parts]).reshape(given.shape) for stem in self.stems}
+
+    def stream(
+        self,
+        blocks: Iterable[ArrayLike],
+        sample_rate: int,
+        channels: int | None = None,
+        frames: int | None = None,
+        progress: Callable[[int], Any] | None = None,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Separate a stream of blocks, any length each; memory does not grow with that of the stream.
+
+        Args:
+          blocks: (samples, channels) or, of one channel, (samples,), about [-1, 1].
+          sample_rate: of the blocks and of what is yielded, Hz.
+          channels: of the blocks; None takes those of the first one.
+          frames: length of the stream in samples where it is known; what comes back has exactly this length.
+          progress: called with the number of samples done so far, at the input's rate.
+
+        Yields:
+          {stem: (samples, channels) float32}, one after another.
+
+        Raises:
+          UserError: as `separate`, or a block has another number of channels than those before it.
+        """
+        rate, rest = checked_rate(sample_rate), iter(blocks)
+        if channels is None:
+            first = next(rest, None)
+            if first is None:
+                return
+            channels, rest = checked(first).shape[1], chain([first], rest)
+        yield from self._flow((checked(block, channels) for block in rest), rate, channels, frames, progress)
+
+    def pusher(self, sample_rate: int, channels: int = 1) -> Pusher:
+        """Separate what is pushed, as from a sound card: `push(block)` gives the stems so far, `close()` the rest.
+
+        Its `latency` says how many samples it may be behind; a model that is loaded with `segments=1` is least.
+        """
+        rate = checked_rate(sample_rate)
+        if not 1 <= channels <= MAX_CHANNELS:
+            raise UserError(f"there must be 1 to {MAX_CHANNELS} channels, not {channels}")
+        flow = lambda blocks: self._flow(blocks, rate, channels, is_live=True)
+        return Pusher(flow, self.stems, channels, self.latency(rate), lambda block: checked(block, channels))
+
+
+def checked_rate(sample_rate: int) -> int:
+    if sample_rate <= 0:
+        raise UserError(f"the sample rate must be positive, not {sample_rate}")
+    return sample_rate
+
+
+def checked(audio: ArrayLike, channels: int | None = None) -> np.ndarray:
+    """Audio (samples,) or (samples, channels) as (samples, channels) float32. Raises UserError where it is none."""
+    audio = np.asarray(audio)
+    if audio.dtype.kind != "f":
+        raise UserError(f"audio must be floating-point samples in about [-1, 1], not {audio.dtype}")
+    audio = audio.astype(np.float32, copy=False)
+    if audio.ndim not in (1, 2):
+        raise UserError(f"audio must be (samples,) or (samples, channels) with at least one sample, not {audio.shape}")
+    wide = audio[:, None] if audio.ndim == 1 else audio
+    if wide.shape[1] > MAX_CHANNELS:
+        raise UserError(f"audio has {wide.shape[1]} channels; it must be (samples, channels), is it transposed?")
+    if channels not in (None, wide.shape[1]):
+        raise UserError(f"a block has {wide.shape[1]} channels, but the stream has {channels}")
+    if not np.isfinite(wide).all():
+        raise UserError("audio holds NaN or infinite samples")
+    return wide

@@ -1,0 +1,148 @@
+"""Blocks that are pushed come back as stems: all of them, in time, and the same as of the whole song."""
+
+import copy
+import threading
+
+import numpy as np
+import pytest
+
+import msr_jax
+from msr_jax.errors import UserError
+from msr_jax.separate.ensemble import Ensemble
+from tests.conftest import TINY_RATE
+
+
+def song(samples, channels=1, seed=0):
+    return 0.1 * np.random.default_rng(seed).standard_normal((samples, channels)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def separator(tiny_model):
+    return msr_jax.load(tiny_model, "none")
+
+
+@pytest.fixture
+def copier(separator):
+    """Makes a separator whose network returns the mixture times 1, 2, 3 and 4, with other settings."""
+
+    def make(**settings):
+        made = copy.copy(separator)
+        vars(made).update(settings)
+        made._run_chunks = lambda chunks, first: chunks[:, None] * np.arange(1, 5, dtype=np.float32)[:, None, None]
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("rate", [TINY_RATE, 11_025, 44_100])
+@pytest.mark.parametrize(
+    "options", [{}, {"overlap": 0.25, "shifts": 2}, {"mixture_consistent": True}, "ensemble"], ids=str
+)
+def test_no_stem_is_behind_by_more_than_the_latency(copier, rate, options):
+    if options == "ensemble":
+        separator = Ensemble([copier(overlap=0.1), copier(segments=2)], by="median-spectra")
+    else:
+        separator = copier(**options)
+    x, rng = song(4 * rate, 2), np.random.default_rng(1)
+    pusher, parts, pushed, done = separator.pusher(rate, 2), [], 0, 0
+    worst = 0
+    while pushed < len(x):
+        block = x[pushed : pushed + int(rng.choice([1, 50, 700, rate // 2]))]
+        pushed += len(block)
+        parts.append(pusher.push(block))
+        done += len(parts[-1]["bass"])
+        worst = max(worst, pushed - done)
+    assert worst <= pusher.latency < 1.6 * worst
+    parts.append(pusher.close())
+    whole = list(separator.stream([x], rate))
+    for stem in separator.stems:
+        found, expected = (np.concatenate([part[stem] for part in some]) for some in (parts, whole))
+        assert len(found) == len(x)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_mono_stream_is_flat_where_its_blocks_are(copier):
+    with copier().pusher(TINY_RATE) as pusher:
+        assert pusher.push(song(5000)[:, 0])["bass"].ndim == 1
+        assert pusher.push(np.zeros(0, np.float32))["bass"].shape == (0,)
+        assert pusher.push(song(5000))["bass"].shape[1] == 1
+
+
+def test_a_caller_may_fill_one_buffer_again_and_again(copier):
+    x, pusher, buffer = song(6000), copier().pusher(TINY_RATE), np.zeros((500, 1), np.float32)
+    parts = []
+    for at in range(0, len(x), 500):
+        buffer[:] = x[at : at + 500]
+        parts.append(pusher.push(buffer)["bass"])
+    parts.append(pusher.close()["bass"])
+    np.testing.assert_allclose(np.concatenate(parts), copier().separate(x, TINY_RATE)["bass"], atol=1e-6)
+
+
+def test_what_is_wrong_is_said_and_nothing_waits_for_ever(copier):
+    separator = copier()
+    pusher = separator.pusher(TINY_RATE, 2)
+    with pytest.raises(UserError, match="1 channels, but the stream has 2"):
+        pusher.push(song(10))
+    pusher.push(song(10, 2))
+    assert len(pusher.close()["bass"]) == 10
+    with pytest.raises(UserError, match="closed"):
+        pusher.push(song(10, 2))
+    assert len(separator.pusher(TINY_RATE).close()["bass"]) == 0
+
+    def fails(chunks, first):
+        raise RuntimeError("out of memory")
+
+    separator._run_chunks = fails
+    pusher = separator.pusher(TINY_RATE)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        pusher.push(song(20_000))
+    with pytest.raises(UserError, match="closed"):
+        pusher.push(song(10))
+
+
+def test_a_pusher_that_is_dropped_leaves_no_thread(copier):
+    before = threading.active_count()
+    pusher = copier().pusher(TINY_RATE)
+    pusher.push(song(100))
+    thread = next(t for t in threading.enumerate() if t.name.endswith("(_work)"))
+    del pusher
+    thread.join(10)
+    assert threading.active_count() == before
+
+
+def test_blocks_of_a_stream_tell_their_channels(copier):
+    separator, x = copier(), song(5000, 2)
+    found = np.concatenate([part["bass"] for part in separator.stream([x[:10], x[10:]], TINY_RATE)])
+    np.testing.assert_allclose(found, separator.separate(x, TINY_RATE)["bass"], atol=1e-6)
+    assert list(separator.stream([], TINY_RATE)) == []
+    flat = np.concatenate([part["bass"] for part in separator.stream([x[:, 0]], TINY_RATE)])
+    assert flat.shape == (5000, 1)
+    for blocks, words in (([x, x[:, :1]], "a block has 1 channels"), ([x.astype(int)], "floating-point")):
+        with pytest.raises(UserError, match=words):
+            list(separator.stream(blocks, TINY_RATE))
+
+
+def test_two_threads_share_a_separator(tiny_model):
+    separator = msr_jax.load(tiny_model, "consistency", num_steps=1)
+    songs = [song(7000, 2, seed=k) for k in range(2)]
+    alone = [separator.separate(x, TINY_RATE) for x in songs]
+    shared = msr_jax.load(tiny_model, "consistency", num_steps=1)  # compiles with both waiting for it
+    found = [[], []]
+
+    def work(k):
+        for _ in range(2):
+            found[k].append(shared.separate(songs[k], TINY_RATE))
+        pusher = shared.pusher(TINY_RATE, 2)
+        found[k].append(pusher.push(songs[k]))
+        pusher.close()
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(2):
+        for stem, audio in alone[k].items():
+            assert all(np.array_equal(stems[stem], audio) for stems in found[k][:2])
+            live = found[k][2][stem]
+            np.testing.assert_allclose(live, audio[: len(live)], atol=1e-5)
