@@ -12,12 +12,14 @@ import pytest
 import soundfile
 from fastapi.testclient import TestClient
 
-from msr_jax.serve import guard
+from msr_jax.errors import UserError
+from msr_jax.serve import guard, source
 from msr_jax.serve.api import make_app
-from msr_jax.serve.decode import Limits
+from msr_jax.serve.decode import Decoded, Limits
 from msr_jax.serve.jobs import Desk
 from msr_jax.serve.models import Models
 from msr_jax.serve.overview import BANDS, COLUMN, COLUMN_BYTES, Overview
+from msr_jax.serve.source import Source
 from tests.conftest import TINY_RATE
 
 RATE = 2 * TINY_RATE
@@ -29,6 +31,12 @@ def song_file(seconds=2.0, channels=2, rate=RATE, seed=0, kind="WAV"):
     file = io.BytesIO()
     soundfile.write(file, audio, rate, format=kind, subtype="PCM_16")
     return file.getvalue()
+
+
+def too_long():
+    """The parts of an upload that does not tell its length."""
+    yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="song.wav"\r\n\r\n'
+    yield from [bytes(100_000)] * 11
 
 
 def read(body):
@@ -122,6 +130,11 @@ def test_events_end_with_the_job(client):
         (lambda c: create(c, refine="consistency", steps="3"), 422, "steps must be one of 1, 2, 4"),
         (lambda c: create(c, refine="consistency", steps="-1"), 422, "whole number"),
         (lambda c: create(c, bytes(1_100_000)), 413, "larger than the 1 MB"),
+        (lambda c: c.post("/api/jobs", content=too_long(), headers={"content-type": "multipart/form-data; boundary=x"}), 413, "1 MB"),
+        (lambda c: create(c, b"no audio at all"), 422, "cannot be read as audio"),
+        (lambda c: create(c, song_file(7.0)), 422, "longer than the 0.1 minutes"),
+        (lambda c: create(c, song_file(0.1, channels=9)), 422, "9 channels; at most 8"),
+        (lambda c: create(c, song_file(0.01, rate=384_000)), 422, "384000 samples a second"),
         (lambda c: c.get("/api/jobs/unknown"), 404, "no such job"),
         (lambda c: c.get("/api/jobs/%2e%2e/drums.wav"), 404, ""),
         (lambda c: c.post("/api/jobs", headers={"origin": "http://elsewhere.example"}), 403, "other sites"),
@@ -134,25 +147,53 @@ def test_events_end_with_the_job(client):
         (lambda c: c.post("/api/jobs", content=b"x", headers={"content-type": "multipart/form-data"}), 400, ""),
     ],
 )  # fmt: skip
-def test_what_cannot_be_taken_is_refused_with_the_reason(client, send, status, says):
+def test_what_cannot_be_taken_is_refused_with_the_reason(client, tmp_path, send, status, says):
     answer = send(client)
+    assert [p.name for p in (tmp_path / "server").glob("*/*")] == ["lock"] and str(tmp_path) not in answer.text
     assert answer.status_code in (status if isinstance(status, tuple) else (status,)), answer.text
     assert says in answer.text
 
 
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        (b"no audio at all", "cannot be read as audio"),
-        (song_file(7.0), "longer than the 0.1 minutes"),
-        (song_file(0.1, channels=9), "9 channels; at most 8"),
-        (song_file(0.01, rate=384_000), "384000 samples a second"),
-    ],
-)
-def test_a_song_beyond_the_limits_fails_without_naming_a_place(client, tmp_path, body, says):
-    job = wait(client, create(client, body).json()["id"])
-    assert job["state"] == "failed" and says in job["error"] and str(tmp_path) not in job["error"]
+def test_a_song_that_turns_out_damaged_fails_without_naming_a_place(client, tmp_path):
+    body = bytearray(song_file(5.0, kind="FLAC"))
+    body[len(body) // 2 :] = bytes(len(body) - len(body) // 2)
+    job = wait(client, create(client, bytes(body)).json()["id"])
+    assert job["state"] == "failed" and "the file is damaged" in job["error"] and str(tmp_path) not in job["error"]
     assert client.get(f"/api/jobs/{job['id']}/drums.wav").status_code == 409
+
+
+def test_samples_can_be_had_before_all_are_decoded(monkeypatch, tmp_path):
+    slow, audio = threading.Event(), Decoded(tmp_path / "song.f32", 3, 1, 8000)
+
+    def decode(*_):
+        np.array([1, 2, 3], np.float32).tofile(audio.path)
+        yield audio, 2
+        slow.wait()
+        yield audio, 3
+
+    monkeypatch.setattr(source, "decode", decode)
+    song = Source(tmp_path / "upload", "song.wav")
+    assert song.open(LIMITS) == audio
+    np.testing.assert_array_equal(song.read(0, 2), [[1], [2]])
+    slow.set()
+    np.testing.assert_array_equal(song.read(1, 9), [[2], [3]])
+
+
+def test_decoding_ends_at_its_time(tmp_path):
+    (tmp_path / "upload").write_bytes(song_file(1.0))
+    with pytest.raises(UserError, match="took more time or memory"):
+        Source(tmp_path / "upload", "song.wav").open(LIMITS._replace(seconds=0))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../../../lock", "%2e%2e%2flock", "..%5clock", "song.f32", "0.f32", "upload", "%00.wav", "nothing.wav", "song.wav%2f..", "drums.exe"],
+)  # fmt: skip
+def test_only_tracks_of_a_job_can_be_had(client, path):
+    identity = wait(client, create(client, song_file(0.2)).json()["id"])["id"]
+    assert client.get(f"/api/jobs/{identity}/{path}").status_code == 404
+    assert client.get(f"/page/{path}").status_code == 404
+    assert client.get(f"/api/jobs/{identity[:-1]}/song.wav").status_code == 404
 
 
 def test_names_of_uploads_are_shown_but_are_no_paths(client, tmp_path):

@@ -23,6 +23,7 @@ from starlette.datastructures import UploadFile
 
 from msr_jax.errors import UserError
 from msr_jax.serve import downloads
+from msr_jax.serve.decode import check
 from msr_jax.serve.guard import Guard
 from msr_jax.serve.jobs import ENDED, Desk, Full, Job, Source
 from msr_jax.serve.overview import BANDS, COLUMN, COLUMN_BYTES
@@ -146,6 +147,7 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
         if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
             raise HTTPException(415, "send the song itself as multipart/form-data, in the field 'file'; no addresses")
         try:
+            desk.check_room()
             async with request.form(max_files=1, max_fields=8) as form:
                 job = await _queue(desk, job_of, dict(form))
         except Full as error:
@@ -289,6 +291,8 @@ async def _queue(desk: Desk, job_of: Callable[[str], Job], form: dict[str, Any])
         name = Path((file.filename or "song").replace("\\", "/")).name[:200] or "song"
         taken = await run_in_threadpool(_store, desk, file)
     try:
+        if isinstance(taken, Path):
+            await run_in_threadpool(check, taken, desk.limits)
         return await run_in_threadpool(desk.take, taken, name, model, refine, int(steps) if steps else None)
     except BaseException:
         if isinstance(taken, Path):

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from msr_jax.errors import UserError
-from msr_jax.serve.decode import Decoded, Limits, decode
+from msr_jax.serve.decode import Limits, get_ready
 from msr_jax.serve.models import Models
 from msr_jax.serve.overview import Overview
+from msr_jax.serve.source import Source
 
 BLOCK_SECONDS = 3
 ENDED = ("done", "failed")
@@ -32,16 +33,6 @@ OWN = "run-"  # how the folders of servers begin
 
 class Full(Exception):
     """The queue holds as many jobs as it may."""
-
-
-@dataclass
-class Source:
-    """An upload, and its audio once it is decoded; jobs with other settings share it."""
-
-    upload: Path
-    name: str  # for people alone
-    audio: Decoded | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass
@@ -65,7 +56,7 @@ class Job:
 
     def samples(self, track: str) -> Path:
         """The file of a stem's samples, or of the song's by the name "song"."""
-        return self.source.upload.with_name("song.f32") if track == "song" else self._place(track, "f32")
+        return self.source.path if track == "song" else self._place(track, "f32")
 
     def view(self, track: str) -> Path:
         """The file of the columns that show a stem, or the song."""
@@ -128,6 +119,7 @@ class Desk:
     ):
         self.models, self.limits, self.keep, self.most = models, limits, keep_hours * 3600, most
         self.folder, self._lock_file = own_folder(parent)
+        get_ready()
         self.jobs: dict[str, Job] = {}
         self.counts = dict.fromkeys(("taken", "done", "failed", "refused"), 0)
         self._waiting: deque[Job] = deque()
@@ -147,9 +139,7 @@ class Desk:
         stems = self.models.stems(model, refine, steps)
         identity = secrets.token_urlsafe(16)
         with self._change:
-            if self._closed or len(self._waiting) >= self.most:
-                self.counts["refused"] += 1
-                raise Full(f"{len(self._waiting)} songs wait already; try again later")
+            self.check_room()
             folder = self.folder / secrets.token_hex(16)
             folder.mkdir()
             if isinstance(source, Path):
@@ -160,6 +150,13 @@ class Desk:
             self.counts["taken"] += 1
             self._change.notify_all()
         return job
+
+    def check_room(self) -> None:
+        """Raises Full: too many jobs wait."""
+        with self._change:
+            if self._closed or len(self._waiting) >= self.most:
+                self.counts["refused"] += 1
+                raise Full(f"{len(self._waiting)} songs wait already; try again later")
 
     def get(self, identity: str) -> Job | None:
         return self.jobs.get(identity)
@@ -185,6 +182,7 @@ class Desk:
         if job.folder != keeps:
             shutil.rmtree(job.folder, ignore_errors=True)
         if not used:
+            job.source.close()
             shutil.rmtree(keeps, ignore_errors=True)
 
     def close(self) -> None:
@@ -195,6 +193,8 @@ class Desk:
                 job.cancelled = True
             self._waiting.clear()
             self._change.notify_all()
+        for job in list(self.jobs.values()):
+            job.source.close()
         for thread in self._threads:
             thread.join(10)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -209,7 +209,6 @@ class Desk:
                     return
                 job = self._waiting.popleft()
             try:
-                self._decode(job)
                 self._separate(job)
                 self._end(job, "done")
             except UserError as error:
@@ -226,26 +225,19 @@ class Desk:
         if not job.cancelled:
             self.counts[state] += 1
 
-    def _decode(self, job: Job) -> None:
-        job.state = "decoding"
-        with job.source.lock:
-            if job.source.audio is None:
-                job.source.audio = decode(job.source.upload, job.samples("song"), self.limits)
-
     def _separate(self, job: Job) -> None:
-        audio = job.source.audio
-        assert audio is not None
+        job.state = "decoding"
+        audio = job.source.open(self.limits)
         separator = self.models.separator(job.model, job.refine, job.steps)
         job.state = "separating"
         with contextlib.ExitStack() as stack:
             files = {t: stack.enter_context(open(job.samples(t), "wb")) for t in job.stems}
             views = {t: stack.enter_context(open(job.view(t), "wb")) for t in ("song", *job.stems)}
             overviews = {t: Overview(audio.sample_rate) for t in views}
-            song = open_song(audio)
-            blocks = self._blocks(job, audio)
+            blocks = self._blocks(job, audio.frames, BLOCK_SECONDS * audio.sample_rate)
             for part in separator.stream(blocks, audio.sample_rate, audio.channels, audio.frames):
                 frames = len(next(iter(part.values())))
-                own = np.asarray(song[job.frames : job.frames + frames])
+                own = job.source.read(job.frames, frames)
                 ends = job.frames + frames >= audio.frames
                 for track, samples in part.items():
                     files[track].write(np.ascontiguousarray(samples, np.float32).tobytes())
@@ -255,13 +247,11 @@ class Desk:
                     views[track].flush()
                 job.frames += frames
 
-    def _blocks(self, job: Job, audio: Decoded) -> Iterator[np.ndarray]:
-        size = BLOCK_SECONDS * audio.sample_rate
-        song = open_song(audio)
-        for start in range(0, audio.frames, size):
+    def _blocks(self, job: Job, frames: int, size: int) -> Iterator[np.ndarray]:
+        for start in range(0, frames, size):
             if job.cancelled:
                 raise UserError("the job was cancelled")
-            yield np.array(song[start : start + size])
+            yield job.source.read(start, size)
 
     def _forget(self) -> None:
         with self._change:
@@ -271,8 +261,3 @@ class Desk:
                 old = [job for job in self.jobs.values() if job.ended and now - job.ended > self.keep]
                 for job in old:
                     self.remove(job)
-
-
-def open_song(audio: Decoded) -> np.ndarray:
-    """(frames, channels) float32 of a decoded song, read from the disk as it is used."""
-    return np.memmap(audio.path, np.float32, "r", shape=(audio.frames, audio.channels))

@@ -19,7 +19,7 @@ export function createJob(fields, progress) {
     request.open("POST", "/api/jobs");
     request.responseType = "json";
     request.upload.onprogress = (event) => event.lengthComputable && progress(event.loaded / event.total);
-    request.onerror = () => reject(new Error("the server could not be reached, or the file is too large for it"));
+    request.onerror = () => reject(new Error("the server could not be reached, is busy, or the file is too large for it"));
     request.onload = () => {
       if (request.status === 202) resolve(request.response);
       else reject(new Error(request.response?.detail ?? `the server answered ${request.status}`));
