@@ -1,24 +1,24 @@
 """`python launch/fuzz.py OUT --minutes N [--seed S]`: a campaign against the commands, by hand.
 
 Damaged inputs of every kind, random options, files that a full disk cuts off, two of a command in one place, and SIGKILL at
-random moments; nothing of it may end in a traceback, run on for over `--limit` seconds, leave a partial file under its final
-name or one outside of the output folder, and a killed command that is started again must make what one makes that was not
-killed, to the bit. Case k is a function of the seed and k: `--only K` runs it again. What fails stays in OUT/failures, with
-the smallest change of its file that still fails. Three of four minutes go to files, the rest to kills.
+random moments; nothing of it may end in a traceback, hang (compute, or wait without computing, for over `--limit` seconds),
+leave a partial file under its final name or one outside of the output folder, and a killed command that is started again must
+make what one makes that was not killed, to the bit. Case k is a function of the seed and k: `--only K` runs it again. Started
+again with the same OUT and seed, it goes on with the next case, and its counts add up. What fails stays in OUT/failures, with
+the smallest change of its file that still fails.
 """
 
 import argparse
-import contextlib
-import io
+import hashlib
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,57 +26,73 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from launch.fuzzing import cases, inputs, kills
-from launch.fuzzing.children import Child, Outcome, run
+from launch.fuzzing.children import Child, run, run_each
 
-BATCH = 64
-LIGHT = ("audio", "checkpoint", "model", "metadata", "records")  # kinds whose cases run for a moment, but for some
+BATCH = 128
 
 
 def import_all() -> None:
-    """What the commands import on use, once for all children."""
+    """What the commands import on use, once for all children; XLA compiles for programs that run for a moment, as in tests."""
     import importlib
 
     from msr_jax.cli import COMMANDS
 
-    for name in ("separate", "train", "evaluate", "import"):
+    importlib.import_module("tests.conftest")
+    for name in ("separate", "train", "evaluate", "import", "export", "compare"):
         importlib.import_module(COMMANDS[name][0])
     for name in (
-        "msr_jax.train.loop",
-        "msr_jax.separate.engine",
-        "data_prep.slakh2100",
-        "data_prep.verify",
-        "tests.toy",
-    ):
+        "msr_jax.train.loop", "msr_jax.separate.engine", "data_prep.slakh2100", "data_prep.verify", "tests.toy",
+        "av", "msr_jax.evaluate.plots",
+    ):  # fmt: skip
         importlib.import_module(name)
 
 
-def make_base(folder: Path, limit: float) -> dict:
-    """What cases are made from: a model, a corpus, its records, a song, the names of settings. Children make them."""
+def make_base(folder: Path, limit: float) -> dict[str, Any]:
+    """What cases are made from: a model, a corpus, its records, songs, checkpoints, names of settings. Children make them."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    base = {name: folder / name for name in ("model", "corpus", "records")} | {"song": folder / "song.wav"}
+    base: dict[str, Any] = {name: folder / name for name in ("model", "corpus", "records")}
     inputs.corpus(base["corpus"], rng)
     import soundfile
 
-    soundfile.write(base["song"], inputs.sound(rng, 4.0, 2, 11_025), 11_025)
+    base["songs"] = [folder / f"song{k}.wav" for k in range(3)]
+    for path in base["songs"]:
+        soundfile.write(path, inputs.sound(rng, 1.5, 2, 11_025), 11_025)
     from data_prep.slakh2100 import main
+    from msr_jax.cli import main as msr
 
     (folder / "run").mkdir()
+    score = ["evaluate", "--data", str(base["corpus"] / "test"), "--out", str(folder / "scored"), "--excerpts", "0"]
     for work in (
         lambda: main([str(base["corpus"]), str(base["records"]), "--crop", "2048", "--workers", "1"]),
         lambda: inputs.tiny_model(base["model"]) and 0,
+        lambda: inputs.media(folder / "media") and 0,
+        lambda: inputs.checkpoints(folder / "checkpoints") and 0,
+        lambda: msr(score),
     ):
         if (end := run(work, folder / "run", 10 * limit)).code:
             raise RuntimeError(end.text)
     from ml_collections import ConfigDict
 
+    from tests.test_tags import SONGS
     from tests.toy import get_config
 
     leaves = lambda c, at="": [
         n for k, v in c.items() for n in (leaves(v, f"{at}{k}.") if isinstance(v, ConfigDict) else [at + k])
     ]
-    return base | {"settings": leaves(get_config())}
+    base |= {name: sorted((folder / name).iterdir()) for name in ("media", "checkpoints")}
+    base |= {"stem_file": folder / "media" / "a.stem.mp4", "results": folder / "scored" / "results.json"}
+    base |= {"tagged": [folder / "media" / name for name in SONGS], "settings": leaves(get_config())}
+    return base
+
+
+def hashed(folder: Path) -> str:
+    """A digest of all files in a folder, and of their names."""
+    found = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        found.update(os.fsencode(path.relative_to(folder)) + b"\0" + path.read_bytes())
+    return found.hexdigest()
 
 
 def outside(folder: Path, before: set[Path]) -> list[str]:
@@ -102,7 +118,7 @@ def judge(case: cases.Case, folder: Path, limit: float) -> tuple[str | None, str
     return fault, "\n".join(end.text for end in ends)
 
 
-def make(seed: int, k: int, base: dict, folder: Path) -> tuple[str, cases.Case]:
+def make(seed: int, k: int, base: dict[str, Any], folder: Path) -> tuple[str, cases.Case]:
     rng = np.random.default_rng([seed, k])
     shares = np.array(list(cases.KINDS.values()), float)
     kind = list(cases.KINDS)[int(rng.choice(len(shares), p=shares / shares.sum()))]
@@ -137,86 +153,82 @@ def keep(out: Path, name: str, folder: Path, fault: str, told: str, text: str, d
     print(f"FAULT {name}: {fault}", flush=True)
 
 
-def together(batch: list[tuple[int, str, cases.Case, Path]], limit: float) -> bool:
-    """Whether one child runs all of a batch to its end, each in its folder and without a fault: for what runs for a moment."""
-
-    def work() -> int:
-        for _, _, case, folder in batch:
-            os.chdir(folder)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (case.largest or resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            told = io.StringIO()
-            with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-                try:
-                    code = case.work()
-                except SystemExit as error:
-                    code = error.code
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            if Outcome(int(code or 0), told.getvalue(), 0.0, False).fault():
-                return 3
-        return 0
-
-    before = [set(folder.rglob("*")) for *_, folder in batch]
-    end = run(work, batch[0][3].parent, limit)
-    strange = [outside(f, b) or kills.partial_files(f / "out") for (*_, f), b in zip(batch, before, strict=True)]
-    return end.code == 0 and not end.hung and not any(strange)
-
-
-def run_files(
-    out: Path, base: dict, seed: int, until: float, limit: float, first: int, only: int | None
-) -> tuple[int, Counter, int]:
-    """Cases until the time is over: (how many, of which kinds, faults)."""
-    counts, faults, k = Counter(), 0, first if only is None else only
-    while time.monotonic() < until:
-        batch = []
-        for number in range(k, k + (1 if only is not None else BATCH)):
-            folder = out / "cases" / str(number % BATCH)
-            batch.append((number, *make(seed, number, base, folder), folder))
-        light = [b for b in batch if b[1] in LIGHT and not b[2].twice]
-        is_fine = only is None and together(light, limit)
-        for number, kind, _, folder in batch:
-            if not (is_fine and any(number == b[0] for b in light)):
-                case = make(seed, number, base, folder)[1]
-                fault, text = judge(case, folder, limit)
-                if fault:
-                    faults += 1
-                    case = minimise(case, folder, fault, limit)
-                    keep(out, f"{kind}-{number}", folder, fault, case.told, text, case.spoiled and case.spoiled[2])
-            counts[kind] += 1
-        k += len(batch)
-        if only is not None:
-            break
-        if counts.total() % 512 == 0:
-            print(f"{counts.total()} files, {faults} faults", flush=True)
-    return k, counts, faults
+def run_files(out: Path, base: dict[str, Any], seed: int, k: int, count: int, limit: float, tally: "Tally") -> None:
+    """Cases k to k + count - 1: one child runs those that go alone, and what seems at fault there runs again by itself."""
+    batch = []
+    for number in range(k, k + count):
+        folder = out / "cases" / str(number - k)
+        batch.append((number, *make(seed, number, base, folder), folder))
+    alone = [b for b in batch if not b[2].twice]
+    before = {number: set(folder.rglob("*")) for number, *_, folder in batch}
+    ends = run_each([(case.work, folder, case.largest) for _, _, case, folder in alone], out / "cases", limit)
+    suspects = {b[0] for b in batch if b[2].twice}
+    for (number, _, _, folder), end in zip(alone, ends, strict=True):
+        if end is None or end.fault() or outside(folder, before[number]) or kills.partial_files(folder / "out"):
+            suspects.add(number)
+    for number, kind, case, folder in batch:
+        if number in suspects:
+            again = make(seed, number, base, folder)[1]
+            fault, text = judge(again, folder, limit)
+            if fault:
+                again = minimise(again, folder, fault, limit)
+                keep(out, f"{kind}-{number}", folder, fault, again.told, text, again.spoiled and again.spoiled[2])
+                tally.faults.append(f"{kind}-{number}: {fault}")
+            elif not case.twice:
+                print(f"case {number} ({kind}, {case.told}) failed among others, and not alone", flush=True)
+                tally.counts["among others alone"] += 1
+        tally.counts[f"files, {kind}"] += 1
+        if case.twice:
+            tally.counts["two in one place"] += 1
+        if case.largest:
+            tally.counts["full disks"] += 1
 
 
-def run_kills(out: Path, base: dict, seed: int, until: float, limit: float, first: int) -> tuple[Counter, int]:
-    """Kills until the time is over: (how many of which commands, faults)."""
-    counts, faults, wanted, k = Counter(), 0, {}, first
+def run_life(
+    out: Path, base: dict[str, Any], seed: int, k: int, limit: float, wanted: dict[str, Any], tally: "Tally"
+) -> None:
+    """Life k: a command that is killed some times and then ends."""
+    rng = np.random.default_rng([seed, 1, k])
     names, shares = list(kills.KILLED), np.array([share for *_, share in kills.KILLED.values()], float)
-    while time.monotonic() < until:
-        rng = np.random.default_rng([seed, 1, k])
-        name = names[int(rng.choice(len(names), p=shares / shares.sum()))]
-        folder = out / "killed"
-        if name not in wanted:
-            wanted[name] = kills.reference(name, base, folder, 10 * limit)
-        expected, usual = wanted[name]
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "out").mkdir(parents=True)
-        fault, _ = kills.kill_once(name, rng, base, folder, usual, limit)
-        found = kills.result_of(name, folder / "out")
-        if fault is None and found != expected:
-            differ = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-            fault = f"not what a command makes that nobody kills: {', '.join(differ)}"
-        if fault:
-            faults += 1
-            text = "\n".join(p.read_text(errors="replace") for p in sorted(folder.glob("told*.txt")))
-            keep(out, f"kill-{k}", folder, fault, name, text, None)
-        counts[name] += 1
-        k += 1
-        if counts.total() % 25 == 0:
-            print(f"{counts.total()} kills, {faults} faults", flush=True)
-    return counts, faults
+    name = names[int(rng.choice(len(names), p=shares / shares.sum()))]
+    folder = out / "killed"
+    if name not in wanted:
+        wanted[name] = kills.reference(name, base, folder, 10 * limit)
+    expected, usual = wanted[name]
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "out").mkdir(parents=True)
+    count, fault = kills.live(name, rng, base, folder, usual, limit)
+    found = kills.result_of(name, folder / "out")
+    if fault is None and found != expected:
+        differ = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        fault = f"not what a command makes that nobody kills: {', '.join(differ)}"
+    if fault:
+        text = "\n".join(p.read_text(errors="replace") for p in sorted(folder.glob("told*.txt")))
+        keep(out, f"life-{k}", folder, fault, name, text, None)
+        tally.faults.append(f"life-{k}, {name}: {fault}")
+    tally.counts[f"kills, {name}"] += count
+    tally.counts[f"lives, {name}"] += 1
+
+
+class Tally:
+    """What was done with a seed in all starts of a campaign, in a file."""
+
+    def __init__(self, path: Path):
+        told = json.loads(path.read_text()) if path.exists() else {}
+        self.path, self.counts, self.faults = path, Counter(told.get("counts", {})), told.get("faults", [])
+        self.next_case, self.next_life = told.get("next_case", 0), told.get("next_life", 0)
+        self.minutes = Counter(told.get("minutes", {}))
+
+    def save(self) -> None:
+        told = {name: getattr(self, name) for name in ("next_case", "next_life", "minutes", "counts", "faults")}
+        self.path.write_text(json.dumps(told, indent=1) + "\n")
+
+    def total(self, what: str) -> int:
+        return sum(n for name, n in self.counts.items() if name.startswith(f"{what}, "))
+
+    def __str__(self) -> str:
+        sums = ", ".join(f"{self.total(what)} {what}" for what in ("files", "kills", "lives"))
+        return f"{sums}; {len(self.faults)} faults; {sum(self.minutes.values()):.0f} min"
 
 
 def main() -> int:
@@ -224,37 +236,57 @@ def main() -> int:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, metavar="K", help="begin with case K (default 0)")
     parser.add_argument("--only", type=int, metavar="K", help="case K alone, again")
-    parser.add_argument(
-        "--limit", type=float, default=60, metavar="SECONDS", help="a hang is what takes longer (default 60)"
-    )
-    parser.add_argument(
-        "--kills", type=float, default=0.25, metavar="SHARE", help="of the time for kills (default 0.25)"
-    )
+    parser.add_argument("--only-life", type=int, metavar="K", help="life K of a killed command alone, again")
+    parser.add_argument("--limit", type=float, default=60, metavar="SECONDS", help="a hang is longer (default 60)")
+    parser.add_argument("--kills", type=float, default=0.5, metavar="SHARE", help="of the time (default 0.5)")
     args = parser.parse_args()
     out = args.out.absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["MSR_HOME"] = str(out / "home")
+    for name in ("", "tmp", "home"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled"), "MSR_HOME": str(out / "home")}
+    os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "TMPDIR": str(out / "tmp")}
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     import_all()
     began = time.monotonic()
     base = make_base(out / "base", args.limit)
-    print(f"seed {args.seed}, from case {args.first}, limit {args.limit:g} s", flush=True)
-    total = 60 * args.minutes
-    last, files, faults = run_files(
-        out, base, args.seed, began + (1 - args.kills) * total, args.limit, args.first, args.only
+    digest = hashed(out / "base")
+    tally, wanted = Tally(out / f"tally-{args.seed}.json"), {}
+    print(
+        f"seed {args.seed}, from case {tally.next_case} and life {tally.next_life}, limit {args.limit:g} s", flush=True
     )
-    killed, more = Counter(), 0
-    if args.only is None and args.kills:
-        killed, more = run_kills(out, base, args.seed, began + total, args.limit, args.first)
-    told = {"seed": args.seed, "first": args.first, "last": last, "files": dict(files), "kills": dict(killed),
-            "faults": faults + more, "minutes": (time.monotonic() - began) / 60}  # fmt: skip
-    (out / f"summary-{args.seed}-{args.first}.json").write_text(json.dumps(told, indent=1) + "\n")
-    print(f"{files.total()} files {dict(files)}, {killed.total()} kills {dict(killed)}: {faults + more} faults")
-    return 1 if faults + more else 0
+    if args.only is not None or args.only_life is not None:
+        tally = Tally(out / "none.json")
+        if args.only is not None:
+            run_files(out, base, args.seed, args.only, 1, args.limit, tally)
+        else:
+            run_life(out, base, args.seed, args.only_life, args.limit, wanted, tally)
+        print("\n".join(tally.faults) or "no fault")
+        return 1 if tally.faults else 0
+    while time.monotonic() < began + 60 * args.minutes:
+        before, faults = time.monotonic(), len(tally.faults)
+        if tally.minutes["kills"] < args.kills * sum(tally.minutes.values()) or args.kills == 1:
+            run_life(out, base, args.seed, tally.next_life, args.limit, wanted, tally)
+            tally.next_life += 1
+            what = "kills"
+        else:
+            run_files(out, base, args.seed, tally.next_case, BATCH, args.limit, tally)
+            tally.next_case += BATCH
+            what = "files"
+        tally.minutes[what] += (time.monotonic() - before) / 60
+        if strange := [p.name for p in (out / "tmp").iterdir()]:
+            tally.counts["left in the folder for temporary files"] += len(strange)
+            shutil.rmtree(out / "tmp")
+            (out / "tmp").mkdir()
+        tally.save()
+        if what == "files" or len(tally.faults) > faults:
+            print(tally, flush=True)
+    if hashed(out / "base") != digest:
+        tally.faults.append("what the cases are made from was changed: a file outside of the output folder")
+        tally.save()
+    print(json.dumps({"counts": dict(sorted(tally.counts.items())), "faults": tally.faults}, indent=1))
+    print(tally)
+    return 1 if tally.faults else 0
 
 
 if __name__ == "__main__":

@@ -338,6 +338,19 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _check_sections(config: Mapping[str, Any], known: Mapping[str, Field], where: str, prefix: str = "") -> None:
+    """Raises UserError where a field stands for a section, or a section for a field."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        is_section = any(field.startswith(f"{name}.") for field in known)
+        if isinstance(value, Mapping) and name in known:
+            raise UserError(f"{where}{name} must be {_wanted(known[name], value)}, not {_shown(value)}")
+        if is_section and not isinstance(value, Mapping):
+            raise UserError(f"{where}{name} must be a section with fields of its own, not {_shown(value)}")
+        if isinstance(value, Mapping):
+            _check_sections(value, known, where, f"{name}.")
+
+
 def check_config(config: Mapping[str, Any], where: str = "config.", is_whole: bool = True) -> None:
     """Check all fields of a config, and those that have to fit each other.
 
@@ -354,6 +367,7 @@ def check_config(config: Mapping[str, Any], where: str = "config.", is_whole: bo
     if not isinstance(name, str):
         raise UserError(f"{where}model must be a section with a name and the sizes of a network, not {_shown(model)}")
     known, found = fields_of(name), leaves(config)
+    _check_sections(config, known, where)
     for key, value in found.items():
         if key == "model.name" or key.startswith("own.") or (key.startswith("model.") and name not in MODEL_FIELDS):
             continue

@@ -12,11 +12,11 @@ def test_a_case_is_a_function_of_its_seed(tmp_path):
     made = []
     for k in range(2):
         (tmp_path / str(k) / "in").mkdir(parents=True)
-        case = audio(np.random.default_rng([0, 7]), tmp_path / str(k), {})
+        case = audio(np.random.default_rng([0, 7]), tmp_path / str(k), {"media": []})
         made.append((case.told, case.spoiled[0].read_bytes(), case.spoiled[2]))
         assert inputs.changed(case.spoiled[1], case.spoiled[2]) == made[-1][1]
         assert case.work() in (0, 2)  # read, or refused in a sentence
-    assert made[0] == made[1] and sum(KINDS.values()) == 100
+    assert made[0] == made[1] and sum(KINDS.values()) == 1000
 
 
 def test_changes_of_a_file_are_done_one_after_the_other():

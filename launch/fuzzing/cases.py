@@ -10,11 +10,13 @@ import numpy as np
 import yaml
 
 from launch.fuzzing import inputs
-from msr_jax.audio.io import audio_info, read_blocks
+from launch.fuzzing.children import Work
+from msr_jax.audio.io import AudioWriter, audio_info, read_blocks
+from msr_jax.audio.tags import read_tags, stem_tags
 from msr_jax.cli import main as msr
 from msr_jax.errors import UserError
 
-CHECKPOINTS = sorted((inputs.ROOT / "tests" / "fixtures").glob("**/*.ckpt"))
+MEL_YAML = inputs.ROOT / "tests" / "fixtures" / "mel_band_roformer" / "melrf_ckpt_micro.yaml"
 YAML = {
     "audio": {"chunk_size": 131584, "dim_f": 1024, "hop_length": 512, "n_fft": 2048, "num_channels": 2, "sample_rate": 44100},
     "model": {
@@ -35,14 +37,14 @@ class Case(NamedTuple):
     file that a full disk would take; `twice` runs two at a time.
     """
 
-    work: inputs.Work
+    work: Work
     told: str
     spoiled: tuple[Path, bytes, list] | None = None
     largest: int = 0
     twice: bool = False
 
 
-def _command(*argv: Any) -> inputs.Work:
+def _command(*argv: Any) -> Work:
     return lambda: msr([str(a) for a in argv])
 
 
@@ -61,14 +63,14 @@ def _spoil(rng: np.random.Generator, path: Path, data: bytes) -> tuple[Path, byt
     return path, data, done
 
 
-def _song(rng: np.random.Generator, folder: Path) -> tuple[Path, bytes, list]:
-    data, suffix = inputs.audio_bytes(rng)
+def _song(rng: np.random.Generator, folder: Path, ready: Sequence[Path] = ()) -> tuple[Path, bytes, list]:
+    data, suffix = inputs.audio_bytes(rng, ready)
     return _spoil(rng, folder / os.fsdecode(inputs.named(rng, suffix)), data)
 
 
-def audio(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -> Case:
+def audio(rng: np.random.Generator, folder: Path, base: Mapping[str, Any]) -> Case:
     """A song is read to its end."""
-    spoiled = _song(rng, folder / "in")
+    spoiled = _song(rng, folder / "in", base["media"])
 
     def read() -> None:
         count = sum(len(block) for block in read_blocks(spoiled[0], 4096))
@@ -78,9 +80,55 @@ def audio(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -> C
     return Case(lambda: _reading(read), f"read {spoiled[0].name!r}", spoiled)
 
 
-def separate(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -> Case:
+def tags(rng: np.random.Generator, folder: Path, base: Mapping[str, Any]) -> Case:
+    """What a song says of itself is read, and written into a stem."""
+    path = base["tagged"][int(rng.integers(len(base["tagged"])))]
+    spoiled = _spoil(rng, folder / "in" / path.name, path.read_bytes())
+    suffix = str(rng.choice(["wav", "flac", "mp3", "ogg", "opus"]))
+
+    def write() -> None:
+        told = stem_tags(read_tags(spoiled[0]), "drums", "song")
+        with AudioWriter(f"out/drums.{suffix}", 48_000, 2, tags=told) as writer:
+            writer.write(inputs.sound(np.random.default_rng(0), 0.05, 2, 48_000).astype(np.float32))
+
+    return Case(lambda: _reading(write), f"tags into {suffix}", spoiled, int(rng.choice([0, 0, 0, 500])))
+
+
+def stem_file(rng: np.random.Generator, folder: Path, base: Mapping[str, Any]) -> Case:
+    """A damaged file of several stems is read as a track."""
+    from msr_jax.data.tracks import read_track
+
+    spoiled = _spoil(rng, folder / "in" / "a.stem.mp4", base["stem_file"].read_bytes())
+    stems = ("drums", "bass") if rng.random() < 0.8 else ("guitar",)
+    return Case(lambda: _reading(lambda: read_track(spoiled[0], stems, 44_100, 2)), f"read a track of {stems}", spoiled)
+
+
+def exchanged(rng: np.random.Generator, folder: Path, base: Mapping[str, Any]) -> Case:
+    """Files that commands write for each other, changed in between: results, lists of songs, manifests of stems."""
+    from msr_jax.separate.catalogue import find_tasks
+    from msr_jax.separate.manifest import Manifest
+
+    draw = rng.random()
+    if draw < 0.5:
+        results = json.loads(base["results"].read_text())
+        (folder / "in" / "results.json").write_bytes(
+            inputs.text_of(rng, inputs.odd_values(rng, results, int(rng.integers(1, 4))))
+        )
+        pair = ["in/results.json", base["results"]]
+        return Case(_command("compare", *(pair if rng.random() < 0.5 else pair[::-1])), "compare odd results")
+    row = {"path": "in/a.wav", "source": "in/a.wav", "error": None, "stems": {"drums": "out/a/drums.wav"}}
+    rows = [inputs.odd_values(rng, row, int(rng.integers(0, 3))) for _ in range(3)]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = folder / "in" / str(rng.choice(["list.jsonl", "list.txt"]))
+    spoiled = _spoil(rng, path, data)
+    if draw < 0.75:
+        return Case(lambda: _reading(lambda: find_tasks([], Path("out"), path)), "a list of songs", spoiled)
+    return Case(lambda: _reading(lambda: Manifest(path)), "a manifest of stems", spoiled)
+
+
+def separate(rng: np.random.Generator, folder: Path, base: Mapping[str, Any]) -> Case:
     """Songs are separated, with random options that go together."""
-    spoiled = _song(rng, folder / "in")
+    spoiled = _song(rng, folder / "in", base["media"])
     songs = [spoiled[0] if not spoiled[0].name.startswith("-") else "in"]
     for _ in range(int(rng.integers(0, 3))):
         (folder / "in" / "more").mkdir(exist_ok=True)
@@ -93,10 +141,16 @@ def separate(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -
     ]
     if options[-1] != "none" and rng.random() < 0.5:
         options += ["--steps", int(rng.integers(1, 3))]
-    for flag, odds in (("--mixture-consistent", 0.3), ("--overwrite", 0.3), ("--json", 0.2), ("--tta", 0.0)):
+    for flag, odds in (("--mixture-consistent", 0.3), ("--overwrite", 0.3), ("--json", 0.2), ("--no-tags", 0.2)):
         options += [flag] if rng.random() < odds else []
-    if rng.random() < 0.3:
-        options += ["--format", "flac"]
+    if rng.random() < 0.4:
+        options += ["--format", str(rng.choice(["wav", "flac", "mp3", "ogg", "opus"]))]
+    if rng.random() < 0.2:
+        options += ["--peak", str(rng.choice(["clip", "scale"]))]
+    if rng.random() < 0.2:
+        options += ["--manifest", "out/manifest.jsonl"]
+    if rng.random() < 0.1:
+        options += ["--stems", "bass,drums"]
     if rng.random() < 0.3:
         options += ["--overlap", str(rng.choice(["0", "0.1", "0.5", "0.7", "nan"]))]
     elif rng.random() < 0.3:
@@ -109,7 +163,7 @@ def separate(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -
     )
 
 
-def evaluate(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -> Case:
+def evaluate(rng: np.random.Generator, folder: Path, base: Mapping[str, Any]) -> Case:
     """A corpus with damaged files is scored."""
     place = inputs.copied(base["corpus"] / "test", folder / "in" / "test")
     files = sorted(p for p in place.rglob("*") if p.is_file())
@@ -122,10 +176,12 @@ def evaluate(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -
         (folder / "in" / "made").mkdir()
         inputs.copied(base["corpus"] / "test" / "Track00000", folder / "in" / "made" / "Track00000")
         options += ["--estimates", "in/made"]
-    return Case(_command("evaluate", "--data", "in/test", "--out", "out", *options), f"evaluate {options}")
+    twice, largest = rng.random() < 0.15, int(rng.choice([0, 0, 0, 0, 2000]))
+    work = _command("evaluate", "--data", "in/test", "--out", "out", *options)
+    return Case(work, f"evaluate {options}", largest=largest, twice=twice)
 
 
-def metadata(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -> Case:
+def metadata(rng: np.random.Generator, folder: Path, base: Mapping[str, Any]) -> Case:
     """A corpus with damaged files and metadata is prepared, by one process."""
     from data_prep.slakh2100 import main
 
@@ -139,12 +195,11 @@ def metadata(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -
         files = sorted(p for p in place.rglob("*.wav"))
         inputs.damaged(rng, files[int(rng.integers(len(files)))])
     largest = int(rng.choice([0, 0, 2000]))
-    return Case(
-        lambda: main(["in/corpus", "out/records", "--crop", "2048", "--workers", "1"]), "prepare", None, largest
-    )
+    work = lambda: main(["in/corpus", "out/records", "--crop", "2048", "--workers", "1"])
+    return Case(work, "prepare", None, largest, rng.random() < 0.05)
 
 
-def records(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -> Case:
+def records(rng: np.random.Generator, folder: Path, base: Mapping[str, Any]) -> Case:
     """Damaged records are checked and trained on."""
     place = inputs.copied(base["records"], folder / "in" / "records")
     manifest = place / "dataset_info.json"
@@ -158,30 +213,37 @@ def records(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) ->
         from data_prep.verify import main
 
         return Case(lambda: main(["in/records"]), "verify records")
-    return Case(_command("train", *training("in/records", "out")), "train on records", twice=rng.random() < 0.5)
+    work, largest = _command("train", *training("in/records", "out")), int(rng.choice([0, 0, 3000]))
+    return Case(work, "train on records", largest=largest, twice=rng.random() < 0.3)
 
 
-def checkpoint(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -> Case:
+def checkpoint(rng: np.random.Generator, folder: Path, base: Mapping[str, Any]) -> Case:
     """A damaged checkpoint, or a good one with an odd YAML, is imported."""
-    source = CHECKPOINTS[int(rng.integers(len(CHECKPOINTS)))]
-    raw = source.parent.name == "bs_roformer"
-    names = (
-        ("bsrf_det", "bsrf_diffusion", "bsrf_consistency")
-        if raw
-        else ("unet_det", "unet_diffusion", "unet_consistency")
-    )
+    source = base["checkpoints"][int(rng.integers(len(base["checkpoints"])))]
+    family, kind = source.name.split("-")[0], str(rng.choice(["det", "diffusion", "consistency"]))
     data, path = source.read_bytes(), folder / "in" / source.name
-    argv: list[Any] = ["import", path, "--arch", str(rng.choice(names)), "-o", "out/model"]
-    if raw and rng.random() < 0.6:
+    argv: list[Any] = ["import", path, "-o", "out/model"]
+    if rng.random() < 0.6:
+        argv += ["--arch", f"{family}_{kind}"]
+    twice = rng.random() < 0.03
+    if family != "unet" and rng.random() < 0.4:
         path.write_bytes(data)
-        text = inputs.text_of(rng, inputs.odd_values(rng, YAML, int(rng.integers(1, 4))))
+        good = YAML if family == "bsrf" else _plain_yaml(MEL_YAML)
+        text = inputs.text_of(rng, inputs.odd_values(rng, good, int(rng.integers(1, 4))))
         (folder / "in" / "config.yaml").write_bytes(text)
-        return Case(_command(*argv, "--config", "in/config.yaml"), "import with a YAML")
+        return Case(_command(*argv, "--config", "in/config.yaml"), f"import {source.name} with a YAML", twice=twice)
     spoiled = _spoil(rng, path, data)
-    return Case(_command(*argv), f"import {source.name}", spoiled, int(rng.choice([0, 0, 0, 5000])))
+    return Case(_command(*argv), f"import {source.name}", spoiled, int(rng.choice([0, 0, 0, 5000])), twice)
 
 
-def model(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -> Case:
+def _plain_yaml(path: Path) -> Any:
+    """A YAML file's content, tuples in it as lists."""
+    from msr_jax.weights.yaml_config import read_yaml
+
+    return json.loads(json.dumps(read_yaml(path)))
+
+
+def model(rng: np.random.Generator, folder: Path, base: Mapping[str, Any]) -> Case:
     """A damaged model folder is loaded, or exported from."""
     from msr_jax.separate.engine import load
 
@@ -194,15 +256,19 @@ def model(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -> C
     else:
         files = sorted(place.glob("*.safetensors"))
         inputs.damaged(rng, files[int(rng.integers(len(files)))])
+    if rng.random() < 0.3:
+        largest = int(rng.choice([0, 0, 3000]))
+        work = _command("export", "in/model", "--format", "safetensors", "-o", "out/model.safetensors")
+        return Case(work, "export a model", largest=largest, twice=rng.random() < 0.05)
     refine = str(rng.choice(["none", "diffusion", "consistency"]))
     return Case(lambda: _reading(lambda: load("in/model", refine)), f"load a model, {refine}")
 
 
-def config(rng: np.random.Generator, folder: Path, base: Mapping[str, Path]) -> Case:
+def config(rng: np.random.Generator, folder: Path, base: Mapping[str, Any]) -> Case:
     """A run is started with odd settings; what is fine in them comes to its first step."""
     settings = []
     for _ in range(int(rng.integers(1, 4))):
-        name = base["settings"][int(rng.integers(len(base["settings"])))]  # type: ignore[index]
+        name = base["settings"][int(rng.integers(len(base["settings"])))]
         value = inputs.VALUES[int(rng.integers(len(inputs.VALUES)))]
         settings.append(f"--config.{name}={value}")
     return Case(_command("train", *training(base["records"], "out"), *settings), f"train {settings}")
@@ -216,7 +282,8 @@ def training(records: Any, workdir: Any, steps: int = 4) -> Sequence[str]:
     return ["--config", str(toy), "--workdir", str(workdir), *(f"--config.{k}={v}" for k, v in more.items())]
 
 
-# Kind, how many of a hundred cases are of it.
+# Kind, how many of a thousand cases are of it.
 KINDS: dict[Callable[..., Case], int] = {
-    audio: 60, checkpoint: 12, model: 8, metadata: 6, records: 4, config: 4, separate: 4, evaluate: 2,
+    audio: 570, tags: 170, checkpoint: 70, model: 50, exchanged: 50, stem_file: 30, metadata: 25, records: 15, separate: 9,
+    config: 7, evaluate: 4,
 }  # fmt: skip

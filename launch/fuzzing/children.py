@@ -6,12 +6,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 ALLOWED = (0, 1, 2, 75, 130, 143)  # done, done but for some, bad input, stopped, interrupted, terminated
 CRASHED = 70  # of a child that raised what nobody caught
+TICK = os.sysconf("SC_CLK_TCK")
+Work = Callable[[], int | None]
 
 
 class Outcome(NamedTuple):
@@ -34,6 +36,37 @@ class Outcome(NamedTuple):
         return None
 
 
+class _Clock:
+    """Tells a process that hangs from one that a busy machine does not let run."""
+
+    def __init__(self, pid: int, limit: float):
+        self.pid, self.limit, self.began = pid, limit, time.monotonic()
+        self.start()
+
+    def start(self) -> None:
+        """Something was done: all begins anew."""
+        self.first = self.used()
+        self.since, self.then = time.monotonic(), self.first
+
+    def is_over(self) -> bool:
+        """Whether it computed for longer than the limit, or waited for as long without computing for a second."""
+        if time.monotonic() - self.since < self.limit:
+            return False
+        used = self.used()
+        if used - self.first > self.limit or used - self.then < 1:
+            return True
+        self.since, self.then = time.monotonic(), used
+        return False
+
+    def used(self) -> float:
+        """CPU seconds of the process and of those that it has waited for."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return sum(map(int, fields[11:15])) / TICK
+
+
 class Child:
     """A forked process that runs `work` in `folder`, its output in a file.
 
@@ -42,7 +75,7 @@ class Child:
 
     def __init__(
         self,
-        work: Callable[[], int | None],
+        work: Work,
         folder: Path,
         told: Path,
         largest: int = 0,
@@ -54,43 +87,52 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()  # so that its own children end with it
-            out = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
-            os._exit(_run(work, folder, largest, env or {}))
+            os.environ.update(env or {})
+            os._exit(_run(work, folder, told, largest))
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to the process; SIGKILL goes to its children too."""
+    def kill(self) -> None:
+        """SIGKILL for the process and its children."""
         try:
-            (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
+            os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
 
     def wait(self, limit: float) -> Outcome:
-        """Its end, or that of `limit` seconds."""
-        hung = False
+        """Its end, or that of `limit` seconds in which it computes, or does nothing."""
+        clock = _Clock(self.pid, limit)
+        return self._wait(clock.is_over)
+
+    def kill_at(self, moment: float) -> Outcome:
+        """Its end, or a SIGKILL `moment` seconds after its start; `hung` says that it was that."""
+        return self._wait(lambda: time.monotonic() - self.began > moment)
+
+    def _wait(self, is_over: Callable[[], bool]) -> Outcome:
+        ended_here = False
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 break
-            if not hung and time.monotonic() - self.began > limit:
-                hung = True
+            if not ended_here and is_over():
+                ended_here = True
                 self.kill()
-            time.sleep(0.002)
+            time.sleep(0.005)
         self.kill()  # what it left running
-        text = self.told.read_bytes().decode(errors="replace")
-        return Outcome(os.waitstatus_to_exitcode(status), text, time.monotonic() - self.began, hung)
+        text = self.told.read_bytes().decode(errors="replace") if self.told.exists() else ""
+        code = os.waitstatus_to_exitcode(status)
+        return Outcome(code, text, time.monotonic() - self.began, ended_here and code == -signal.SIGKILL)
 
 
-def _run(work: Callable[[], int | None], folder: Path, largest: int, env: dict[str, str]) -> int:
+def _run(work: Work, folder: Path, told: Path, largest: int) -> int:
+    """Exit code of `work` in this process."""
+    out = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.close(out)
     code: object = 0
     try:
-        os.environ.update(env)
         os.chdir(folder)
-        if largest:
-            resource.setrlimit(
-                resource.RLIMIT_FSIZE, (largest, largest)
-            )  # Python ignores the signal that comes with it
+        # Python ignores the signal that comes with it.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest or resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         code = work()
     except SystemExit as error:
         code = error.code
@@ -105,8 +147,47 @@ def _run(work: Callable[[], int | None], folder: Path, largest: int, env: dict[s
     return code if isinstance(code, int) else 0 if code is None else 1
 
 
-def run(
-    work: Callable[[], int | None], folder: Path, limit: float, largest: int = 0, env: dict[str, str] | None = None
-) -> Outcome:
+def run(work: Work, folder: Path, limit: float, largest: int = 0) -> Outcome:
     """Run `work` in a child, in `folder`, to its end; its output stays beside the folder."""
-    return Child(work, folder, folder.parent / f"{folder.name}.txt", largest, env).wait(limit)
+    return Child(work, folder, _told(folder), largest).wait(limit)
+
+
+def run_each(jobs: Sequence[tuple[Work, Path, int]], place: Path, limit: float) -> list[Outcome | None]:
+    """Run (work, folder, largest) after each other in one child: how each ended, None for one that took the child with it.
+
+    After such an end the next child goes on with the next job; backends start, and programs compile, once for many.
+    """
+    ends: list[Outcome | None] = []
+    while len(ends) < len(jobs):
+        codes, first = place / "codes", len(ends)
+        codes.write_text("")
+
+        def work(first: int = first, codes: Path = codes) -> int:
+            for job, folder, largest in jobs[first:]:
+                code = _run(job, folder, _told(folder), largest)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                with open(codes, "a") as file:
+                    file.write(f"{code}\n")
+            return 0
+
+        child = Child(work, place, place / "child.txt")
+        clock, seen = _Clock(child.pid, limit), 0
+
+        def is_over(codes: Path = codes, clock: _Clock = clock) -> bool:
+            nonlocal seen
+            if (size := codes.stat().st_size) != seen:
+                seen = size
+                clock.start()
+            return clock.is_over()
+
+        child._wait(is_over)
+        done = [int(line) for line in codes.read_text().split()]
+        for code, (_, folder, _) in zip(done, jobs[first:], strict=False):
+            ends.append(Outcome(code, _told(folder).read_bytes().decode(errors="replace"), 0.0, False))
+        if len(ends) < len(jobs):
+            ends.append(None)
+    return ends
+
+
+def _told(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.txt"

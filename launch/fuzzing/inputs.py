@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,12 @@ def sound(rng: np.random.Generator, seconds: float = 0.4, channels: int = 2, rat
     return tone + 0.05 * rng.standard_normal((len(t), channels))
 
 
-def audio_bytes(rng: np.random.Generator) -> tuple[bytes, str]:
-    """A whole audio file of some format, rate and number of channels, perhaps with tags before and after; and its suffix."""
+def audio_bytes(rng: np.random.Generator, ready: Sequence[Path] = ()) -> tuple[bytes, str]:
+    """A whole audio file and its suffix: one of those that are ready, or of some format, rate and number of channels, perhaps with
+    tags before and after."""
+    if len(ready) and rng.random() < 0.35:
+        path = ready[int(rng.integers(len(ready)))]
+        return path.read_bytes(), path.name[path.name.index(".") :]
     kind, subtype, suffix = AUDIO[rng.integers(len(AUDIO))]
     channels = int(rng.choice([1, 2, 2, 6])) if kind not in ("MP3", "CAF") else int(rng.integers(1, 3))
     rate = int(rng.choice([8000, 16_000, 44_100, 48_000])) if subtype != "OPUS" else 48_000
@@ -175,6 +179,42 @@ def tiny_model(folder: Path) -> Path:
     return folder
 
 
+def media(folder: Path) -> Path:
+    """A file of every format that libsndfile does not know, and one of each that has a place for tags, with tags and a cover."""
+    from tests import test_media, test_tags
+
+    folder.mkdir()
+    short = test_media.tone(seconds=0.2)
+    for name in test_media.KINDS:
+        test_media.encode(folder / name, [short])
+    test_media.encode(folder / "a.stem.mp4", [short] * 5, ("mp4", "aac"))
+    for name, tag in test_tags.SONGS.items():
+        if not (folder / name).exists():
+            soundfile.write(folder / name, short, 44_100)
+        tag(folder / name)
+    return folder
+
+
+def checkpoints(folder: Path) -> Path:
+    """The tests' checkpoints, named after their families, and two of them as safetensors."""
+    from safetensors.numpy import save_file
+
+    from msr_jax.weights.lightning import read_checkpoint
+
+    folder.mkdir()
+    families = {"unet": "unet", "bs_roformer": "bsrf", "mel_band_roformer": "melrf"}
+    for place, family in families.items():
+        for path in sorted((ROOT / "tests" / "fixtures" / place).glob("**/*.ckpt")):
+            shutil.copy(path, folder / f"{family}-{path.name}")
+            if path.stem.endswith("_raw"):
+                tensors = {name: tensor.read() for name, tensor in read_checkpoint(path).state_dict.items()}
+                save_file(
+                    {n: np.ascontiguousarray(t) for n, t in tensors.items()},
+                    folder / f"{family}-{path.stem}.safetensors",
+                )
+    return folder
+
+
 def corpus(folder: Path, rng: np.random.Generator, splits: Sequence[str] = ("train", "validation", "test")) -> Path:
     """Two tracks in each split: one with a file per stem, one as Slakh2100 is distributed."""
     stems = {"bass": 33, "drums": 128, "guitar": 25, "piano": 0}
@@ -193,6 +233,3 @@ def corpus(folder: Path, rng: np.random.Generator, splits: Sequence[str] = ("tra
 
 def copied(source: Path, place: Path) -> Path:
     return Path(shutil.copytree(source, place))
-
-
-Work = Callable[[], int | None]

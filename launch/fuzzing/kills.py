@@ -1,7 +1,8 @@
-"""SIGKILL at random moments, then the same command again: what it makes is that of a command which nobody killed."""
+"""SIGKILL at random moments, the same command again and again: what it makes in the end is what nobody's kill would change."""
 
 import hashlib
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable, Mapping
@@ -11,9 +12,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from launch.fuzzing import inputs
 from launch.fuzzing.cases import _command, training
-from launch.fuzzing.children import Child
+from launch.fuzzing.children import Child, Work
 
 STEPS = 12
 
@@ -48,7 +48,7 @@ def _timeless(told: Any) -> Any:
     return [_timeless(v) for v in told] if isinstance(told, list) else told
 
 
-def _train(base: Mapping[str, Path], out: Path, processes: int) -> list[inputs.Work]:
+def _train(base: Mapping[str, Any], out: Path, processes: int) -> list[Work]:
     argv = ["train", *training(base["records"], out / "run", STEPS)]
     if processes == 1:
         return [_command(*argv)]
@@ -58,24 +58,25 @@ def _train(base: Mapping[str, Path], out: Path, processes: int) -> list[inputs.W
     return [_command(*argv, "--coordinator", place, "--processes", processes, "--process", k) for k in range(processes)]
 
 
-def _separate(base: Mapping[str, Path], out: Path, _: int) -> list[inputs.Work]:
-    return [_command("separate", base["song"], "-o", out, "--model", base["model"], "--refine", "none")]
+def _separate(base: Mapping[str, Any], out: Path, _: int) -> list[Work]:
+    return [_command("separate", *base["songs"], "-o", out, "--model", base["model"], "--refine", "none")]
 
 
-def _evaluate(base: Mapping[str, Path], out: Path, _: int) -> list[inputs.Work]:
-    return [_command("evaluate", "--data", base["corpus"] / "test", "--out", out, "--excerpts", "0")]
+def _evaluate(base: Mapping[str, Any], out: Path, _: int) -> list[Work]:
+    options = ("--model", base["model"], "--refine", "none", "--excerpts", "1")
+    return [_command("evaluate", "--data", base["corpus"] / "test", "--out", out, *options)]
 
 
-def _prepare(base: Mapping[str, Path], out: Path, _: int) -> list[inputs.Work]:
+def _prepare(base: Mapping[str, Any], out: Path, _: int) -> list[Work]:
     from data_prep.slakh2100 import main
 
     return [lambda: main([str(base["corpus"]), str(out / "records"), "--crop", "2048", "--workers", "1"])]
 
 
-# Name: (work of each process, processes, how many of a hundred kills).
-KILLED: dict[str, tuple[Callable[..., list[inputs.Work]], int, int]] = {
-    "prepare": (_prepare, 1, 30), "separate": (_separate, 1, 30), "evaluate": (_evaluate, 1, 15),
-    "train": (_train, 1, 15), "train, 2 processes": (_train, 2, 7), "train, 4 processes": (_train, 4, 3),
+# Name: (work of each process, processes, how many of a hundred lives).
+KILLED: dict[str, tuple[Callable[..., list[Work]], int, int]] = {
+    "prepare": (_prepare, 1, 30), "separate": (_separate, 1, 30), "evaluate": (_evaluate, 1, 20),
+    "train": (_train, 1, 12), "train, 2 processes": (_train, 2, 5), "train, 4 processes": (_train, 4, 3),
 }  # fmt: skip
 
 
@@ -102,6 +103,11 @@ def partial_files(out: Path) -> list[str]:
                         raise ValueError("shorter than it says")
             elif path.suffix == ".json" and "checkpoints" not in path.parts:
                 json.loads(path.read_text())
+            elif "array_record" in path.suffix or "array_record" in path.name:
+                from array_record.python.array_record_module import ArrayRecordReader
+
+                if ArrayRecordReader(str(path)).num_records() == 0:
+                    raise ValueError("no records")
             elif path.suffix == ".safetensors":
                 from safetensors.numpy import load_file
 
@@ -111,56 +117,53 @@ def partial_files(out: Path) -> list[str]:
     return broken
 
 
-def processes_env(processes: int) -> dict[str, str]:
-    return {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"} if processes > 1 else {}
-
-
-def kill_once(
-    name: str, rng: np.random.Generator, base: Mapping[str, Path], folder: Path, usual: float, limit: float
-) -> tuple[str | None, float]:
-    """Kill a command at a moment drawn from its usual length, some times, then let it end: (what is wrong, seconds of the last)."""
+def _start(name: str, base: Mapping[str, Any], folder: Path) -> list[Child]:
     make, processes, _ = KILLED[name]
-    out = folder / "out"
-    for _ in range(int(rng.integers(1, 4))):
-        running = [
-            Child(work, folder, folder / f"told{k}.txt", env=processes_env(processes))
-            for k, work in enumerate(make(base, out, processes))
-        ]
-        victim = running[int(rng.integers(len(running)))]
-        moment = float(rng.uniform(0, 1.1)) * usual
+    flags = os.environ.get("XLA_FLAGS", "")
+    env = {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=1"} if processes > 1 else {}
+    works = make(base, folder / "out", processes)
+    return [Child(work, folder, folder / f"told{k}.txt", env=env) for k, work in enumerate(works)]
+
+
+def live(
+    name: str, rng: np.random.Generator, base: Mapping[str, Any], folder: Path, usual: float, limit: float
+) -> tuple[int, str | None]:
+    """Kill a command, start it again and kill it, some times, and let it end: (kills, what is wrong).
+
+    Moments are drawn from the command's usual length. Of several processes one is killed, and the others a moment later.
+    """
+    out, kills = folder / "out", 0
+    for _ in range(int(rng.integers(3, 9))):
+        running = _start(name, base, folder)
+        moment, victim = float(rng.uniform(0.02, 1.0)) * usual, running[int(rng.integers(len(running)))]
         try:
-            victim.wait(moment)  # its limit is the kill
+            end = victim.kill_at(moment)
+            ends = [end] + [c.kill_at(moment + float(rng.choice([0, 0.5]))) for c in running if c is not victim]
         finally:
             for child in running:
-                if child is not victim:
-                    child.kill()
-                    child.wait(limit)
+                child.kill()
+        kills += end.hung
         if broken := partial_files(out):
-            return f"a partial file after a kill: {broken[0]}", 0.0
-    running = [
-        Child(work, folder, folder / f"told{k}.txt", env=processes_env(processes))
-        for k, work in enumerate(make(base, out, processes))
-    ]
-    ends = [child.wait(limit) for child in running]
+            return kills, f"a partial file after a kill: {broken[0]}"
+        # Processes whose companion was killed may say so in any way; one that ends by itself may not.
+        if not end.hung and (fault := next((f for e in ends if not e.hung and (f := e.fault())), None)):
+            return kills, fault
+        if not end.hung:
+            break
+    ends = [child.wait(limit) for child in _start(name, base, folder)]
     for end in ends:
         if fault := end.fault() or (f"exit code {end.code} after kills" if end.code else None):
-            return fault, end.seconds
-    if left := [p for p in folder.rglob(".*") if p.name.endswith(".tmp")]:
-        return f"left behind: {left[0].name}", ends[0].seconds
-    return None, max(end.seconds for end in ends)
+            return kills, fault
+    left = [p for p in folder.rglob(".*") if p.name.endswith((".tmp", ".partial"))]
+    return kills, f"left behind: {left[0].name}" if left else None
 
 
-def reference(name: str, base: Mapping[str, Path], folder: Path, limit: float) -> tuple[dict[str, str], float]:
+def reference(name: str, base: Mapping[str, Any], folder: Path, limit: float) -> tuple[dict[str, str], float]:
     """What a command makes that nobody kills, and how long it takes (the second of two: nothing is compiled anew)."""
-    make, processes, _ = KILLED[name]
     for _ in range(2):
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "out").mkdir(parents=True)
-        children = [
-            Child(work, folder, folder / f"told{k}.txt", env=processes_env(processes))
-            for k, work in enumerate(make(base, folder / "out", processes))
-        ]
-        ends = [child.wait(limit) for child in children]
+        ends = [child.wait(limit) for child in _start(name, base, folder)]
         for end in ends:
             if end.code:
                 raise RuntimeError(f"{name} ends with {end.code}: {end.text[-2000:]}")

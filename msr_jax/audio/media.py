@@ -4,6 +4,8 @@ Both are FFmpeg. PyAV comes by pip, in the extra `media`; the program is used wh
 file is, its first bytes tell, and FFmpeg never guesses: some of its formats are lists that name other files to be opened.
 """
 
+import errno
+import os
 import shutil
 import struct
 import subprocess
@@ -101,6 +103,19 @@ def _measured(path: Path, kind: str, info: MediaInfo, blocks: Iterator[np.ndarra
         raise UserError(f"{path} is cut off: its header promises {wanted} samples, {done} could be read")
 
 
+class _Quiet:
+    """A file that answers a place which it does not have as C does: PyAV prints the traceback of what a file raises."""
+
+    def __init__(self, file: BinaryIO):
+        self.name, self.read, self.tell, self.file = "", file.read, file.tell, file
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self.file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -errno.EINVAL
+
+
 @contextmanager
 def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, Iterator[np.ndarray]]]:
     import av
@@ -112,7 +127,7 @@ def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, It
     # By an open file: a name that is not UTF-8 could not be given.
     with open(path, "rb") as file:
         try:
-            container = av.open(file, "r", format=kind, metadata_errors="replace")
+            container = av.open(_Quiet(file), "r", format=kind, metadata_errors="replace")
         except (av.FFmpegError, OSError, ValueError) as error:
             raise told(error) from error
         with closing(container):

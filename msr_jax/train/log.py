@@ -130,11 +130,12 @@ class RunLog:
         """Audio (samples,) by name, to TensorBoard as sound and as spectrogram."""
         if not self.is_kept:
             return
-        for name, audio in sounds.items():
-            audio = np.clip(audio, -1.0, 1.0)
-            self.board.audio(f"audio/{name}", audio, step, sample_rate)
-            pixels = spectrogram(audio)
-            self.board.image(f"spectrogram/{name}", png(pixels), pixels.shape, step)
+        with self._writing():
+            for name, audio in sounds.items():
+                audio = np.clip(audio, -1.0, 1.0)
+                self.board.audio(f"audio/{name}", audio, step, sample_rate)
+                pixels = spectrogram(audio)
+                self.board.image(f"spectrogram/{name}", png(pixels), pixels.shape, step)
         self._flush()
 
     @contextlib.contextmanager
@@ -147,22 +148,27 @@ class RunLog:
         if part != "input":
             self.clock += took
 
-    def _line(self, row: Mapping[str, Any]) -> None:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full disk as a sentence; what is written inside may reach the disk at any time."""
         try:
-            self.file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.file.name}: {error.strerror}") from error
-
-    def _flush(self) -> None:
-        try:
-            self.file.flush()
-            self.board.flush()  # a killed run must not lack what came before its checkpoint
+            yield
         except OSError as error:
             raise UserError(f"cannot write the log beside {self.file.name}: {error.strerror}") from error
 
+    def _line(self, row: Mapping[str, Any]) -> None:
+        with self._writing():
+            self.file.write(json.dumps(row) + "\n")
+
+    def _flush(self) -> None:
+        with self._writing():
+            self.file.flush()
+            self.board.flush()  # a killed run must not lack what came before its checkpoint
+
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.board.scalar(name, value, step)
+        with self._writing():
+            for name, value in values.items():
+                self.board.scalar(name, value, step)
         if self.wandb is not None:
             self.wandb.log(dict(values), step=step)
 
