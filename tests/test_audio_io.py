@@ -112,10 +112,22 @@ def test_unreadable_files_are_named_with_a_reason(tmp_path):
         assert name in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="is a folder"):
         read_audio(tmp_path)
-    os.mkfifo(tmp_path / "pipe.wav")
+    os.mkfifo(tmp_path / "pipe.wav")  # which nobody writes into
     for pipe in (tmp_path / "pipe.wav", "/dev/null"):
         with pytest.raises(UserError, match="is a pipe or a device"):
             read_audio(pipe)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3"])
+def test_what_comes_out_of_an_open_pipe_is_read_as_from_a_file(tmp_path, suffix):
+    soundfile.write(tmp_path / f"a.{suffix}", tone()[:4000], RATE)
+    end, beginning = os.pipe()
+    os.write(beginning, (tmp_path / f"a.{suffix}").read_bytes())
+    os.close(beginning)
+    pipe = f"/dev/fd/{end}"
+    assert audio_info(pipe) == audio_info(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(read_audio(pipe)[0], read_audio(tmp_path / f"a.{suffix}")[0])
+    os.close(end)
 
 
 def test_a_place_that_cannot_be_written_is_named_and_left_clean(tmp_path):

@@ -90,14 +90,20 @@ def test_scores_are_on_the_disk_when_they_were_logged_and_a_resumed_run_replaces
     assert values() == [(4, 1.0), (8, 3.0)]
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
-    def full():
+@pytest.mark.parametrize("call", ["flush", "write_event"])
+def test_a_full_disk_is_told(tmp_path, monkeypatch, call):
+    def full(*event):
         raise OSError(28, "No space left on device")
 
-    log = RunLog(tmp_path, 0, 8, log_every=4)
-    monkeypatch.setattr(log.board.writer, "flush", full)
-    with pytest.raises(UserError, match="No space left"):
-        log.scores(4, {"validation_si_sdr": 1.0})
+    log = RunLog(tmp_path, 0, 8, log_every=1)
+    monkeypatch.setattr(log.board.writer, call, full)
+    for write in (
+        lambda: log.scores(4, {"validation_si_sdr": 1.0}),
+        lambda: log.sounds(4, {"bass": np.zeros(4000)}, 8000),
+        lambda: log.steps(4, a_step(), 1),
+    ):
+        with pytest.raises(UserError, match="No space left"):
+            write()
     log.close()
 
 

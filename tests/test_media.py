@@ -225,3 +225,12 @@ def test_a_damaged_stem_mp4_is_a_sentence(tmp_path):
     few = stem_mp4(tmp_path / "b.stem.mp4", 2)
     with pytest.raises(UserError, match="has 2 streams of audio, not 5"):
         read_track(few, ("vocals",), RATE)
+
+
+def test_a_damaged_file_is_a_sentence_and_nothing_else_is_printed(tmp_path, capfd):
+    path = encode(tmp_path / "a.wma", [tone(seconds=0.2)])
+    data = path.read_bytes()
+    path.write_bytes(data[:40] + data[104:])
+    with pytest.raises(UserError, match=r"a\.wma is damaged or cut off"):
+        read_audio(path)
+    assert capfd.readouterr().err == ""

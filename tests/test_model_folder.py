@@ -102,6 +102,13 @@ def test_other_folders_are_refused_and_left_alone(tiny_model, tmp_path):
         ("{", "not readable as JSON"),
         ("{}", "lacks format"),
         (json.dumps({**config, "format": 9}), "format 9"),
+        (json.dumps({**config, "networks": None}), "has networks null; they must be a list of deterministic"),
+        (json.dumps({**config, "networks": ["../up"]}), r'has networks \["\.\./up"\]'),
+        (json.dumps({**config, "stems": {}}), "stems must be a list of names"),
+        (
+            json.dumps({**config, "diffusion": {**config["diffusion"], "sampler": 3.5}}),
+            r"diffusion\.sampler must be a section",
+        ),
     ):
         (folder / "config.json").write_text(text)
         with pytest.raises(UserError, match=words):

@@ -1,7 +1,9 @@
 """Reading, writing and resampling of audio files: all that libsndfile knows, mp3 among it, and what `media` adds."""
 
 import os
+import shutil
 import stat
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +20,7 @@ from msr_jax.audio.mpeg import find_frames
 from msr_jax.audio.speakers import FROM_VORBIS, MASKS, flac_mask, write_mask
 from msr_jax.audio.tags import Tags, write_tags
 from msr_jax.errors import UserError
-from msr_jax.runtime import clear, native, passing
+from msr_jax.runtime import PASSING, clear, native, passing
 
 # suffix: (libsndfile's format, its subtype where none is named)
 FORMATS = {
@@ -56,7 +58,7 @@ class AudioInfo(NamedTuple):
 
 def _readable(path: str | Path) -> Path:
     """The path of a file that can be opened and holds something; UserError where it is none."""
-    path = Path(path)
+    path = seekable(Path(path))
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -72,11 +74,41 @@ def _readable(path: str | Path) -> Path:
     return path
 
 
+_copies: dict[tuple[int, int], Any] = {}  # of pipes, by device and number of the pipe: temporary files
+
+
+def seekable(path: Path) -> Path:
+    """The path itself; for a pipe that is open already (`/dev/stdin`, `<(…)`), that of a copy of what comes out of it.
+
+    The copy lasts as long as the process. A pipe that has a name is none of these: nobody may be there to write into it.
+
+    Raises:
+      UserError: the pipe cannot be read, or the disk for temporary files is full.
+    """
+    if not str(path).startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/")):
+        return path
+    try:
+        status = os.stat(path)
+        if not stat.S_ISFIFO(status.st_mode):
+            return path
+        pipe = status.st_dev, status.st_ino
+        if pipe not in _copies:
+            copy = tempfile.NamedTemporaryFile(prefix=f"{path.name}-", suffix=".audio")
+            PASSING.add(Path(copy.name))
+            with open(path, "rb") as source:
+                shutil.copyfileobj(source, copy)
+            copy.flush()
+            _copies[pipe] = copy
+        return Path(_copies[pipe].name)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+
 def audio_info(path: str | Path) -> AudioInfo:
     """Header of an audio file.
 
     Raises:
-      UserError: missing, a folder, a pipe, empty, not audio, or plainly shorter on disk than its header says.
+      UserError: missing, a folder, a pipe with a name, empty, not audio, or plainly shorter on disk than its header says.
     """
     path = _readable(path)
     with _opened(path) as (info, _):

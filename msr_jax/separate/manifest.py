@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msr_jax.audio.io import seekable
 from msr_jax.errors import UserError
 
 
@@ -47,7 +48,7 @@ class Manifest:
 def sha256_of(path: Path) -> str | None:
     """Of a file's bytes; None where they cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open(seekable(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, UserError):
         return None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from msr_jax.audio.io import AudioInfo, AudioWriter, read_blocks, writable_rate
+from msr_jax.audio.io import AudioInfo, AudioWriter, read_blocks, seekable, writable_rate
 from msr_jax.audio.tags import Tags, read_tags, stem_tags
 from msr_jax.errors import UserError
 from msr_jax.runtime import PASSING, clear, clear_left_over, passing
@@ -98,7 +98,7 @@ def separate_file(
     unscaled = passing(folder.with_name(unscaled_name))
     chosen = list(separator.stems if stems is None else stems)
     paths = stem_paths(beside, chosen, output.suffix)
-    found = read_tags(task.song) if output.with_tags else None
+    found = read_tags(seekable(task.song)) if output.with_tags else None
     tags = {stem: stem_tags(found, stem, folder.name) for stem in chosen} if found else {}
     try:
         blocks = read_blocks(task.song, BLOCK_SECONDS * info.sample_rate)
