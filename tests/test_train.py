@@ -55,59 +55,49 @@ def overrides(records, steps=12):
     return sizes + [f"--config.{k}={v}" for k, v in settings.items()]
 
 
+def run(workdir, records, *settings, steps=24, devices=1):
+    """A run of the U-Net's recipe in a process of its own, on so many devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    argv = [sys.executable, "-m", "msr_jax.cli", "train", "--config", CONFIG, "--workdir", str(workdir)]
+    argv += [*overrides(records, steps), *settings]
+    return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "XLA_FLAGS": flags})
+
+
+@pytest.fixture(scope="module")
+def straight(records, tmp_path_factory):
+    """The folder of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    process = run(workdir, records)
+    said = process.communicate(timeout=500)[0]
+    assert process.returncode == 0, said
+    return workdir
+
+
 @pytest.mark.multiprocess
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(records, tmp_path):
-    command = [sys.executable, "-m", "msr_jax.cli", "train", "--config", CONFIG]
-
-    def run(name, **kwargs):
-        argv = [*command, "--workdir", str(tmp_path / name), *overrides(records, steps=24)]
-        return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, **kwargs)
-
-    straight = run("straight")
-    assert straight.wait(500) == 0 or print(straight.stdout.read())
-    killed = run("killed")
-    log = tmp_path / "killed" / "metrics.jsonl"
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(straight, records, tmp_path):
+    killed = run(tmp_path, records)
     deadline = time.monotonic() + 400
-    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") >= 9):
+    while time.monotonic() < deadline and not ((tmp_path / "metrics.jsonl").exists() and len(curve(tmp_path)) >= 9):
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(60) == -signal.SIGKILL
-    done = len(curve(tmp_path / "killed"))
-    assert 9 <= done < 24  # it died on the way
-    again = run("killed")
+    assert 9 <= len(curve(tmp_path)) < 24  # it died on the way
+    again = run(tmp_path, records)
     said = again.communicate(timeout=500)[0]
     assert again.returncode == 0 and "resumed from step" in said
-    assert curve(tmp_path / "killed") == curve(tmp_path / "straight")
-    a, b = (load_model(tmp_path / name).weights for name in ("killed", "straight"))
+    assert curve(tmp_path) == curve(straight)
+    a, b = (load_model(folder).weights for folder in (tmp_path, straight))
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.mark.multiprocess
-def test_eight_devices_give_the_losses_of_one(records, tmp_path):
-    runs = {}
-    for count, mesh in ((1, "1"), (8, "4")):
-        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
-        argv = [
-            sys.executable,
-            "-m",
-            "msr_jax.cli",
-            "train",
-            "--config",
-            CONFIG,
-            "--workdir",
-            str(tmp_path / str(count)),
-        ]
-        fsdp = "--config.mesh.fsdp=2" if mesh == "4" else "--config.mesh.fsdp=1"
-        env = {**os.environ, "XLA_FLAGS": flags}
-        subprocess.run(
-            [*argv, *overrides(records, steps=4), fsdp, "--config.data.validation="],
-            env=env,
-            cwd=ROOT,
-            check=True,
-            timeout=500,
-        )
-        runs[count] = losses(tmp_path / str(count))
-    np.testing.assert_allclose(runs[8], runs[1], rtol=1e-5)
+def test_eight_devices_give_the_losses_of_one(straight, records, tmp_path):
+    settings = ("--config.mesh.fsdp=2", "--config.data.validation=")
+    process = run(tmp_path, records, *settings, steps=4, devices=8)
+    said = process.communicate(timeout=500)[0]
+    assert process.returncode == 0, said
+    assert len(losses(tmp_path)) == 4
+    np.testing.assert_allclose(losses(tmp_path), losses(straight)[:4], rtol=1e-5)
 
 
 def toy():
