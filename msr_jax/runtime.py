@@ -30,12 +30,12 @@ PASSING: set[Path] = set()
 _ending = threading.Lock()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file and the folders above it, whole or not at all; UserError where that fails, as on a full disk."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file and the folders above it, whole or not at all; UserError where that fails, as on a full disk."""
     beside = passing(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        beside.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
         os.replace(beside, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error

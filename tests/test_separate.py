@@ -123,7 +123,7 @@ def test_one_compilation_serves_every_length_and_channel_count(separator):
     separator.separate(song(10), RATE)
     for samples, channels in ((1, 1), (TINY_SEGMENT + 1, 2), (5 * TINY_SEGMENT, 3)):
         separator.separate(song(samples, channels), RATE)
-    assert list(separator._compiled) == [TINY_SEGMENT]
+    assert separator.network.lengths() == [TINY_SEGMENT]
 
 
 def test_channels_are_separated_each_on_its_own(separator):

@@ -24,16 +24,22 @@ def transforms_by_products() -> Iterator[None]:
         _BY_PRODUCTS.reset(token)
 
 
+def spread_over() -> int:
+    """Devices that the examples of what is being traced are spread over; 1 within `jax.shard_map`, which has each device's own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty or mesh.are_all_axes_manual else mesh.size
+
+
 def per_example(transform: Callable[..., Array], *x: Array, is_kernel: bool = False) -> Array:
     """transform(*x) for x (batch, …), where examples do not meet: each device of the mesh in use transforms its own.
 
     Left to itself the compiler gathers all examples on every device for an FFT. `is_kernel`: it holds a kernel, of which JAX does
     not know over which axes its results vary.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or len(x[0]) % mesh.size:
+    devices = spread_over()
+    if devices == 1 or len(x[0]) % devices:
         return transform(*x)
-    batch = PartitionSpec(mesh.axis_names)
+    batch = PartitionSpec(jax.sharding.get_abstract_mesh().axis_names)
     return jax.shard_map(transform, in_specs=batch, out_specs=batch, check_vma=not is_kernel)(*x)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from msr_jax.audio.fft import per_example
+from msr_jax.audio.fft import per_example, spread_over
 from msr_jax.models.dropout import dropout, split_keys
 from msr_jax.models.layers import product, product_first
 from msr_jax.models.platform import platform
@@ -263,8 +263,7 @@ def _together(batch: int, length: int, sizes: Sizes, is_dropping: bool) -> int:
     """How many sequences of each example go through a transformer at a time."""
     if platform() == "cpu":
         return max(1, CHUNK_TOKENS["cpu"] // (batch * length))
-    mesh = jax.sharding.get_abstract_mesh()
-    local = -(-batch // (1 if mesh.empty else mesh.size))
+    local = -(-batch // spread_over())
     size = CHUNK_TOKENS["accelerator"] // (local * length)
     if not is_fused(sizes.dtype, length, sizes.dim_head, sizes.attn_dropout if is_dropping else 0.0):
         size = min(size, CHUNK_LOGITS // (local * sizes.heads * length**2))

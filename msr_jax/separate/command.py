@@ -24,6 +24,7 @@ from msr_jax.separate.songs import SUBTYPES, Output, Task, Written, separate_fil
 from msr_jax.weights.model_folder import BUNDLED
 from msr_jax.weights.registry import find_named
 
+UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 FULL_DISK = 2**20  # bytes that are left on a disk where nothing can be written any more
 
 
@@ -66,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of products")
+    parser.add_argument(
+        "--memory",
+        type=_bytes,
+        metavar="SIZE",
+        help="that a call of the network may take on a device, such as 800MB or 4GB (default: half of what is free)",
+    )
     parser.add_argument(
         "--segments",
         type=int,
@@ -112,6 +119,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _bytes(text: str) -> int:
+    """Bytes of "800MB" or "4GB"; of a bare number, that many."""
+    number, unit = text.upper().removesuffix("B"), 1
+    if number[-1:] in UNITS:
+        number, unit = number[:-1], UNITS[number[-1:]]
+    try:
+        size = int(float(number) * unit)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give one such as 800MB or 4GB")
+    return size
+
+
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.refine not in (None, *REFINEMENTS):
@@ -130,7 +151,7 @@ def main(argv: list[str]) -> int:
     if not args.demix and settings != Demix():
         raise UserError("--num-overlap, --chunk-batch, --bigshifts and --tta go with --demix")
     options = {"overlap": args.overlap, "dtype": args.dtype, "reference": settings if args.demix else None}
-    options["segments"] = args.segments
+    options |= {"segments": args.segments, "memory": args.memory}
     options |= {"mixture_consistent": args.mixture_consistent, "residual": args.residual}
     options["stems"] = [name.strip() for name in args.stems.split(",")] if args.stems is not None else None
     separator = load(find_named(args.model, log.info), args.refine, args.steps, args.seed, **options)

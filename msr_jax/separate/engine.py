@@ -5,7 +5,6 @@ holds a few segments, however long the song is. Reading, the network and what fo
 """
 
 import math
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -19,12 +18,12 @@ import numpy as np
 
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
-from msr_jax.models.backbone import cast_params, make_backbone
-from msr_jax.runtime import saying
+from msr_jax.models.backbone import BACKBONES, cast_params, compute_dtype, make_backbone
 from msr_jax.separate.chunks import abreast, ahead, cut_chunks, overlap_add, resampled, resampling_delay, shared
 from msr_jax.separate.demix import Demix, demix
 from msr_jax.separate.interface import AudioSeparator
 from msr_jax.separate.mixture import OFFSET_REACH, SHARE_SECONDS, Original, as_the_song, without_offset
+from msr_jax.separate.network import Network
 from msr_jax.weights.model_folder import (
     BUNDLED,
     DEFAULT_OVERLAP,
@@ -36,7 +35,6 @@ from msr_jax.weights.model_folder import (
     load_model,
 )
 
-MIXTURES = 2  # that one call of the network takes: both channels of a stereo song through a mono model
 OVERLAP = 0.5  # of a segment: every sample twice, less at a segment's edges, where a network knows least
 JOINT_SECONDS = 0.005  # of cross-fade where no overlap is asked for: a hard joint clicks
 SHIFT_SECONDS = 0.5  # that a song is moved by at most to average over shifts, or what a chunk advances by
@@ -67,12 +65,14 @@ class Separator(AudioSeparator):
         stems: Sequence[str] | None = None,
         segments: int | None = None,
         shifts: int = 1,
+        memory: int | None = None,
     ):
         """`overlap`: of neighbouring chunks, as a fraction. `segments`: chunks are so many segments of training's length, as many as
         a short song needs. None takes what the model's folder names, else half and 1.
 
-        `batch_size`: examples per network call (stems × mixtures); it changes speed and memory, not the result. Below
-        the number of stems, they are refined one by one.
+        `batch_size`: examples per network call and device (stems × mixtures); it changes speed and memory, not the result. Below
+        the number of stems, they are refined one by one. None takes two mixtures, on accelerators as many as fit.
+        `memory`: bytes that a call may take on a device; None is half of what is free. A batch that takes more is halved.
 
         `dtype`: precision of the networks' products and activations; "bfloat16" is faster where the device
         has units for it, and right to about -40 dB.
@@ -128,28 +128,23 @@ class Separator(AudioSeparator):
         self.stems: list[str] = [*self.separated, *([residual] if residual else [])]
         self.segment, self.sample_rate = config["segment"], config["sample_rate"]
         self.overlap, self.segments = overlap, 1 if reference else segments
-        batch_size = batch_size or MIXTURES * len(self.separated)
-        self.mixtures_per_call = max(1, batch_size // len(self.separated))
         backbone = make_backbone(config["model"], dtype)
         backbone.check_length(self.segment)
         needed = {"deterministic", network_of(config, refine)}
-        device = next(iter(jnp.zeros(()).devices()))  # this thread's; others that compute for it have another default
-        self.weights = {
-            k: cast_params(jax.device_put(v, device), dtype) for k, v in model.weights.items() if k in needed
-        }
-        refiner = make_refiner(config, backbone, refine, num_steps, batch_size < len(self.separated), chosen)
-        self._program = jax.jit(batch_function(refiner))
-        self._compiled: dict[int, Any] = {}  # by the length of a chunk
-        self._compiling = threading.Lock()
-
-    def _run(self, weights: Any, mixture: np.ndarray, *inputs: Any) -> Any:
-        samples = mixture.shape[1]
-        with self._compiling:
-            if samples not in self._compiled:
-                text = f"compiling the network for {len(self.separated)} stems (refinement: {self.refine})"
-                with saying(f"{text}; it is kept for the next time"):
-                    self._compiled[samples] = self._program.lower(weights, mixture, *inputs).compile()
-        return self._compiled[samples](weights, mixture, *inputs)
+        weights = {k: cast_params(v, dtype) for k, v in model.weights.items() if k in needed}
+        refiner = lambda one_by_one: make_refiner(config, backbone, refine, num_steps, one_by_one, chosen)
+        refiner(False)  # what is wrong with the number of steps shows here
+        is_own = BACKBONES[config["model"]["name"]].__module__.startswith("msr_jax.")
+        settings = {"config": config, "refine": refine, "num_steps": num_steps, "stems": chosen}
+        self.network = Network(
+            lambda one_by_one: batch_function(refiner(one_by_one)),
+            weights,
+            len(self.separated),
+            batch_size,
+            memory,
+            {**settings, "dtype": str(compute_dtype(dtype))} if is_own else None,
+            f"the network for {len(self.separated)} stems (refinement: {refine})",
+        )
 
     def _chunk(self, frames: float | None) -> tuple[int, int]:
         """Length and overlap in samples of the chunks for a song of so many; a few lengths, since each is compiled for."""
@@ -160,7 +155,7 @@ class Separator(AudioSeparator):
         return chunk, max(int(self.overlap * chunk), min(int(JOINT_SECONDS * self.sample_rate), chunk // 2))
 
     def _run_chunks(self, chunks: np.ndarray, first: int) -> np.ndarray:
-        """(chunks, samples, channels) -> (chunks, stems, samples, channels), in batches of one fixed size.
+        """(chunks, samples, channels) -> (chunks, stems, samples, channels).
 
         Silence needs no network and stays what it is, but in the reference's chunking.
         """
@@ -170,15 +165,13 @@ class Separator(AudioSeparator):
         if not self.reference:
             index = index[[chunks[chunk][:, groups[group]].any() for chunk, group in index]]
         out = np.zeros((count, len(self.separated), samples, channels), np.float32)
-        for at in range(0, len(index), self.mixtures_per_call):
-            chosen = index[at : at + self.mixtures_per_call]
-            padded = np.resize(chosen, (self.mixtures_per_call, 2))
-            mixture = np.stack([chunks[chunk][:, groups[group]] for chunk, group in padded])
-            place = padded + np.array([first, 0])
-            result = np.asarray(self._run(self.weights, mixture, place, np.uint32(self.seed)))
-            for (chunk, group), stems in zip(chosen, result, strict=False):
-                for own, channel in enumerate(groups[group]):  # a doubled channel gets the mean of its two results
-                    out[chunk, :, :, channel] += stems[..., own] / np.count_nonzero(groups[group] == channel)
+        if not len(index):
+            return out
+        mixtures = np.stack([chunks[chunk][:, groups[group]] for chunk, group in index])
+        places = index + np.array([first, 0])
+        for (chunk, group), stems in zip(index, self.network(mixtures, places, self.seed), strict=True):
+            for own, channel in enumerate(groups[group]):  # a doubled channel gets the mean of its two results
+                out[chunk, :, :, channel] += stems[..., own] / np.count_nonzero(groups[group] == channel)
         return out
 
     def _flow(
@@ -223,10 +216,9 @@ class Separator(AudioSeparator):
             if song := list(blocks):
                 yield demix(self._run_chunks, np.concatenate(song), self.segment, self.reference)
             return
-        group = (
-            1 if is_live else max(1, self.mixtures_per_call // len(channel_groups(channels, self.config["channels"])))
-        )
         chunk, overlap = self._chunk(frames)
+        per_call = self.network.mixtures_per_call(chunk, self.config["channels"])
+        group = 1 if is_live else max(1, per_call // len(channel_groups(channels, self.config["channels"])))
         songs = shared(without_offset(blocks, self.sample_rate), self.shifts)
         with ExitStack() as stack:
             runs = []

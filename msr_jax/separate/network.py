@@ -1,0 +1,242 @@
+"""The networks as compiled programs: on all devices at hand, in batches that fit into memory, kept for the next start."""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from msr_jax.errors import UserError
+from msr_jax.runtime import log, processor, saying, write_whole
+
+KEPT = 32  # programs that are kept beside each other
+SOURCES = ("audio", "methods", "models", "separate")  # folders of this package that a program is traced from
+MAX_BATCH = 64  # examples a call on an accelerator, per device: more is no faster
+
+# (weights, mixture (batch, time, channels), place (batch, 2) integers, seed) -> stems (batch, stems, time, channels)
+Function = Callable[[Any, Any, Any, Any], Any]
+
+
+def local_devices() -> list[jax.Device]:
+    """Those that a song is spread over: this process's, or the one that this thread computes on by default."""
+    return jax.local_devices() if jax.config.jax_default_device is None else list(jnp.zeros(()).devices())
+
+
+def free_memory(device: jax.Device) -> int:
+    """Bytes that are free on a device; of a CPU, what the system and the container have."""
+    stats = device.memory_stats() or {}
+    if limit := stats.get("bytes_limit"):
+        return int(limit - stats.get("bytes_in_use", 0))
+    page = os.sysconf("SC_PAGE_SIZE")
+    free = [page * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
+    with suppress(OSError, ValueError):  # "max" where a container has no limit
+        limits = [int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current")]
+        free.append(max(0, limits[0] - limits[1]))
+    return min(free)
+
+
+class Network:
+    """Runs any number of mixtures through the networks. Several threads may use it.
+
+    Every device takes as many at a time, and computes them as if it were alone: what comes out does not depend on the number
+    of devices. A batch that memory does not hold is halved, and that is said.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[bool], Function],
+        weights: Any,
+        stems: int,
+        batch_size: int | None = None,
+        memory: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        name: str = "the network",
+    ):
+        """
+        Args:
+          function: makes what runs; its argument is whether stems are refined one by one.
+          weights: parameters as it takes them.
+          stems: examples that a mixture becomes, at most.
+          batch_size: examples per call and device; below `stems`, they are refined one by one. None takes two mixtures on a CPU,
+            and on an accelerator as many as `memory` holds, 64 examples at most.
+          memory: bytes that a call may take on a device besides weights; None takes half of what is free.
+          settings: what the program is made from beside this package's sources; None keeps none.
+        """
+        self.function, self.stems, self.settings, self.name = function, stems, settings, name
+        self.devices = local_devices()
+        self.mesh = Mesh(np.array(self.devices), ("devices",))
+        self.weights = jax.device_put(weights, self._placed(PartitionSpec()))
+        self.is_growing = batch_size is None and self.devices[0].platform != "cpu"
+        self.batch_size = batch_size or 2 * stems
+        self.memory = memory if memory is not None else free_memory(self.devices[0]) // 2
+        self._programs: dict[tuple[int, int], Any] = {}  # by examples and samples
+        self._compiling = threading.Lock()
+
+    def _mixtures(self, batch_size: int) -> int:
+        return max(1, batch_size // self.stems)
+
+    def mixtures_per_call(self, samples: int, channels: int) -> int:
+        """On all devices. Where the batch is still to be chosen, by what memory holds, this compiles for it."""
+        batch_size = self._fitting((samples, channels))[0] if self.is_growing else self.batch_size
+        return self._mixtures(batch_size) * len(self.devices)
+
+    def lengths(self) -> list[int]:
+        """Samples of the mixtures that there are programs for."""
+        return sorted({samples for _, samples in self._programs})
+
+    def __call__(self, mixtures: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
+        """Mixtures (n, time, channels) and each one's place in its song (n, 2) -> stems (n, stems, time, channels).
+
+        Raises:
+          UserError: memory does not hold a single example.
+        """
+        while True:
+            batch_size, program = self._fitting(mixtures.shape[1:])
+            try:
+                return self._in_calls(program, self._mixtures(batch_size) * len(self.devices), mixtures, places, seed)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                self._halve(batch_size, "memory does not hold")
+
+    def _in_calls(self, program: Any, size: int, mixtures: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
+        """In batches of one size, the last filled up. A call begins before the results of the one before are fetched."""
+        done, running = [], None
+        for at in range(0, len(mixtures), size):
+            chosen = np.resize(np.arange(at, min(at + size, len(mixtures))), size)
+            begun = program(self.weights, mixtures[chosen], places[chosen], np.uint32(seed))
+            if running is not None:
+                done.append(np.asarray(running))
+            running = begun
+        return np.concatenate([*done, np.asarray(running)])[: len(mixtures)]
+
+    def _fitting(self, shape: tuple[int, ...]) -> tuple[int, Any]:
+        """The batch size, and the program for mixtures of a shape (time, channels) that takes no more than `memory`."""
+        with self._compiling:
+            while True:
+                batch_size = self.batch_size
+                program = self._programs.get((batch_size, shape[0]))
+                if program is not None:
+                    return batch_size, program
+                program = self._compile(batch_size, shape)
+                needed = _bytes_of_call(program)
+                if needed > self.memory and batch_size > 1 and batch_size >= self.stems:
+                    self._halve(batch_size, f"a call takes {needed / 1e9:.3g} GB of the {self.memory / 1e9:.3g} GB for")
+                    continue
+                self._programs[batch_size, shape[0]] = program
+                if not self.is_growing:
+                    return batch_size, program
+                self.is_growing = False
+                times = min(self.memory // max(1, needed), MAX_BATCH // batch_size)
+                if times > 1:
+                    self.batch_size = batch_size * 2 ** (int(times).bit_length() - 1)
+
+    def _halve(self, batch_size: int, why: str) -> None:
+        if batch_size == 1 or batch_size < self.stems:
+            raise UserError(
+                f"{why} a single stem of a chunk; take fewer --segments, give more --memory, or another device"
+            )
+        self.batch_size = min(self.batch_size, batch_size // 2)
+        log.info(f"{why} {batch_size} stems at a time; going on with {self.batch_size}")
+
+    def _compile(self, batch_size: int, shape: tuple[int, ...]) -> Any:
+        count = self._mixtures(batch_size) * len(self.devices)
+        arguments = (
+            self.weights,
+            jax.ShapeDtypeStruct((count, *shape), np.float32),
+            jax.ShapeDtypeStruct((count, 2), np.int32),
+            jax.ShapeDtypeStruct((), np.uint32),
+        )
+        kept = self._kept(batch_size, shape)
+        program = kept and _read(kept, arguments, self.devices)
+        if program:
+            return program
+        with saying(f"compiling {self.name}; it is kept for the next time"):
+            function = self.function(batch_size < self.stems)
+            everywhere, each = PartitionSpec(), PartitionSpec("devices")
+            specs = (everywhere, each, each, everywhere)
+            if len(self.devices) > 1:
+                function = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=each, check_vma=False)
+            placed = tuple(self._placed(spec) for spec in specs)
+            jitted = jax.jit(function, in_shardings=placed, out_shardings=self._placed(each))
+            program = jitted.lower(*arguments).compile()
+        if kept:
+            _write(kept, program)
+        return program
+
+    def _placed(self, spec: PartitionSpec) -> Any:
+        if len(self.devices) == 1:
+            return jax.sharding.SingleDeviceSharding(self.devices[0])
+        return NamedSharding(self.mesh, spec)
+
+    def _kept(self, batch_size: int, shape: tuple[int, ...]) -> Path | None:
+        """The file of a program, beside those that JAX keeps; None where nothing is kept."""
+        folder = jax.config.jax_compilation_cache_dir
+        if self.settings is None or not folder or "://" in folder:
+            return None
+        told = {
+            "settings": self.settings,
+            "batch": [batch_size, *shape],
+            "devices": [device.device_kind for device in self.devices],
+            "jax": [jax.__version__, jax.lib.__version__, str(jax.config.jax_default_matmul_precision)],
+            "processor": [processor(), os.environ.get("XLA_FLAGS", "")],
+            "sources": _sources(),
+        }
+        text = json.dumps(told, sort_keys=True, default=str)
+        return Path(folder) / f"separate-{hashlib.sha256(text.encode()).hexdigest()}.program"
+
+
+def _bytes_of_call(program: Any) -> int:
+    """What one device holds during a call, besides weights."""
+    told = program.memory_analysis()
+    return told.temp_size_in_bytes + told.output_size_in_bytes if told else 0
+
+
+def _sources() -> str:
+    """A hash of what programs are traced from: a kept one belongs to the very sources."""
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for folder in SOURCES:
+        for path in sorted((package / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, arguments: tuple, devices: Sequence[jax.Device]) -> Any:
+    """A program that `_write` wrote; None where there is none, it is another user's, or this JAX does not take it."""
+    from jax.experimental.serialize_executable import deserialize_and_load
+
+    try:
+        is_own = not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()
+        digest, payload = (text := path.read_bytes())[:32], text[32:]
+        if not is_own or hashlib.sha256(payload).digest() != digest:
+            return None
+        structures = jax.tree.structure((arguments, {})), jax.tree.structure(0)
+        program = deserialize_and_load(payload, *structures, execution_devices=devices)
+    except Exception:  # whatever is wrong with it: it can be made again
+        return None
+    with suppress(OSError):
+        os.utime(path)
+    return program
+
+
+def _write(path: Path, program: Any) -> None:
+    """Keep a program for `_read`, and drop those that were not used for the longest time; what fails is not kept."""
+    from jax.experimental.serialize_executable import serialize
+
+    with suppress(Exception):  # not every compiler's programs can be kept
+        payload, _, _ = serialize(program)
+        write_whole(path, hashlib.sha256(payload).digest() + payload)
+        kept = sorted(path.parent.glob("separate-*.program"), key=lambda p: p.stat().st_mtime)
+        for old in kept[:-KEPT]:
+            old.unlink()
