@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: parameters, averages, optimiser and a JSON of the rest, separate items of one step."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ class Checkpoints:
         if keep_best:
             score = lambda metrics: metrics[BEST]
             kept.append(policies.BestN(get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False))
+        # Orbax logs what it raises as well, with tracebacks of its threads; `_writing` says it in a sentence.
+        logging.getLogger("absl").addFilter(_has_no_traceback)
         # What a killed run left half-written goes.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
@@ -135,6 +138,10 @@ class Checkpoints:
             ) from error
         counter = jax.jit(lambda: jnp.asarray(step, jnp.int32), out_shardings=abstract.step.sharding)()
         return dataclasses.replace(abstract, step=counter, **{name: restored[name] for name in items})
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return not record.exc_info
 
 
 def _first_line(error: Exception) -> str:
