@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ class Checkpoints:
             score = lambda metrics: metrics[BEST]
             kept.append(policies.BestN(get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False))
         # Orbax logs what it raises as well, with tracebacks of its threads; `_writing` says it in a sentence.
-        logging.getLogger("absl").addFilter(_has_no_traceback)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_has_no_traceback)
+        if sys.unraisablehook is sys.__unraisablehook__:
+            sys.unraisablehook = _print_unraisable
         # What a killed run left half-written goes.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
@@ -138,6 +142,12 @@ class Checkpoints:
             ) from error
         counter = jax.jit(lambda: jnp.asarray(step, jnp.int32), out_shardings=abstract.step.sharding)()
         return dataclasses.replace(abstract, step=counter, **{name: restored[name] for name in items})
+
+
+def _print_unraisable(told: Any) -> None:
+    """Python's own, but for what TensorStore's threads print when the write that they are part of has failed already."""
+    if str(told.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(told)
 
 
 def _has_no_traceback(record: logging.LogRecord) -> bool:
