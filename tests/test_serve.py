@@ -1,7 +1,9 @@
 """`msr serve`: what is uploaded comes back as stems; what must not be taken is refused, and nothing is left over."""
 
+import contextlib
 import io
 import re
+import socket
 import threading
 import time
 import zipfile
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import soundfile
 from fastapi.testclient import TestClient
 
@@ -272,7 +275,8 @@ def test_files_go_when_their_time_is_over_and_when_a_server_is_gone(models, tmp_
         assert not stale.exists() and desk.folder.exists()
 
 
-def test_an_upload_that_stands_still_is_ended(monkeypatch, models, tmp_path):
+@pytest.mark.parametrize(("pause", "says"), [(60, b"nothing was received"), (0.01, b"slower than 4096 bytes")])
+def test_an_upload_that_stands_still_or_creeps_is_ended(monkeypatch, models, tmp_path, pause, says):
     import asyncio
 
     monkeypatch.setattr(guard, "STALL", 0.05)
@@ -287,33 +291,60 @@ def test_an_upload_that_stands_still_is_ended(monkeypatch, models, tmp_path):
     sent = []
 
     async def receive():
-        await asyncio.sleep(60)
+        await asyncio.sleep(pause)
+        return {"type": "http.request", "body": b"", "more_body": True}
 
     async def send(message):
         sent.append(message)
 
     asyncio.run(app(scope, receive, send))
     desk.close()
-    assert sent[0]["status"] == 408
+    assert sent[0]["status"] == 408 and says in sent[1]["body"]
 
 
-def test_the_client_of_the_readme_gets_its_stems(models, tmp_path, monkeypatch):
+@contextlib.contextmanager
+def served(models, folder):
+    """The address of a server, and its desk."""
     import uvicorn
 
-    readme = (Path(__file__).parents[1] / "msr_jax" / "serve" / "README.md").read_text(encoding="utf-8")
-    code = re.search(r"```python\n(.*?)```", readme, re.S)[1]
-    (tmp_path / "song.wav").write_bytes(song_file(0.5))
-    monkeypatch.chdir(tmp_path)
-    desk = Desk(models, LIMITS, 1, 1.0, 5, tmp_path / "server")
+    desk = Desk(models, LIMITS, 1, 1.0, 5, folder)
     server = uvicorn.Server(uvicorn.Config(make_app(desk, None, 1_000_000), port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
-        time.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    exec(code.replace("127.0.0.1:8000", f"127.0.0.1:{port}"), {})
+        time.sleep(0.02)
+    yield ("127.0.0.1", server.servers[0].sockets[0].getsockname()[1]), desk
     server.should_exit = True
     thread.join()
+
+
+def test_what_a_visitor_breaks_off_leaves_nothing(models, tmp_path):
+    with served(models, tmp_path) as (address, desk):
+        base = "http://{}:{}".format(*address)
+        job = requests.post(f"{base}/api/jobs", files={"file": ("song.wav", song_file())}).json()
+        while (job := requests.get(f"{base}/api/jobs/{job['id']}").json())["state"] != "done":
+            time.sleep(0.05)
+        head = "Host: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000\r\n\r\n"
+        for request in (
+            f"GET /api/jobs/{job['id']}/stems.zip HTTP/1.1\r\n{head}",
+            f"POST /api/jobs HTTP/1.1\r\n{head}--x\r\n",
+        ):
+            with socket.create_connection(address) as visitor:
+                visitor.sendall(request.encode())
+                visitor.recv(1) if request.startswith("GET") else None
+        assert requests.delete(f"{base}/api/jobs/{job['id']}").status_code == 204
+        assert requests.get(f"{base}/healthz").text == "ok"
+        assert [p.name for p in desk.folder.iterdir()] == ["lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_client_of_the_readme_gets_its_stems(models, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "msr_jax" / "serve" / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", readme, re.S)[1]
+    (tmp_path / "song.wav").write_bytes(song_file(0.5))
+    monkeypatch.chdir(tmp_path)
+    with served(models, tmp_path / "server") as (address, _):
+        exec(code.replace("127.0.0.1:8000", "{}:{}".format(*address)), {})
     assert len(zipfile.ZipFile("stems.zip").namelist()) == 5
     assert not list((tmp_path / "server").iterdir())
 

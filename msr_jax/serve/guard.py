@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 COOKIE = "msr_token"
 STALL = 20.0  # seconds that an upload may stand still
+SLOWEST = 4096  # bytes a second of an upload, after the first of those
 SAFE = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -87,7 +89,7 @@ class Guard:
         return f"the upload is larger than the {self.max_bytes / 1e6:g} MB that are taken here"
 
     def _counted(self, receive: Receive) -> Receive:
-        total = 0
+        total, begun = 0, time.monotonic()
 
         async def counted() -> Message:
             nonlocal total
@@ -100,6 +102,8 @@ class Guard:
                 total += len(message.get("body", b""))
                 if total > self.max_bytes:
                     raise HTTPException(413, self._too_large())
+                if total < SLOWEST * (time.monotonic() - begun - STALL):
+                    raise HTTPException(408, f"the upload is slower than {SLOWEST} bytes a second")
                 if not message.get("more_body", False):
                     total = -1
             return message
