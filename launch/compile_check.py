@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msr_jax.config_files import read_config
 from msr_jax.runtime import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "launch" / "compile_table.json"
 TARGETS = ("h200:1", "v5e:1x1", "h100:1", "a100:1", "v5p:1x1x1", "v6e:1x1")
-STAGES = ("det", "diffusion", "consistency", "det_x2")
+FIRST = TARGETS[:2]  # those that most people rent
+STAGES = ("det", "diffusion", "consistency")
 MORE_WORK_SPACE = 1.05  # than the committed table's is too much
 # What of the repository a program is made of; the rest of it does not make a row old.
 SOURCES = (
@@ -39,19 +41,25 @@ class Row(NamedTuple):
 
 
 def rows() -> Iterator[Row]:
-    """All rows, those that matter most first: training before separation, chip after chip."""
-    for target in TARGETS:
-        for track in ("unet", "bsrf"):
-            for stage in STAGES:
-                each = 1 if (track, target) == ("bsrf", "v5e:1x1") else 2
-                yield Row(f"{track}_{stage}", target, (f"configs/{track}_{stage}.py", f"--config.data.batch={each}"))
-    for target in TARGETS:
-        for track in ("unet", "bsrf"):
+    """All rows, those that tell most first: training and separation on the first chips, then on the others, then the controls."""
+    for targets in (FIRST, TARGETS[len(FIRST) :]):
+        yield from (_training(track, stage, t) for t in targets for track in ("unet", "bsrf") for stage in STAGES)
+        for target in targets:
             for dtype in ("bfloat16", "float32"):
-                for refine in ("none", "diffusion", "consistency"):
-                    stage = "det" if refine == "none" else refine
-                    options = (f"configs/{track}_{stage}.py", f"--config.compute_dtype={dtype}", "--separate", refine)
-                    yield Row(f"{track} separate {refine} {dtype}", target, options)
+                for track in ("unet", "bsrf"):
+                    yield from (_separation(track, refine, dtype, target) for refine in ("none", *STAGES[1:]))
+    yield from (_training(track, "det_x2", target) for target in TARGETS for track in ("unet", "bsrf"))
+
+
+def _training(track: str, stage: str, target: str) -> Row:
+    each = 1 if (track, target) == ("bsrf", "v5e:1x1") else 2
+    return Row(f"{track}_{stage}", target, (f"configs/{track}_{stage}.py", f"--config.data.batch={each}"))
+
+
+def _separation(track: str, refine: str, dtype: str, target: str) -> Row:
+    config = f"configs/{track}_{'det' if refine == 'none' else refine}.py"
+    options = (config, f"--config.compute_dtype={dtype}", "--separate", refine)
+    return Row(f"{track} separate {refine} {dtype}", target, options)
 
 
 def sources() -> str:
@@ -60,17 +68,30 @@ def sources() -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
-def run(row: Row) -> dict[str, Any]:
-    """The plan of a row; what went wrong, if no plan came."""
+def commit_of() -> str:
+    """The commit of this tree, with "-dirty" where it has been changed since."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "no commit"
+
+
+def run(row: Row, minutes: float) -> dict[str, Any]:
+    """The plan of a row; what went wrong, if no plan came within so many minutes."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "plan.json"
         config, *options = row.options
         command = [sys.executable, "-m", "msr_jax.cli", "plan", "--config", config, "--target", row.target, *options]
         start = time.perf_counter()
-        done = subprocess.run([*command, "--json", str(path)], cwd=ROOT, capture_output=True, text=True)
-        found: dict[str, Any] = {"program": row.program, "target": row.target, "seconds": time.perf_counter() - start}
-        if not path.exists():
+        found: dict[str, Any] = {"program": row.program, "target": row.target}
+        try:
+            done = subprocess.run(
+                [*command, "--json", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60 * minutes
+            )
             said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        except subprocess.TimeoutExpired:
+            said = f"not compiled in {minutes:g} minutes"
+            found["minutes"] = minutes
+        found["seconds"] = time.perf_counter() - start
+        if not path.exists():
             return found | {"fits": False, "refused": said[:300], "compiler": "", "key": ""}
         plan = json.loads(path.read_text())
     memory = plan["bytes_per_device"]
@@ -105,9 +126,49 @@ def markdown(found: list[dict[str, Any]], wanted: list[Row]) -> str:
         f"Compiled by {'; '.join(compilers)}; programs of {', '.join(commits)}." if found else "Nothing compiled.",
     ]
     lines.append(
-        f"{len(cells)} of {len(wanted)} compiled. Cells: work space in GB for so many examples on a device (segments)."
+        f"{len(cells)} of {len(wanted)} compiled. Cells: work space in GB, for so many examples (segments) on a device."
     )
     return "\n".join(lines) + "\n"
+
+
+def tables(found: list[dict[str, Any]], wanted: list[Row]) -> str:
+    """Both tables, as launch/README.md has them."""
+    return markdown(found, wanted) + "\n" + which_chip(found, wanted)
+
+
+def which_chip(found: list[dict[str, Any]], wanted: list[Row]) -> str:
+    """By training stage and chip: examples that fit a device, and devices that share the released batch of a step.
+
+    From one compilation: what a step takes beside its work space, and the work space of an example. Larger batches take less
+    for an example, so that more may fit (`msr plan --fit` compiles until it knows).
+    """
+    cells = {(row["program"], row["target"]): row for row in found}
+    programs = list(dict.fromkeys(row.program for row in wanted if "--separate" not in row.options))
+    targets = list(dict.fromkeys(row.target for row in wanted))
+    lines = [
+        "| stage | batch | " + " | ".join(t.split(":")[0] for t in targets) + " |",
+        "|---|---|" + "---|" * len(targets),
+    ]
+    for program in programs:
+        batch = released_batch(program)
+        shown = " | ".join(_share(cells.get((program, target)), batch) for target in targets)
+        lines.append(f"| {program} | {batch} | {shown} |")
+    lines += ["", "Cells: examples that fit one device, GB of work space for each; devices for the batch, at that."]
+    return "\n".join(lines) + "\n"
+
+
+def released_batch(program: str) -> int:
+    """Examples of a step as released."""
+    return int(read_config(str(ROOT / "configs" / f"{program}.py"), [])["data"]["batch"])
+
+
+def _share(row: dict[str, Any] | None, batch: int) -> str:
+    if row is None or not row["fits"]:
+        return _cell(row)
+    each = row["work_space"] / row["examples"]
+    most = max(row["examples"], int((row["has"] - (row["needs"] - row["work_space"])) / each))
+    devices = next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= most)
+    return f"{most}, {each / 1e9:.2f}; {devices}"
 
 
 def _cell(row: dict[str, Any] | None) -> str:
@@ -148,6 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--limit", type=float, default=float("inf"), metavar="MINUTES", help="start no row after so long"
     )
+    parser.add_argument("--each", type=float, default=60, metavar="MINUTES", help="give a row up after so long")
     args = parser.parse_args(argv)
     wanted = list(rows())
     chosen = [
@@ -156,16 +218,16 @@ def main(argv: list[str] | None = None) -> int:
         if row.program in (args.programs or [row.program]) and row.target in (args.targets or [row.target])
     ]
     made_of, begun = sources(), time.monotonic()
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "no commit"
+    commit = commit_of()
     kept = {(row["program"], row["target"]): row for row in _rows_of(args.out / "table.json")}
     for row in chosen:
         before = kept.get((row.program, row.target))
-        if before and before["sources"] == made_of:
+        # One that was given up is tried again by who gives it more.
+        if before and before["sources"] == made_of and before.get("minutes", args.each) >= args.each:
             continue
         if time.monotonic() - begun > 60 * args.limit:
             break
-        found = run(row) | {"sources": made_of, "commit": commit}
+        found = run(row, args.each) | {"sources": made_of, "commit": commit}
         if before and found["key"] and before["key"] == found["key"]:
             found["commit"] = before["commit"]  # the same program still
         kept[row.program, row.target] = found
@@ -174,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         write_whole(args.out / "table.json", json.dumps({"rows": current}, indent=1) + "\n")
         # A row of an older program is no row of this one's table.
         fresh = [row for row in current if row["sources"] == made_of]
-        write_whole(args.out / "table.md", markdown(fresh, wanted))
+        write_whole(args.out / "table.md", tables(fresh, wanted))
     fresh = [row for row in kept.values() if row["sources"] == made_of]
     failures = worse(fresh, _rows_of(COMMITTED))
     print(

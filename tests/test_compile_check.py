@@ -17,7 +17,7 @@ def compiled(script, monkeypatch):
     """What stands for compiling: the rows that were, in order, with a work space that a test sets."""
     state = {"ran": [], "work_space": 2e9, "fits": True, "key": "k1"}
 
-    def run(row):
+    def run(row, minutes):
         state["ran"].append((row.program, row.target))
         return {
             "program": row.program, "target": row.target, "seconds": 1.0, "examples": 2, "fits": state["fits"],
@@ -33,7 +33,8 @@ def compiled(script, monkeypatch):
 def test_every_official_program_is_asked_for_on_every_chip(script):
     rows = list(script.rows())
     assert len(rows) == len(set(rows)) == 6 * (8 + 12)
-    assert {row.options[0] for row in rows} == {f"configs/{t}_{s}.py" for t in ("unet", "bsrf") for s in script.STAGES}
+    stages = (*script.STAGES, "det_x2")
+    assert {row.options[0] for row in rows} == {f"configs/{t}_{s}.py" for t in ("unet", "bsrf") for s in stages}
     assert all((script.ROOT / row.options[0]).is_file() for row in rows)
 
 
@@ -51,6 +52,24 @@ def test_it_goes_on_where_it_stopped_and_compiles_anew_what_has_changed(
     script.main([*chosen[:3], "--targets", "h200:1"])
     assert len(compiled["ran"]) == 3
     assert "1 of 120 compiled" in (tmp_path / "table.md").read_text()  # the other row is of an older program
+
+
+def test_a_row_that_takes_too_long_is_given_up_and_tried_again_with_more(script, tmp_path, monkeypatch):
+    given = []
+
+    def plan(command, timeout, **_):
+        given.append(timeout)
+        raise script.subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(script.subprocess, "run", plan)
+    row = script.run(next(iter(script.rows())), 15)
+    assert given == [900] and not row["fits"] and row["refused"] == "not compiled in 15 minutes"
+    monkeypatch.setattr(script, "sources", lambda: "s1")
+    monkeypatch.setattr(script, "commit_of", lambda: "c")
+    chosen = [str(tmp_path), "--programs", "unet_det", "--targets", "h200:1", "--each"]
+    for minutes in ("15", "15", "20"):
+        script.main([*chosen, minutes])
+    assert given[1:] == [900, 1200]
 
 
 def test_what_no_longer_fits_or_grows_by_a_twentieth_fails(script, compiled, tmp_path, monkeypatch, capsys):

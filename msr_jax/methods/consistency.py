@@ -48,7 +48,8 @@ def distillation_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Distance of f_student(x_n, σ_n) to f_target at the teacher's end point h steps further down; weight 1 throughout.
 
-    The teacher solves the ODE with its unclamped EDM denoiser; no gradient goes through teacher or target.
+    The teacher solves the ODE with its unclamped EDM denoiser; no gradient goes through teacher or target, which are through
+    before the student begins: nothing of theirs has to lie beside what is kept for its gradient.
 
     Args:
       start, noise: (batch, time, channels); x_n = start + σ_n · noise.
@@ -61,10 +62,10 @@ def distillation_loss(
     grid = jnp.asarray(grid, jnp.float32)
     sigma = grid[level]
     noised = start + per_example(sigma, start) * noise
+    solved = lax.stop_gradient(solve_by_heun(make_denoiser(teacher, sigma_data), noised, grid, level, num_steps))
+    target_out = lax.stop_gradient(make_consistency(target, sigma_data, sigma_min)(solved, grid[level + num_steps]))
+    noised, target_out = lax.optimization_barrier((noised, target_out))
     estimate = make_consistency(student, sigma_data, sigma_min)(noised, sigma)
-    solved = solve_by_heun(make_denoiser(teacher, sigma_data), noised, grid, level, num_steps)
-    target_out = make_consistency(target, sigma_data, sigma_min)(solved, grid[level + num_steps])
-    target_out = lax.stop_gradient(target_out)
     per_item = distance(estimate, target_out)
     parts = {"estimate": estimate, "teacher_out": solved, "target_out": target_out, "distance": per_item}
     return per_item.mean(), parts

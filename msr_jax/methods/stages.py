@@ -181,8 +181,9 @@ def _consistency(config: Mapping[str, Any], backbone: Backbone):
         target = _pick(stems, label)
         batch = len(target)
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
-        student = _conditioned(backbone, params, label, features, True)
-        averaged, teacher = (_conditioned(backbone, frozen[name], label, features) for name in ("target", "teacher"))
+        # The teacher goes through many times, and its adapted features are held for that; the others' are made layer by layer.
+        student, averaged = (_conditioned(backbone, p, label, features, True) for p in (params, frozen["target"]))
+        teacher = _conditioned(backbone, frozen["teacher"], label, features)
         dropout_keys = jax.random.split(jax.random.fold_in(key, DROPOUT), 3)  # of all but the teacher, as released
         start = _start(key_mix, target, estimate, d["estimate_probability"])
         level, num_steps = draw_levels(key_level, batch, c["num_levels"], c["draw"])

@@ -37,30 +37,53 @@ def _again(weight: Array, dtype: jnp.dtype, cotangent: Array) -> Array:
     return lax.optimization_barrier((weight, cotangent))[0].astype(dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: Array, weight: Array, dtype: jnp.dtype) -> Array:
-    return _accumulate(x, weight.astype(dtype), ((x.ndim - 1,), (0,)))
+def _together(*cotangents: Array) -> tuple[Array, ...]:
+    """Gradients of one operation, none of which goes on before all are there, on accelerators.
+
+    A compiler would put off the sums that make the gradients of parameters, which nothing waits for, and hold what they are
+    summed from until then.
+    """
+    return cotangents if platform() == "cpu" else lax.optimization_barrier(cotangents)
 
 
-def _product_backward(dtype: jnp.dtype, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+@jax.custom_vjp
+def _tied(*arrays: Array) -> tuple[Array, ...]:
+    """The arrays; their gradients come together, see `_together`."""
+    return arrays
+
+
+_tied.defvjp(lambda *arrays: (arrays, None), lambda _, cotangents: _together(*cotangents))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x: Array, weight: Array, dtype: jnp.dtype, as_matrix: Callable[[Array], Array]) -> Array:
+    return _accumulate(x, as_matrix(weight.astype(dtype)), ((x.ndim - 1,), (0,)))
+
+
+def _product_backward(
+    dtype: jnp.dtype, as_matrix: Callable[[Array], Array], saved: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
     # The cotangent comes in float32. Left so, both products would fall back to float32 and off the matrix units.
     x, weight = saved
     cotangent = cotangent.astype(dtype)
     leading = tuple(range(x.ndim - 1))
-    x_bar = _accumulate(cotangent, _again(weight, dtype, cotangent), ((x.ndim - 1,), (1,)))
-    weight_bar = _accumulate(x, cotangent, (leading, leading))
-    return x_bar.astype(x.dtype), weight_bar.astype(dtype).astype(weight.dtype)
+    x_bar = _accumulate(cotangent, as_matrix(_again(weight, dtype, cotangent)), ((x.ndim - 1,), (1,)))
+    matrix_bar = _accumulate(x, cotangent, (leading, leading)).astype(dtype)
+    x_bar, matrix_bar = _together(x_bar.astype(x.dtype), matrix_bar)
+    (weight_bar,) = jax.linear_transpose(as_matrix, jax.ShapeDtypeStruct(weight.shape, dtype))(matrix_bar)
+    return x_bar, weight_bar.astype(weight.dtype)
 
 
-_product.defvjp(lambda x, weight, dtype: (_product(x, weight, dtype), (x, weight)), _product_backward)
+_product.defvjp(lambda x, weight, *rest: (_product(x, weight, *rest), (x, weight)), _product_backward)
 
 
-def product(x: Array, weight: Array, dtype) -> Array:
+def product(x: Array, weight: Array, dtype, as_matrix: Callable[[Array], Array] = lambda weight: weight) -> Array:
     """`(…, in) @ (in, out)` in `dtype`, accumulated in float32; gradients likewise.
 
-    On a CPU, bfloat16 reaches the matrix units in this form alone.
+    `as_matrix`, linear, makes the matrix of a weight of another shape: anew for the gradient, so that no second copy of a
+    network is kept until then. On a CPU, bfloat16 reaches the matrix units in this form alone.
     """
-    return _product(x.astype(dtype), weight, jnp.dtype(dtype))
+    return _product(x.astype(dtype), weight, jnp.dtype(dtype), as_matrix)
 
 
 def product_first(weight: Array, x: Array, dtype: jnp.dtype) -> Array:
@@ -122,7 +145,10 @@ def converting(convolution: Callable[[Array, Array], Array], dtype: jnp.dtype) -
 
     def backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
         x, weight = saved
-        x_bar, weight_bar = jax.vjp(convolution, x, _again(weight, dtype, cotangent))[1](cotangent)
+        narrow = _again(weight, dtype, cotangent)
+        (x_bar,) = jax.linear_transpose(lambda x: convolution(x, narrow), x)(cotangent)
+        (weight_bar,) = jax.linear_transpose(lambda weight: convolution(x, weight), narrow)(cotangent)
+        x_bar, weight_bar = _together(x_bar, weight_bar)
         return x_bar, weight_bar.astype(weight.dtype)
 
     converted = jax.custom_vjp(lambda x, weight: convolution(x, weight.astype(dtype)))
@@ -186,7 +212,8 @@ class Linear(nn.Module):
         init = uniform_fan(x.shape[-1])
         y = product(x, self.param("weight", init, (x.shape[-1], self.features)), self.dtype)
         if self.use_bias:
-            y = y + self.param("bias", init, (self.features,))
+            y, bias = _tied(y, self.param("bias", init, (self.features,)))
+            y = y + bias
         return y.astype(self.dtype)
 
 
@@ -212,7 +239,8 @@ class Conv(nn.Module):
         else:
             y = convolve_frames(x, weight, self.frame, self.dtype)
         if self.use_bias:
-            y = y + jnp.repeat(self.param("bias", init, (self.features,)), self.frame)
+            y, bias = _tied(y, self.param("bias", init, (self.features,)))
+            y = y + jnp.repeat(bias, self.frame)
         return checkpoint_name(y.astype(self.dtype), KEPT)
 
 
@@ -235,7 +263,8 @@ class Upsample(nn.Module):
         init = uniform_fan(out * 2 * f)
         weight = self.param("weight", init, (2 * f, channels, out))
         bias = self.param("bias", init, (out,))
-        blocks = product(x, jnp.moveaxis(weight, 0, 1).reshape(channels, 2 * f * out), self.dtype)
+        matrix = lambda weight: jnp.moveaxis(weight, 0, 1).reshape(channels, 2 * f * out)
+        blocks = product(x, weight, self.dtype, matrix)
         first, second = jnp.split(blocks, 2, axis=-1)  # each (batch, L, f·out)
         summed = jnp.pad(first, ((0, 0), (0, 1), (0, 0))) + jnp.pad(second, ((0, 0), (1, 0), (0, 0)))
         padding = f // 2 + f % 2
@@ -261,6 +290,7 @@ class GroupNorm(nn.Module):
         if scale_shift is not None:
             scale, shift = scale_shift
             gain, offset = gain * (scale + 1), offset * (scale + 1) + shift
+        x, gain, offset = _tied(x, gain, offset)
         gain, offset = (jnp.repeat(a, self.frame, axis=-1) for a in (gain, offset))
         x = x.astype(jnp.float32)
         # Over time first, then over groups: sums over both at once leave a CPU's vectors mostly empty. And in two passes:
@@ -283,7 +313,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        gain = self.param("g", nn.initializers.ones, (x.shape[-1],))
+        x, gain = _tied(x, self.param("g", nn.initializers.ones, (x.shape[-1],)))
         x = x.astype(jnp.float32)
         centred = x - x.mean(-1, keepdims=True)
         return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON) * gain

@@ -286,8 +286,9 @@ class MaskRoformer(nn.Module):
                 kept["linear"] = h
             if self.skip_connection:
                 h = h + total
-            time = run("time", p, h.swapaxes(1, 2), keys["time"])
-            h = add(time, inject and inject["time"]).swapaxes(1, 2)
+            # Kept with frames before bands, like the rest: an accelerator would turn the stack of all layers round.
+            time = run("time", p, h.swapaxes(1, 2), keys["time"]).swapaxes(1, 2)
+            h = add(time, inject and inject["time"])
             freq = run("freq", p, h, keys["freq"])
             h = add(freq, inject and inject["freq"])
             kept |= {"time": time.astype(self.dtype), "freq": freq.astype(self.dtype)}
@@ -307,8 +308,8 @@ class MaskRoformer(nn.Module):
 
         Returns:
           (batch, stems, time, channels) float32, and what the refiner is conditioned on: "stft" (batch, frames, bins,
-          channels, 2), "band_split" (batch, frames, bands, dim), and for every layer "time" (layers, batch, bands, frames,
-          dim) and "freq" (layers, batch, frames, bands, dim).
+          channels, 2), "band_split" (batch, frames, bands, dim), and for every layer "time" and "freq" (layers, batch,
+          frames, bands, dim).
         """
         spectrum = self._spectrum(mixture)
         bands = self._split_bands(spectrum)

@@ -174,7 +174,7 @@ def _check_refiner_mid(refiner: _Refiner, arrays: Arrays, meta: Mapping[str, Any
     named["band_split_adapter"] = c["band_split"]
     for i in range(refiner.net.depth):
         for a, axis in enumerate(("time", "freq")):
-            named[f"transformer_adapter{2 * i + a}"] = c[axis][i]
+            named[f"transformer_adapter{2 * i + a}"] = c[axis][i] if axis == "freq" else c[axis][i].swapaxes(1, 2)
             for block, short in (("attention", "attn"), ("feed_forward", "ff")):
                 film = p["layers"][f"{axis}_0"][block]
                 wide = product(condition, film["to_scale_shift"][i], jnp.float32) + film["to_scale_shift_bias"][i]

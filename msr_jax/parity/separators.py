@@ -57,7 +57,7 @@ def activations(features: Mapping[str, Any], sown: Mapping[str, Any]) -> dict[st
         named["stft"] = features["stft"].transpose(0, 3, 2, 1, 4)
         named["band_split"] = features["band_split"]
     for i, (time, freq) in enumerate(zip(features["time"], features["freq"], strict=True)):
-        named |= {f"layer{i}_time": time, f"layer{i}_freq": freq}
+        named |= {f"layer{i}_time": time.swapaxes(1, 2), f"layer{i}_freq": freq}
     named["final_norm"] = sown["final_norm"][0]
     return named
 
