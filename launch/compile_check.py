@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,6 +158,7 @@ def which_chip(found: list[dict[str, Any]], wanted: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@cache
 def released_batch(program: str) -> int:
     """Examples of a step as released."""
     return int(read_config(str(ROOT / "configs" / f"{program}.py"), [])["data"]["batch"])

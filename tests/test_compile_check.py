@@ -17,14 +17,18 @@ def compiled(script, monkeypatch):
     """What stands for compiling: the rows that were, in order, with a work space that a test sets."""
     state = {"ran": [], "work_space": 2e9, "fits": True, "key": "k1"}
 
-    def run(row, minutes):
-        state["ran"].append((row.program, row.target))
+    def of(row):
         return {
             "program": row.program, "target": row.target, "seconds": 1.0, "examples": 2, "fits": state["fits"],
             "refused": "" if state["fits"] else "RESOURCE_EXHAUSTED: no room", "needs": 3e9, "has": 1e9,
             "work_space": state["work_space"], "compiler": "libtpu 1", "key": state["key"],
         }  # fmt: skip
 
+    def run(row, minutes):
+        state["ran"].append((row.program, row.target))
+        return of(row)
+
+    state["of"] = of
     monkeypatch.setattr(script, "run", run)
     monkeypatch.setattr(script, "sources", lambda: "s1")
     return state
@@ -36,6 +40,18 @@ def test_every_official_program_is_asked_for_on_every_chip(script):
     stages = (*script.STAGES, "det_x2")
     assert {row.options[0] for row in rows} == {f"configs/{t}_{s}.py" for t in ("unet", "bsrf") for s in stages}
     assert all((script.ROOT / row.options[0]).is_file() for row in rows)
+
+
+def test_the_readme_has_the_committed_table_as_the_script_prints_it(script):
+    committed = json.loads(script.COMMITTED.read_text())["rows"]
+    assert script.tables(committed, list(script.rows())) in (script.ROOT / "launch" / "README.md").read_text()
+
+
+def test_it_says_how_many_devices_share_the_released_batch(script, compiled):
+    rows = list(script.rows())
+    found = [{**compiled["of"](rows[0]), "needs": 22e9, "has": 70e9, "work_space": 2e9}]  # 20 GB, and 1 for each of 50
+    table = script.which_chip(found, rows)
+    assert "| unet_det | 150 | 50, 1.00; 3 | not compiled yet |" in table
 
 
 def test_it_goes_on_where_it_stopped_and_compiles_anew_what_has_changed(
