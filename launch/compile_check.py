@@ -113,23 +113,36 @@ def run(row: Row, minutes: float) -> dict[str, Any]:
 
 
 def markdown(found: list[dict[str, Any]], wanted: list[Row]) -> str:
-    """The table: a line per program, a column per target; what has not been compiled yet says so."""
+    """The table: a line per program, a column per target, of those that have been compiled; the others by name."""
     cells = {(row["program"], row["target"]): row for row in found}
-    programs = list(dict.fromkeys(row.program for row in wanted))
-    targets = list(dict.fromkeys(row.target for row in wanted))
-    lines = ["| program | " + " | ".join(t.split(":")[0] for t in targets) + " |", "|---|" + "---|" * len(targets)]
+    programs, targets = _shown(found, wanted, "program"), _shown(found, wanted, "target")
+    lines = _head(["program"], targets)
     for program in programs:
         lines.append(f"| {program} | " + " | ".join(_cell(cells.get((program, t))) for t in targets) + " |")
     compilers = sorted({row["compiler"] for row in found if row["compiler"]})
     commits = sorted({row["commit"] for row in found})
-    lines += [
-        "",
-        f"Compiled by {'; '.join(compilers)}; programs of {', '.join(commits)}." if found else "Nothing compiled.",
-    ]
-    lines.append(
+    by = f"Compiled by {'; '.join(compilers)}; programs of {', '.join(commits)}." if found else "Nothing compiled."
+    count = (
         f"{len(cells)} of {len(wanted)} compiled. Cells: work space in GB, for so many examples (segments) on a device."
     )
+    lines += ["", f"{by} {count}"]
+    missing = [row.program for row in wanted if row.program not in programs]
+    unseen = [row.target for row in wanted if row.target not in targets]
+    for what, names in (("on any chip", missing), ("for any program", unseen)):
+        if names:
+            lines += ["", f"Not compiled yet {what}: {', '.join(dict.fromkeys(names))}."]
     return "\n".join(lines) + "\n"
+
+
+def _shown(found: list[dict[str, Any]], wanted: list[Row], field: str) -> list[str]:
+    """The programs or targets of the wanted rows that have been compiled, in their order."""
+    seen = {row[field] for row in found}
+    return [name for name in dict.fromkeys(getattr(row, field) for row in wanted) if name in seen]
+
+
+def _head(first: list[str], targets: list[str]) -> list[str]:
+    names = [*first, *(target.split(":")[0] for target in targets)]
+    return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
 
 
 def tables(found: list[dict[str, Any]], wanted: list[Row]) -> str:
@@ -144,12 +157,9 @@ def which_chip(found: list[dict[str, Any]], wanted: list[Row]) -> str:
     for an example, so that more may fit (`msr plan --fit` compiles until it knows).
     """
     cells = {(row["program"], row["target"]): row for row in found}
-    programs = list(dict.fromkeys(row.program for row in wanted if "--separate" not in row.options))
-    targets = list(dict.fromkeys(row.target for row in wanted))
-    lines = [
-        "| stage | batch | " + " | ".join(t.split(":")[0] for t in targets) + " |",
-        "|---|---|" + "---|" * len(targets),
-    ]
+    stages = [row for row in wanted if "--separate" not in row.options]
+    programs, targets = _shown(found, stages, "program"), _shown(found, wanted, "target")
+    lines = _head(["stage", "batch"], targets)
     for program in programs:
         batch = released_batch(program)
         shown = " | ".join(_share(cells.get((program, target)), batch) for target in targets)
