@@ -2,9 +2,11 @@
 # One run of several processes on this machine, on CPUs or with one process per GPU.
 #
 #   bash launch/local.sh [-n PROCESSES] [--restarts N] [--gpus] [--dry-run] -- train --config … --workdir … [--config.a.b=v …]
+#   bash launch/local.sh [-n PROCESSES] … -- separate SONG … -o DIR …
 #
 # If a process ends otherwise than well, the others are ended and all are started again, at most N times (default 3); they go
 # on from the last checkpoint. Exit code 2, bad input, is final. SIGTERM and Ctrl-C are passed on: the run saves and stops.
+# Processes that separate share the songs and need not each other: those that are left go on, and code 1, bad songs, is final.
 # $MSR is the command that is run (default: msr).
 set -euo pipefail
 
@@ -58,7 +60,7 @@ run_once() {
     fi
     pids+=($!)
   done
-  local left=$processes
+  local left=$processes last=0
   while [ "$left" -gt 0 ]; do
     code=0
     wait -n || code=$?
@@ -67,6 +69,10 @@ run_once() {
       continue
     fi
     left=$((left - 1))
+    if [ "$1" = separate ] && [ "$code" -ne 2 ]; then # each has songs of its own
+      [ "$code" -lt "$last" ] || last=$code
+      continue
+    fi
     if [ "$code" -ne 0 ] && [ "$code" -ne 75 ]; then
       sleep 1 # a sentence that all of them have to say gets said
       end_all
@@ -89,6 +95,9 @@ attempt=0
 while true; do
   code=0
   run_once "$@" || code=$?
+  if [ "$code" -eq 1 ] && [ "$1" = separate ]; then
+    exit 1
+  fi
   if [ "$code" -eq 0 ] || [ "$code" -eq 2 ] || [ "$asked" != no ] || [ "$attempt" -ge "$restarts" ]; then
     exit "$code"
   fi

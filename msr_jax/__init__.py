@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from msr_jax.separate.engine import load
+    from msr_jax.separate.ensemble import load_ensemble
 
-__all__ = ["load"]
+__all__ = ["load", "load_ensemble"]
 
 
 def __getattr__(name: str):
@@ -17,4 +18,8 @@ def __getattr__(name: str):
         from msr_jax.separate.engine import load
 
         return load
+    if name == "load_ensemble":
+        from msr_jax.separate.ensemble import load_ensemble
+
+        return load_ensemble
     raise AttributeError(f"module 'msr_jax' has no attribute '{name}'")

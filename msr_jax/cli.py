@@ -30,6 +30,7 @@ COMMANDS = {
     "export": ("msr_jax.weights.export_cli", "write a model folder as a PyTorch checkpoint"),
     "parity": ("msr_jax.parity.check", "check network fixtures against this implementation"),
     "serve": ("msr_jax.serve.command", "a page and an HTTP API that separate songs"),
+    "completion": ("msr_jax.completion", "completion of all of this in bash and zsh"),
     "doctor": ("msr_jax.bench.doctor", "what this machine has, and what the commands use of it"),
     "bench": ("msr_jax.bench.main", "measure speed and memory beside the peers"),
 }

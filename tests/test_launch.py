@@ -72,6 +72,15 @@ def test_local_starts_again_unless_it_is_done_or_the_input_is_bad(stand_in, tmp_
     assert code == expected and len(stand_in.calls()) == runs and said.count("starting again") == runs - 1
 
 
+@pytest.mark.parametrize(("codes", "expected", "runs"), [("1 0", 1, 2), ("137 0 0 0", 0, 4), ("137 0 1 0", 1, 4)])
+def test_processes_that_separate_do_not_end_each_other(stand_in, tmp_path, codes, expected, runs):
+    (tmp_path / "codes").write_text("\n".join(codes.split()) + "\n")
+    take = f"( flock 9; n=$(head -1 $c); sed -i 1d $c; exit $n ) 9>{tmp_path}/lock"
+    stand_in("msr", f"c={tmp_path}/codes; {take}")
+    code, said = bash("local.sh", "-n", "2", "--", "separate", "a.wav")
+    assert code == expected and len(stand_in.calls()) == runs and said.count("starting again") == runs // 2 - 1
+
+
 def test_local_passes_sigterm_on_and_does_not_start_again(stand_in, tmp_path):
     ready = tmp_path / "ready"
     stand_in("msr", f"trap 'exit 75' TERM; touch {ready}.$PPID.$$; while true; do sleep 0.05; done")

@@ -1,18 +1,27 @@
 """Which songs to separate, and where their stems go: files, folders, patterns, lists, and every N-th of them."""
 
 import glob
-import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from string import Formatter
 
 from msr_jax.errors import UserError
-from msr_jax.separate.songs import Task, stem_paths
+from msr_jax.runtime import parse_shard
+from msr_jax.separate.places import find_urls, is_url, name_of, read_list
+from msr_jax.separate.songs import Task
 
 # What counts as a song in a folder; a file that is named is read whatever it is called.
 AUDIO_SUFFIXES = frozenset(
     ".wav .wave .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .caf .w64 .rf64 .m4a .aac .wma .webm .mka".split()
+)
+FILENAME = "{folder}/{track}/{stem}.{ext}"
+# Who one is among how many, as launchers tell it; JAX's own processes first, then `mpirun`, `srun`, a pod's hosts.
+RANKS = (
+    (("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"), "JAX_NUM_PROCESSES"),
+    (("OMPI_COMM_WORLD_RANK",), "OMPI_COMM_WORLD_SIZE"),
+    (("SLURM_PROCID",), "SLURM_STEP_NUM_TASKS"),
 )
 
 
@@ -21,88 +30,142 @@ def folder_name(song: Path) -> str:
     return song.stem if song.stem.strip(".") else song.name
 
 
-def find_tasks(given: Iterable[str | Path], out: Path, listed: Path | None = None) -> list[Task]:
-    """The songs, each with a folder of its own in `out`.
+def find_shard(
+    given: str | None, env: Mapping[str, str], processes: int | None, process: int | None
+) -> tuple[int, int]:
+    """(K, N): this process takes every N-th song from the K-th.
+
+    By --shard K/N, else by --process and --processes, else by what a launcher tells its processes; none of them needs the others.
+
+    Raises:
+      UserError: not K of N, or half of it.
+    """
+    if given is not None:
+        return parse_shard(given)
+    if (processes is None) != (process is None):
+        raise UserError("--processes and --process are given together or not at all")
+    if processes is not None and process is not None:
+        if not 0 <= process < processes:
+            raise UserError(f"process {process} of {processes}: they are counted from 0")
+        return process + 1, processes
+    for names, count in RANKS:
+        rank = next((env[name] for name in names if name in env), None)
+        if rank is not None and count in env:
+            if not (rank.isdigit() and env[count].isdigit() and int(rank) < int(env[count])):
+                raise UserError(f"{count} is {env[count]} and this process {rank} of them: they are counted from 0")
+            return int(rank) + 1, int(env[count])
+    hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    if len(hosts) > 1 and env.get("TPU_WORKER_ID", "").isdigit():
+        return int(env["TPU_WORKER_ID"]) + 1, len(hosts)
+    return 1, 1
+
+
+def find_tasks(
+    given: Iterable[str | Path], out: Path, listed: str | Path | None = None, filename: str | None = None
+) -> list[Task]:
+    """The songs, each with a place of its own in `out`.
 
     Args:
       given: files, whose folders are named after them; folders and patterns (`music/**/*.mp3`), whose songs keep the folders
-        that they are in below the one that is common to them.
-      listed: a file with a path a line, or with JSON objects that have a `path` (.jsonl); as a pattern's songs.
+        that they are in below the one that is common to them. All may be URLs.
+      listed: a list of songs, see `read_list`; as a pattern's songs.
+      filename: where stems go in `out`, of {folder}, {track}, {stem} and {ext}; None is `FILENAME`.
 
     Raises:
-      UserError: nothing there, an unreadable list, or two songs would share a folder.
+      UserError: nothing there, an unreadable list, or two songs would share a place.
     """
-    tasks: dict[Path, Task] = {}
-    for place in map(Path, given):
-        if place.is_dir():
-            found = _below(place, _songs_in(place, out), out)
+    tasks: dict[str, Task] = {}
+    names = _Names(out, filename or FILENAME)
+    for place in map(str, given):
+        if is_url(place):
+            urls, folder = find_urls(place, AUDIO_SUFFIXES)
+            if urls == [place]:
+                found = [names.task(place, "")]
+            else:
+                found = names.below(folder, urls) if folder else names.below_common(urls)
+        elif os.path.isdir(place):
+            found = names.below(place, _songs_in(Path(place), out))
             if not found:
                 raise UserError(f"{place} holds no audio files; name one that does, or a song")
-        elif not place.exists() and glob.has_magic(str(place)):
-            found = _below_common([Path(p) for p in sorted(glob.glob(str(place), recursive=True))], out)
-            if not found:
-                raise UserError(f"no file is called like {place}")
+        elif not os.path.exists(place) and glob.has_magic(place):
+            found = names.below_common([p for p in sorted(glob.glob(place, recursive=True)) if not os.path.isdir(p)])
         else:
-            found = [Task(place, out / folder_name(place))]
-        tasks.update((task.song, task) for task in found)
+            found = [names.task(place, "")]
+        if not found:
+            raise UserError(f"no file is called like {place}")
+        tasks.update((task.source, task) for task in found)
     if listed:
-        tasks.update((task.song, task) for task in _below_common(_read_list(listed), out))
+        tasks.update((task.source, task) for task in names.below_common(read_list(str(listed))))
     if not tasks:
         raise UserError("no songs are named; give files, folders, patterns or --list FILE")
-    counts = Counter(task.folder for task in tasks.values())
-    folder, count = counts.most_common(1)[0]
+    counts = Counter((task.folder, task.names) for task in tasks.values())
+    (folder, name), count = counts.most_common(1)[0]
     if count > 1:
-        raise UserError(
-            f"two songs are named {folder.name} and would share a folder; separate them into different folders"
-        )
+        place = folder.name if name == "{stem}.{ext}" else name
+        raise UserError(f"two songs are named {place} and would share a folder; separate them into different folders")
     return list(tasks.values())
 
 
-def _songs_in(folder: Path, out: Path) -> list[Path]:
+class _Names:
+    """Where stems go."""
+
+    def __init__(self, out: Path, filename: str):
+        try:
+            fields = {field for _, field, form, change in Formatter().parse(filename) if field is not None}
+            plain = all(not form and not change for _, _, form, change in Formatter().parse(filename))
+        except ValueError:
+            fields, plain = set(), False
+        if not plain or not {"track", "stem", "ext"} <= fields <= {"folder", "track", "stem", "ext"}:
+            raise UserError(
+                f"--filename is made of {{track}}, {{stem}} and {{ext}}, and {{folder}} if wanted, as in {FILENAME}; not '{filename}'"
+            )
+        parts = PurePosixPath(filename).parts
+        if PurePosixPath(filename).is_absolute() or ".." in parts or not parts[-1].endswith(".{ext}"):
+            raise UserError(f"--filename is a place in the folder of -o that ends in .{{ext}}, not '{filename}'")
+        own = next(k for k, part in enumerate(parts) if "{stem}" in part or "{ext}" in part)
+        self.out, self.folder, self.names = out, "/".join(parts[:own]), "/".join(parts[own:])
+        self.is_shared = "{track}" not in self.folder
+
+    def task(self, song: str, folder: str) -> Task:
+        """`folder`: that the song is in, below the common one."""
+        path = Path(name_of(song)) if is_url(song) else Path(song)
+        told = {"folder": folder or ".", "track": folder_name(path)}
+        braced = {name: text.replace("{", "{{").replace("}", "}}") for name, text in told.items()}
+        names = self.names.format(**braced, stem="{stem}", ext="{ext}")
+        return Task(path, self.out / self.folder.format(**told), names, self.is_shared, song if is_url(song) else None)
+
+    def below(self, folder: str, songs: Iterable[str]) -> list[Task]:
+        start = _place(folder)
+        return [self.task(song, os.path.relpath(os.path.dirname(_place(song)), start)) for song in songs]
+
+    def below_common(self, songs: Sequence[str]) -> list[Task]:
+        if not songs:
+            return []
+        return self.below(os.path.commonpath([os.path.dirname(_place(song)) for song in songs]), songs)
+
+
+def _place(song: str) -> str:
+    """An absolute path, also of a URL: its parts."""
+    return "/" + song.replace("://", "/", 1) if is_url(song) else os.path.abspath(song)
+
+
+def _songs_in(folder: Path, out: Path) -> list[str]:
     """Audio files at any depth; those of hidden names and those in `out` are not for it."""
     found, own = [], out.resolve()
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(n for n in folders if not n.startswith(".") and (Path(place) / n).resolve() != own)
         found += [
-            Path(place) / n for n in sorted(names) if not n.startswith(".") and Path(n).suffix.lower() in AUDIO_SUFFIXES
+            os.path.join(place, n)
+            for n in sorted(names)
+            if not n.startswith(".") and Path(n).suffix.lower() in AUDIO_SUFFIXES
         ]
-    return found
-
-
-def _below(folder: Path, songs: Iterable[Path], out: Path) -> list[Task]:
-    return [Task(song, out / song.relative_to(folder).parent / folder_name(song)) for song in songs]
-
-
-def _below_common(songs: Sequence[Path], out: Path) -> list[Task]:
-    songs = [song for song in songs if not song.is_dir()]
-    if not songs:
-        return []
-    folders = [Path(os.path.abspath(song.parent)) for song in songs]
-    common = os.path.commonpath(folders)
-    return [Task(s, out / f.relative_to(common) / folder_name(s)) for s, f in zip(songs, folders, strict=True)]
-
-
-def _read_list(path: Path) -> list[Path]:
-    try:
-        lines = [
-            line for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines() if line.strip()
-        ]
-        if path.suffix == ".jsonl":
-            lines = [json.loads(line)["path"] for line in lines]
-        found = [Path(line) for line in lines]
-    except OSError as error:
-        raise UserError(f"--list {path} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--list {path} is not a path a line, nor (.jsonl) an object with a path a line") from error
-    if not found:
-        raise UserError(f"--list {path} names no songs")
     return found
 
 
 def check_stems(tasks: Sequence[Task], stems: Sequence[str], suffix: str) -> None:
     """Raises UserError if a stem would take the place of a song."""
-    songs = {task.song.resolve() for task in tasks}
+    songs = {task.song.resolve() for task in tasks if task.url is None}
     for task in tasks:
-        for path in stem_paths(task.folder, stems, suffix).values():
+        for path in task.paths(stems, suffix).values():
             if path.resolve() in songs:
                 raise UserError(f"the stem {path} would replace a song that is to be separated; name another folder")

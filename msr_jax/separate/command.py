@@ -3,32 +3,30 @@
 import argparse
 import json
 import math
+import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from msr_jax.audio.io import audio_info
+from msr_jax.audio.io import AudioInfo, audio_info
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS
-from msr_jax.runtime import log, parse_shard
-from msr_jax.separate.catalogue import check_stems, find_tasks
-from msr_jax.separate.demix import Demix
-from msr_jax.separate.engine import OVERLAP, Separator, load
-from msr_jax.separate.manifest import Manifest, sha256_of
-from msr_jax.separate.songs import SUBTYPES, Output, Task, Written, separate_file, stem_paths
-from msr_jax.weights.model_folder import BUNDLED
-from msr_jax.weights.registry import find_named
+from msr_jax.separate.batch import Batch, Outcome, refinement_of, separator_of
+from msr_jax.separate.catalogue import FILENAME, check_stems, find_shard, find_tasks
+from msr_jax.separate.engine import OVERLAP, Separator
+from msr_jax.separate.ensemble import BY, Ensemble
+from msr_jax.separate.manifest import Manifest
+from msr_jax.separate.songs import SUBTYPES, Output
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 FULL_DISK = 2**20  # bytes that are left on a disk where nothing can be written any more
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser_of() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="msr separate",
         description=__doc__,
@@ -36,14 +34,16 @@ def _parser() -> argparse.ArgumentParser:
         "130 interrupted. Started again, a batch goes on where it was.",
     )
     parser.add_argument(
-        "songs", nargs="*", metavar="SONG", help="audio files (wav, flac, ogg, mp3, …), folders, or patterns in quotes"
+        "songs",
+        nargs="*",
+        metavar="SONG",
+        help="audio files (wav, flac, ogg, mp3, …), folders, or patterns in quotes; gs://, s3:// and so on with the extra `cloud`",
     )
     parser.add_argument(
         "-o", "--out", required=True, metavar="DIR", type=Path, help="gets a folder of stems for each song"
     )
     parser.add_argument(
         "--model",
-        default=BUNDLED,
         metavar="DIR",
         help="model folder, --workdir of a training run, or a name that `msr models` lists (default: the small one that comes with this package)",
     )
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=["keep", "clip", "scale"],
         help="samples beyond ±1: keep them (default of 32-bit float), clip them (of all else), or scale all stems alike",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
+    parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise, and of --shifts")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of products")
     parser.add_argument(
         "--memory",
@@ -90,12 +90,46 @@ def _parser() -> argparse.ArgumentParser:
         "--stems", metavar="A,B", help="those alone; where a network has a head for each, only theirs run"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace stems that are there; without, they are kept")
+    better = parser.add_argument_group("several runs as one", "each takes its time, and may come nearer")
+    better.add_argument(
+        "--shifts",
+        type=int,
+        default=1,
+        metavar="N",
+        help="the mean of N runs over the song moved by up to half a second (default 1, as it is)",
+    )
+    better.add_argument(
+        "--ensemble",
+        nargs="+",
+        action="extend",
+        metavar="MODEL[:WEIGHT]",
+        help="models with the same stems (as of --model, `bundled` too), together; a weight counts beside those of the others",
+    )
+    better.add_argument(
+        "--ensemble-by",
+        choices=BY,
+        default="mean",
+        help="of what: samples (default mean), or magnitudes of spectra with the phases of their mean",
+    )
     many = parser.add_argument_group(
         "many songs",
         "stems of a folder's songs, or of those of a pattern or list, keep the folders that the songs are in",
     )
-    many.add_argument("--list", metavar="FILE", type=Path, help="songs: a path a line, or .jsonl objects with a path")
-    many.add_argument("--shard", default="1/1", metavar="K/N", help="every N-th song from the K-th, for N processes")
+    many.add_argument(
+        "--list",
+        metavar="FILE",
+        help="songs: a path a line, .jsonl objects with a path, or a .parquet with a column path",
+    )
+    many.add_argument("--filename", metavar="PATTERN", help=f"of stems in -o (default {FILENAME})".replace("%", "%%"))
+    many.add_argument(
+        "--shard",
+        metavar="K/N",
+        help="every N-th song from the K-th, for N processes (default: what launch/local.sh, srun, mpirun or JAX's variables tell)",
+    )
+    for name, kind in (("coordinator", str), ("processes", int), ("process", int)):
+        many.add_argument(
+            f"--{name}", type=kind, help=argparse.SUPPRESS
+        )  # as launch/local.sh gives them to every command
     many.add_argument(
         "--manifest", metavar="FILE", type=Path, help="JSONL, a line a song: hash, stems, levels, seconds, error"
     )
@@ -134,29 +168,21 @@ def _bytes(text: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
-    if args.refine not in (None, *REFINEMENTS):
-        raise UserError(f"--refine must be one of {', '.join(REFINEMENTS)}, not '{args.refine}'")
+    args = parser_of().parse_args(argv)
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file; -o must name a folder")
-    output = Output(args.format, args.bits, args.peak, not args.no_tags)
-    output.check()
-    shard, shards = parse_shard(args.shard)
-    tasks = find_tasks(args.songs, args.out, args.list)[shard - 1 :: shards]
+    Output(args.format, args.bits, args.peak).check()
+    shard, shards = find_shard(args.shard, os.environ, args.processes, args.process)
+    tasks = find_tasks(args.songs, args.out, args.list, args.filename)[shard - 1 :: shards]
     is_alone = len(tasks) == 1 and shards == 1 and not args.manifest
-    if is_alone:
+    if is_alone and not tasks[0].url:
         audio_info(tasks[0].song)  # before a model is loaded
     manifest = Manifest(args.manifest) if args.manifest else None
-    settings = Demix(args.num_overlap, args.chunk_batch, args.bigshifts, args.tta)
-    if not args.demix and settings != Demix():
-        raise UserError("--num-overlap, --chunk-batch, --bigshifts and --tta go with --demix")
-    options = {"overlap": args.overlap, "dtype": args.dtype, "reference": settings if args.demix else None}
-    options |= {"segments": args.segments, "memory": args.memory}
-    options |= {"mixture_consistent": args.mixture_consistent, "residual": args.residual}
-    options["stems"] = [name.strip() for name in args.stems.split(",")] if args.stems is not None else None
-    separator = load(find_named(args.model, log.info), args.refine, args.steps, args.seed, **options)
+    separator = separator_of(args)
     check_stems(tasks, separator.stems, args.format)
-    told = _Teller(args, separator, manifest)
+    batch = Batch(args, separator)
+    is_told = lambda source, stems: not args.json and (manifest is None or manifest.has(source, stems))
+    told = _Teller(args, separator)
     problems = []
     console = Console()
     columns = (
@@ -169,78 +195,49 @@ def main(argv: list[str]) -> int:
         told.say = lambda text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         whole = bar.add_task(f"{len(tasks)} songs", total=len(tasks), visible=len(tasks) > 1)
         for task in tasks:
-            paths = stem_paths(task.folder, separator.stems, args.format)
-            kept = [] if args.overwrite else [stem for stem, path in paths.items() if path.exists()]
-            missing = [stem for stem in paths if stem not in kept]
-            started, written, error = time.perf_counter(), None, None
-            try:
-                if missing:
-                    info = audio_info(task.song)
-                    shown = bar.add_task(task.song.name, total=info.frames)
-                    update = lambda done, shown=shown: bar.update(shown, completed=done)
-                    written = separate_file(separator, task, info, output, missing, update)
-                    if len(tasks) > 1:
-                        bar.remove_task(shown)
-            except UserError as problem:
+            shown = bar.add_task(task.song.name, total=None, visible=False)
+
+            def update(info: AudioInfo, shown: TaskID = shown) -> Callable[[int], None]:
+                bar.reset(shown, total=info.frames, visible=True)
+                return lambda done: bar.update(shown, completed=done)
+
+            outcome = batch.song(task, is_told, update)
+            if outcome.error:
                 if is_alone or (args.out.exists() and shutil.disk_usage(args.out).free < FULL_DISK):
-                    raise
-                problems.append(error := str(problem))
-            told.song(task, kept, written, error, time.perf_counter() - started)
+                    raise UserError(outcome.error)
+                problems.append(outcome.error)
+            if (row := outcome.row) and manifest:
+                if outcome.written or outcome.error or not manifest.has(task.source, row["stems"]):
+                    manifest.add(row)
+            told.song(outcome)
+            if len(tasks) > 1:
+                bar.remove_task(shown)
             bar.advance(whole)
     told.end(problems, len(tasks))
     return 1 if problems else 0
 
 
 class _Teller:
-    """Says what becomes of every song, in words or in JSON, and writes it down."""
+    """Says what becomes of every song, in words or in JSON."""
 
-    def __init__(self, args: argparse.Namespace, separator: Separator, manifest: Manifest | None):
-        self.separator, self.manifest, self.is_json = separator, manifest, args.json
+    def __init__(self, args: argparse.Namespace, separator: Separator | Ensemble):
+        self.separator, self.is_json = separator, args.json
         self.say: Callable[[str], None] = print
-        self.steps = f", T = {args.steps}" if args.steps else ""
-        self.model = "bundled" if args.model == BUNDLED else str(args.model)
-        names = (
-            "stems",
-            "steps",
-            "seed",
-            "dtype",
-            "demix",
-            "mixture_consistent",
-            "residual",
-            "format",
-            "bits",
-            "peak",
-        )
-        chosen = {name: getattr(separator, name) for name in ("refine", "segments", "overlap")}
-        self.settings = {**chosen, **{name: getattr(args, name) for name in names}}
+        ways = [f"T = {args.steps}"] if args.steps else []
+        ways += [f"{args.shifts} shifts"] if args.shifts > 1 else []
+        ways += [f"{args.ensemble_by} of {len(args.ensemble)} models"] if args.ensemble else []
+        self.how = ", ".join([f"refinement: {refinement_of(separator)}", *ways])
 
-    def song(self, task: Task, kept: Sequence[str], written: Written | None, error: str | None, seconds: float) -> None:
-        if self.is_json or (self.manifest and (written or error or str(task.song) not in self.manifest.sources)):
-            row = {
-                "source": str(task.song),
-                "sha256": sha256_of(task.song),
-                "model": self.model,
-                "settings": self.settings,
-                "stems": {stem: str(path) for stem, path in written.paths.items()} if written else {},
-                "levels": written.levels if written else {},
-                "seconds": written.seconds if written else None,
-                "work_seconds": round(seconds, 3),
-                "kept": list(kept),
-                "error": error,
-            }
-            if self.manifest:
-                self.manifest.add(row)
-            if self.is_json:
-                print(json.dumps(row, allow_nan=False), flush=True)
-        if not self.is_json:
-            self._in_words(task, kept, written)
-
-    def _in_words(self, task: Task, kept: Sequence[str], written: Written | None) -> None:
-        if kept:
-            self.say(f"{task.song.name}: kept {', '.join(kept)} in {task.folder}; --overwrite replaces them")
+    def song(self, outcome: Outcome) -> None:
+        if self.is_json:
+            print(json.dumps(outcome.row, allow_nan=False), flush=True)
+            return
+        task, written = outcome.task, outcome.written
+        if outcome.kept:
+            self.say(f"{task.song.name}: kept {', '.join(outcome.kept)} in {task.folder}; --overwrite replaces them")
         if written:
             stems = "1 stem" if len(written.paths) == 1 else f"{len(written.paths)} stems"
-            self.say(f"{task.song.name}: {stems} in {task.folder} (refinement: {self.separator.refine}{self.steps})")
+            self.say(f"{task.song.name}: {stems} in {task.folder} ({self.how})")
             if clipped := {stem: count for stem, count in written.clipped.items() if count}:
                 numbers = ", ".join(f"{count} in {written.paths[stem].name}" for stem, count in clipped.items())
                 self.say(f"  samples beyond ±1, clipped: {numbers}; --peak scale or --format wav keeps their shape")
@@ -248,8 +245,9 @@ class _Teller:
                 self.say(f"  all stems by {20 * math.log10(written.gain):.2f} dB, so that none passes ±1")
 
     def end(self, problems: Sequence[str], songs: int) -> None:
-        others = [name for name in self.separator.refinements if name != self.separator.refine]
-        if self.separator.refine == "none" and others and not self.is_json:
+        one = self.separator.members[0] if isinstance(self.separator, Ensemble) else self.separator
+        others = [name for name in one.refinements if name != "none"]
+        if refinement_of(self.separator) == "none" and others and not self.is_json:
             dial = f"--refine {'|'.join(others)} takes longer and may come nearer"
             print(f"not refined; {dial}: the model's README.md has figures")
         if problems:

@@ -243,11 +243,11 @@ class Separator(AudioSeparator):
     def latency(self, sample_rate: int) -> int:
         if self.reference:
             raise UserError("the reference chunking needs the whole song; nothing comes before its end")
-        chunk, overlap = self._chunk(None)
+        chunk, _ = self._chunk(None)
         reach = int(OFFSET_REACH * self.sample_rate) + 3
         there, back = (sample_rate, self.sample_rate), (self.sample_rate, sample_rate)
         delay = resampling_delay(*there) + resampling_delay(*back) + SHARE_SECONDS * self.mixture_consistent
-        waiting = max(2 * chunk - overlap + reach, 2 * reach)
+        waiting = max(chunk + reach, 2 * reach)
         return math.ceil(sample_rate * (waiting / self.sample_rate + delay))
 
 

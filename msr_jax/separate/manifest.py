@@ -2,16 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from msr_jax.audio.io import seekable
 from msr_jax.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 class Manifest:
-    """A JSONL file that grows by a line for each song, and is whole after any kill.
+    """A JSONL file that grows by a line for each song, and is whole after any kill; several processes may write to one.
 
     A line has `source` (as it was named), `sha256` (of that file), `model`, `settings`, `stems` ({name: path}), `levels` ({name:
     RMS in dB below full scale, null for silence}), `seconds` (of audio), `work_seconds`, `kept` (stems that were there before) and
@@ -21,28 +28,51 @@ class Manifest:
     def __init__(self, path: Path):
         """Raises UserError if it cannot be written, or is another kind of file."""
         self.path = path
-        self.sources: set[str] = set()  # that it holds without an error
+        self.done: set[tuple[str, ...]] = set()  # sources with their stems' places, that it holds without an error
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            whole = text[: text.rfind("\n") + 1]
-            rows = [json.loads(line) for line in whole.splitlines()]
-            self.sources = {row["source"] for row in rows if row["error"] is None}
-            if whole != text:  # a line that a full disk cut off
-                path.write_text(whole, encoding="utf-8")
-            path.touch()
+            with self._locked() as file:
+                text = os.pread(file, os.fstat(file).st_size, 0)
+                whole = text[: text.rfind(b"\n") + 1]
+                rows = [json.loads(line) for line in whole.decode().splitlines()]
+                self.done = {_key(row["source"], row["stems"]) for row in rows if row["error"] is None}
+                if whole != text:  # a line that a full disk or a kill cut off
+                    os.ftruncate(file, len(whole))
         except OSError as error:
             raise UserError(f"cannot write --manifest {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"--manifest {path} is no manifest of separated songs; name another file") from error
+
+    def has(self, source: str, stems: Mapping[str, Any]) -> bool:
+        """Whether there is a line, without an error, of this source and stems in these places."""
+        return _key(source, stems) in self.done
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a line. Raises UserError, as on a full disk."""
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+            with self._locked() as file:
+                while line:
+                    line = line[os.write(file, line) :]
         except OSError as error:
             raise UserError(f"cannot write --manifest {self.path}: {error.strerror}") from error
+        if row["error"] is None:
+            self.done.add(_key(row["source"], row["stems"]))
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            if fcntl:
+                with suppress(OSError):  # a disk of several hosts without locks: appending is all there is
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+        finally:
+            os.close(file)
+
+
+def _key(source: str, stems: Mapping[str, Any]) -> tuple[str, ...]:
+    return (source, *sorted(map(str, stems.values())))
 
 
 def sha256_of(path: Path) -> str | None:

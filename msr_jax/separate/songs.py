@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from msr_jax.audio.io import AudioInfo, AudioWriter, read_blocks, seekable, writable_rate
+from msr_jax.audio.io import AudioInfo, AudioWriter, audio_info, read_blocks, seekable, writable_rate
 from msr_jax.audio.tags import Tags, read_tags, stem_tags
 from msr_jax.errors import UserError
 from msr_jax.runtime import PASSING, clear, clear_left_over, passing
@@ -22,10 +22,26 @@ ROUNDING = 1e-6  # above 1 that is no clipping
 
 
 class Task(NamedTuple):
-    """A song, and the folder that its stems go to."""
+    """A song, and the folder that its stems go to.
+
+    `names`: of the stems in there, with {stem} and {ext}. `is_shared`: the folder is for other songs too. `url`: where the song lies if
+    that is no file here; `song` is then its name, until it is fetched.
+    """
 
     song: Path
     folder: Path
+    names: str = "{stem}.{ext}"
+    is_shared: bool = False
+    url: str | None = None
+
+    @property
+    def source(self) -> str:
+        return self.url or str(self.song)
+
+    def paths(self, stems: Iterable[str], suffix: str, folder: Path | None = None) -> dict[str, Path]:
+        """Of the stems; in `folder` instead of its own, if one is given."""
+        place = folder or self.folder
+        return {stem: place / self.names.format(stem=stem, ext=suffix) for stem in stems}
 
 
 class Output(NamedTuple):
@@ -65,10 +81,6 @@ class Written(NamedTuple):
     gain: float  # of all stems, 1 but for `peak` "scale"
 
 
-def stem_paths(folder: Path, stems: Iterable[str], suffix: str) -> dict[str, Path]:
-    return {stem: folder / f"{stem}.{suffix}" for stem in stems}
-
-
 def separate_file(
     separator: Separator,
     task: Task,
@@ -77,7 +89,7 @@ def separate_file(
     stems: Sequence[str] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Written:
-    """Separate one file into `task.folder`/<stem>.<suffix>; all stems appear together, or none.
+    """Separate one file into its stems, by default `task.folder`/<stem>.<suffix>; all appear together, or none.
 
     What runs that were killed left there is cleared.
 
@@ -91,20 +103,22 @@ def separate_file(
     new_folders = [place for place in folder.parents if not place.exists()]  # innermost first
     PASSING.update(new_folders)
     unscaled_name = f"{folder.name}.unscaled"
-    clear_left_over(folder.parent, (folder.name, unscaled_name))
-    clear_left_over(folder)
-    # A new folder gets its name when all is in it.
-    beside = folder if folder.exists() else passing(folder)
-    unscaled = passing(folder.with_name(unscaled_name))
     chosen = list(separator.stems if stems is None else stems)
-    paths = stem_paths(beside, chosen, output.suffix)
+    clear_left_over(folder.parent, (folder.name, unscaled_name))
+    for path in task.paths(chosen, output.suffix).values():
+        clear_left_over(path.parent, [path.name] if task.is_shared else None)
+    # A new folder gets its name when all is in it, unless others write to it too.
+    beside = folder if folder.exists() or task.is_shared else passing(folder)
+    unscaled = passing(folder.with_name(unscaled_name))
+    paths = task.paths(chosen, output.suffix, beside)
     found = read_tags(seekable(task.song)) if output.with_tags else None
-    tags = {stem: stem_tags(found, stem, folder.name) for stem in chosen} if found else {}
+    title = task.song.stem if task.is_shared else folder.name
+    tags = {stem: stem_tags(found, stem, title) for stem in chosen} if found else {}
     try:
         blocks = read_blocks(task.song, BLOCK_SECONDS * info.sample_rate)
         parts = separator.stream(blocks, info.sample_rate, info.channels, info.frames, progress)
         if output.peak == "scale":  # the gain is known when all is there
-            first = _write(parts, stem_paths(unscaled, chosen, "wav"), info, Output(), {})
+            first = _write(parts, Task(task.song, unscaled).paths(chosen, "wav"), info, Output(), {})
             written = _write(_read_back(first.paths, info), paths, info, output, tags, 1 / max(1.0, first.peak))
         else:
             written = _write(parts, paths, info, output, tags)
@@ -117,7 +131,7 @@ def separate_file(
         temporary = {unscaled, beside} - {folder}
         for place in (*temporary, *new_folders):  # of these, those that stayed empty
             clear(place)
-    return written._replace(paths=stem_paths(folder, chosen, output.suffix))
+    return written._replace(paths=task.paths(chosen, output.suffix))
 
 
 def _write(
@@ -172,6 +186,18 @@ def _at_rate(
 def _read_back(paths: Mapping[str, Path], info: AudioInfo) -> Iterator[dict[str, np.ndarray]]:
     files = [read_blocks(path, BLOCK_SECONDS * info.sample_rate) for path in paths.values()]
     return (dict(zip(paths, blocks, strict=True)) for blocks in zip(*files, strict=True))
+
+
+def levels_of(paths: Mapping[str, Path]) -> tuple[dict[str, float | None], float | None]:
+    """Levels and seconds, as `Written` has them, of stems that are there. Raises UserError for one that cannot be read."""
+    levels, seconds = {}, None
+    for stem, path in paths.items():
+        info, square, samples = audio_info(path), 0.0, 0
+        for block in read_blocks(path, BLOCK_SECONDS * info.sample_rate):
+            square += float(np.square(block, dtype=np.float64).sum())
+            samples += len(block)
+        levels[stem], seconds = _level(square / max(1, samples * info.channels)), samples / info.sample_rate
+    return levels, seconds
 
 
 def _level(power: float) -> float | None:

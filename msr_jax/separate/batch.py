@@ -1,0 +1,131 @@
+"""One song of a batch, wherever the batch runs: kept if it is done, else separated, and told in a row of the manifest."""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msr_jax.audio.io import AudioInfo, audio_info
+from msr_jax.errors import UserError
+from msr_jax.methods.stages import REFINEMENTS
+from msr_jax.runtime import log
+from msr_jax.separate.demix import Demix
+from msr_jax.separate.engine import Separator, load
+from msr_jax.separate.ensemble import Ensemble, Member, load_ensemble, parse_member
+from msr_jax.separate.manifest import sha256_of
+from msr_jax.separate.places import at_hand
+from msr_jax.separate.songs import Output, Task, Written, levels_of, separate_file
+from msr_jax.weights.model_folder import BUNDLED
+from msr_jax.weights.registry import find_named
+
+# Options that are told of every song, beside what the model makes of those that are left out.
+TOLD = (
+    "stems", "steps", "seed", "dtype", "demix", "shifts", "mixture_consistent", "residual", "format", "bits", "peak"
+)  # fmt: skip
+
+
+def separator_of(args: argparse.Namespace) -> Separator | Ensemble:
+    """The model or models that the options of `msr separate` ask for.
+
+    Raises:
+      UserError: there is none, or options contradict each other.
+    """
+    if args.refine not in (None, *REFINEMENTS):
+        raise UserError(f"--refine must be one of {', '.join(REFINEMENTS)}, not '{args.refine}'")
+    reference = Demix(args.num_overlap, args.chunk_batch, args.bigshifts, args.tta)
+    if not args.demix and reference != Demix():
+        raise UserError("--num-overlap, --chunk-batch, --bigshifts and --tta go with --demix")
+    options: dict[str, Any] = {"refine": args.refine, "num_steps": args.steps, "seed": args.seed, "dtype": args.dtype}
+    options |= {"overlap": args.overlap, "segments": args.segments, "shifts": args.shifts, "memory": args.memory}
+    options |= {"reference": reference if args.demix else None}
+    options["stems"] = [name.strip() for name in args.stems.split(",")] if args.stems is not None else None
+    whole = {"mixture_consistent": args.mixture_consistent, "residual": args.residual}
+    if not args.ensemble:
+        return load(find_named(args.model or BUNDLED, log.info), **options, **whole)
+    if args.model:
+        raise UserError("--ensemble names all of its models itself; leave --model out, or name that one there too")
+    members = [parse_member(text) for text in args.ensemble]
+    found = [Member(find_named(BUNDLED if str(m.model) == "bundled" else m.model, log.info), m.weight) for m in members]
+    return load_ensemble(found, args.ensemble_by, **whole, **options)
+
+
+class Outcome(NamedTuple):
+    """What became of a song."""
+
+    task: Task
+    kept: list[str]  # stems that were there
+    written: Written | None
+    error: str | None
+    row: dict[str, Any] | None  # of the manifest; None where it has one
+
+
+class Batch:
+    """The same for every song: a separator, and how its stems are written."""
+
+    def __init__(self, args: argparse.Namespace, separator: Separator | Ensemble):
+        self.separator, self.overwrite = separator, args.overwrite
+        self.output = Output(args.format, args.bits, args.peak, not args.no_tags)
+        self.model: Any = "bundled" if args.model in (None, BUNDLED) else str(args.model)
+        chosen: dict[str, Any] = {}
+        if isinstance(separator, Ensemble):
+            self.model = " + ".join(args.ensemble)
+            chosen["ensemble_by"] = separator.by
+        one = separator.members[0] if isinstance(separator, Ensemble) else separator
+        chosen |= {"refine": refinement_of(separator), "segments": one.segments, "overlap": one.overlap}
+        self.settings = {**chosen, **{name: getattr(args, name) for name in TOLD}}
+
+    def song(
+        self,
+        task: Task,
+        is_told: Callable[[str, dict[str, Path]], bool] = lambda *_: False,
+        progress: Callable[[AudioInfo], Callable[[int], Any]] | None = None,
+    ) -> Outcome:
+        """Separate a song, but for stems that are there. What is wrong with it comes back as the outcome's error.
+
+        Args:
+          is_told: whether a row of this source and these stems has been written; then one that is kept gets none.
+          progress: is given the song's sizes when they are known, and gives what is called with the samples done.
+        """
+        started = time.perf_counter()
+        paths = task.paths(self.separator.stems, self.output.suffix)
+        kept = [] if self.overwrite else [stem for stem, path in paths.items() if path.exists()]
+        missing = [stem for stem in paths if stem not in kept]
+        if not missing and is_told(task.source, paths):
+            return Outcome(task, kept, None, None, None)
+        written, error, sha256 = None, None, None
+        stems = {stem: paths[stem] for stem in kept}
+        levels: dict[str, float | None] = {}
+        seconds = None
+        try:
+            with at_hand(task) as here:
+                sha256 = sha256_of(here.song)
+                if missing:
+                    info = audio_info(here.song)
+                    update = progress(info) if progress else None
+                    written = separate_file(self.separator, here, info, self.output, missing, update)
+            levels, seconds = levels_of(stems)
+            if written:
+                levels, seconds = levels | written.levels, written.seconds
+                stems = stems | written.paths
+        except UserError as problem:
+            error = str(problem)
+        row = {
+            "source": task.source,
+            "sha256": sha256,
+            "model": self.model,
+            "settings": self.settings,
+            "stems": {stem: str(stems[stem]) for stem in paths if stem in stems},
+            "levels": levels,
+            "seconds": seconds,
+            "work_seconds": round(time.perf_counter() - started, 3),
+            "kept": kept,
+            "error": error,
+        }
+        return Outcome(task, kept, written, error, row)
+
+
+def refinement_of(separator: Separator | Ensemble) -> str:
+    """Its name; of several models that differ in it, all of them."""
+    members: Sequence[Separator] = separator.members if isinstance(separator, Ensemble) else [separator]
+    return ", ".join(dict.fromkeys(member.refine for member in members))

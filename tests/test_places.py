@@ -1,0 +1,178 @@
+"""Lists and songs that lie somewhere else, and where stems go in the end; what a batch of processes shares."""
+
+import json
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import soundfile
+
+from msr_jax.cli import main
+from msr_jax.errors import UserError
+from msr_jax.separate.catalogue import find_shard, find_tasks
+from msr_jax.separate.manifest import Manifest
+from msr_jax.separate.places import read_list
+from tests.conftest import TINY_RATE
+
+STEMS = ["bass", "drums", "guitar", "piano"]
+
+
+@pytest.fixture
+def bucket():
+    """A store in memory with three songs in it."""
+    store = fsspec.filesystem("memory")
+    for k, name in enumerate(("b/one.wav", "b/deep/two.wav", "b/.hidden/three.wav")):
+        with store.open(f"/{name}", "wb") as file:
+            audio = 0.1 * np.random.default_rng(k).standard_normal(3000)
+            soundfile.write(file, audio, TINY_RATE, format="WAV")
+    store.pipe("/b/cover.jpg", b"")
+    yield store
+    store.rm("/b", recursive=True)
+
+
+def places(tasks, out):
+    return [str(path.relative_to(out)) for task in tasks for path in task.paths(["bass"], "wav").values()]
+
+
+def write_table(place, **columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), place)
+
+
+def test_lists_may_be_tables_here_or_elsewhere(bucket, tmp_path):
+    paths = ["/music/a/one.wav", "gs://bucket/two.wav"]
+    write_table(tmp_path / "songs.parquet", id=[1, 2], path=paths)
+    lines = "".join(json.dumps({"id": k, "path": path}) + "\n" for k, path in enumerate(paths))
+    bucket.pipe("/b/songs.jsonl", lines.encode())
+    bucket.pipe("/b/songs.parquet", (tmp_path / "songs.parquet").read_bytes())
+    (tmp_path / "songs.txt").write_bytes("﻿/music/a/one.wav\r\ngs://bucket/two.wav\r\n\r\n".encode())
+    for place in (
+        tmp_path / "songs.parquet",
+        tmp_path / "songs.txt",
+        "memory://b/songs.jsonl",
+        "memory://b/songs.parquet",
+    ):
+        assert read_list(str(place)) == paths
+
+
+def test_what_is_no_list_is_refused(bucket, tmp_path):
+    write_table(tmp_path / "other.parquet", file=["a"])
+    write_table(tmp_path / "numbers.parquet", path=[1])
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    bucket.pipe("/b/list.jsonl", b"[1]\n")
+    for place, words in (
+        (tmp_path / "other.parquet", "a table with a column path"),
+        (tmp_path / "numbers.parquet", "a table with a column path"),
+        (tmp_path / "broken.parquet", "a table with a column path"),
+        ("memory://b/list.jsonl", "an object with a path a line"),
+        ("memory://b/none.txt", "cannot be read"),
+        ("nowhere://b/none.txt", "nowhere"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_list(str(place))
+
+
+def test_songs_elsewhere_are_found_as_those_here_are(bucket, tmp_path):
+    find = lambda *given, **options: places(find_tasks(given, tmp_path, **options), tmp_path)
+    assert find("memory://b") == ["deep/two/bass.wav", "one/bass.wav"]
+    assert find("memory://b/d*/*.wav", "memory://b/one.wav") == ["two/bass.wav", "one/bass.wav"]
+    assert find("memory://b/one.wav") == ["one/bass.wav"]
+    (tmp_path / "list").write_text("memory://b/one.wav\nmemory://b/deep/two.wav\n")
+    assert find(listed=tmp_path / "list") == ["one/bass.wav", "deep/two/bass.wav"]
+    with pytest.raises(UserError, match="no file is called like"):
+        find("memory://b/*.flac")
+
+
+def test_stems_go_where_a_pattern_says(tmp_path):
+    (tmp_path / "list").write_text("/m/a/one.wav\n/m/b/{two}.wav\n")
+    for pattern, expected in (
+        (None, ["a/one/bass.wav", "b/{two}/bass.wav"]),
+        ("{stem}/{folder}/{track}.{ext}", ["bass/a/one.wav", "bass/b/{two}.wav"]),
+        ("{track}_{stem}.{ext}", ["one_bass.wav", "{two}_bass.wav"]),
+        ("x/{track}/{track} {stem}.{ext}", ["x/one/one bass.wav", "x/{two}/{two} bass.wav"]),
+    ):
+        assert places(find_tasks([], tmp_path, tmp_path / "list", pattern), tmp_path) == expected
+    for pattern in (
+        "{stem}.{ext}",
+        "{track}.wav",
+        "{track}/{stem}",
+        "../{track}/{stem}.{ext}",
+        "{track!r}{stem}.{ext}",
+        "{",
+        "{track}{stem}.{ext}x",
+    ):
+        with pytest.raises(UserError, match="--filename is"):
+            find_tasks([], tmp_path, tmp_path / "list", pattern)
+    (tmp_path / "list").write_text("/m/a/one.wav\n/m/b/one.wav\n")
+    with pytest.raises(UserError, match=r"two songs are named \{stem\}/one"):
+        find_tasks([], tmp_path, tmp_path / "list", "{stem}/{track}.{ext}")
+
+
+def test_processes_know_their_share_without_each_other():
+    share = lambda env, given=None, processes=None, process=None: find_shard(given, env, processes, process)
+    slurm = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4"}
+    assert share({}) == (1, 1) and share(slurm) == (3, 4) and share(slurm, "1/2") == (1, 2)
+    assert share(slurm, processes=8, process=7) == (8, 8)
+    assert share({"JAX_PROCESS_ID": "0", "JAX_NUM_PROCESSES": "3", **slurm}) == (1, 3)
+    assert share({"JOB_COMPLETION_INDEX": "1", "JAX_NUM_PROCESSES": "2"}) == (2, 2)
+    assert share({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}) == (2, 2)
+    assert share({"TPU_WORKER_ID": "3", "TPU_WORKER_HOSTNAMES": "a,b,c,d"}) == (4, 4)
+    assert share({"SLURM_PROCID": "0"}) == (1, 1)  # of a batch script
+    for env, given in (
+        ({"SLURM_PROCID": "4", "SLURM_STEP_NUM_TASKS": "4"}, ()),
+        ({}, (None, 2, 2)),
+        ({}, (None, 2)),
+        ({}, ("0/2",)),
+    ):
+        with pytest.raises(UserError):
+            share(env, *given)
+
+
+def test_a_song_elsewhere_is_separated_as_one_here(bucket, tiny_model, tmp_path, capsys):
+    command = ["separate", "-o", str(tmp_path / "out"), "--model", str(tiny_model), "--refine", "none"]
+    manifest = tmp_path / "manifest.jsonl"
+    many = [
+        *command,
+        "memory://b",
+        "memory://b/none.wav",
+        "--manifest",
+        str(manifest),
+        "--filename",
+        "{stem}/{folder}/{track}.{ext}",
+    ]
+    assert main(many) == 1
+    assert "memory://b/none.wav cannot be read" in capsys.readouterr().err
+    rows = {row["source"]: row for row in map(json.loads, manifest.read_text().splitlines())}
+    assert list(rows) == ["memory://b/deep/two.wav", "memory://b/one.wav", "memory://b/none.wav"]
+    row = rows["memory://b/deep/two.wav"]
+    assert row["stems"] == {stem: str(tmp_path / "out" / stem / "deep" / "two.wav") for stem in STEMS}
+    here = tmp_path / "two.wav"
+    here.write_bytes(bucket.cat_file("/b/deep/two.wav"))
+    assert main([*command, str(here)]) == 0
+    for stem, path in row["stems"].items():
+        assert Path(path).read_bytes() == (tmp_path / "out" / "two" / f"{stem}.wav").read_bytes()
+    # A kill between the stems' names and their line: the line comes with the next start, complete.
+    kept = [line for line in manifest.read_text().splitlines() if "deep" not in line]
+    manifest.write_text("\n".join(kept) + "\n")
+    assert main(many) == 1
+    again = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert [r["source"] for r in again if not r["error"]] == ["memory://b/one.wav", "memory://b/deep/two.wav"]
+    anew = next(r for r in again if r["source"] == row["source"])
+    assert anew["kept"] == STEMS and anew["levels"] == pytest.approx(row["levels"], abs=0.01)
+    assert {k: anew[k] for k in ("sha256", "stems", "seconds", "model", "settings")} == {
+        k: row[k] for k in ("sha256", "stems", "seconds", "model", "settings")
+    }
+
+
+def test_a_manifest_s_line_that_was_cut_off_is_gone(tmp_path):
+    path = tmp_path / "m.jsonl"
+    whole = {"source": "a", "stems": {"bass": "x"}, "error": None}
+    Manifest(path).add(whole)
+    with open(path, "a") as file:
+        file.write('{"source": "b", "st')
+    manifest = Manifest(path)
+    assert manifest.has("a", {"bass": "x"}) and not manifest.has("a", {"bass": "y"})
+    manifest.add({**whole, "source": "c"})
+    assert [json.loads(line)["source"] for line in path.read_text().splitlines()] == ["a", "c"]
