@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msr_jax.audio.io import AudioInfo, audio_info
+from msr_jax.audio.io import AudioInfo, audio_info, seekable
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.runtime import log
@@ -99,7 +99,7 @@ class Batch:
         seconds = None
         try:
             with at_hand(task) as here:
-                sha256 = sha256_of(here.song)
+                sha256 = sha256_of(seekable(here.song))
                 if missing:
                     info = audio_info(here.song)
                     update = progress(info) if progress else None

@@ -76,8 +76,8 @@ def main(argv: list[str]) -> int:
     rows = [json.loads(line) for line in Path(manifest).read_text().splitlines()]
     bad = [row["error"] for row in rows if row["error"]]
     print(f"{len(rows) - len(bad)} of {len(rows)} songs are in {args.out}, told in {manifest}")
-    for error in bad:
-        print(f"  {error}", file=sys.stderr)
+    for problem in bad:
+        print(f"  {problem}", file=sys.stderr)
     return 1 if bad else 0
 
 

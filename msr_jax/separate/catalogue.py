@@ -99,9 +99,9 @@ def find_tasks(
     if not tasks:
         raise UserError("no songs are named; give files, folders, patterns or --list FILE")
     counts = Counter((task.folder, task.names) for task in tasks.values())
-    (folder, name), count = counts.most_common(1)[0]
+    (shared, name), count = counts.most_common(1)[0]
     if count > 1:
-        place = folder.name if name == "{stem}.{ext}" else name
+        place = shared.name if name == "{stem}.{ext}" else name
         raise UserError(f"two songs are named {place} and would share a folder; separate them into different folders")
     return list(tasks.values())
 

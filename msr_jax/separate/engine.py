@@ -222,8 +222,8 @@ class Separator(AudioSeparator):
         songs = shared(without_offset(blocks, self.sample_rate), self.shifts)
         with ExitStack() as stack:
             runs = []
-            for k, (shift, song) in enumerate(zip(self._shifts(chunk - overlap), songs, strict=True)):
-                moved = chain([np.zeros((shift, channels), np.float32)], song) if shift else song
+            for k, (shift, one) in enumerate(zip(self._shifts(chunk - overlap), songs, strict=True)):
+                moved = chain([np.zeros((shift, channels), np.float32)], one) if shift else one
                 chunks = cut_chunks(moved, chunk, chunk - overlap)
                 if not is_live:
                     chunks = stack.enter_context(closing(ahead(chunks, depth=2 * group)))
@@ -243,11 +243,11 @@ class Separator(AudioSeparator):
     def latency(self, sample_rate: int) -> int:
         if self.reference:
             raise UserError("the reference chunking needs the whole song; nothing comes before its end")
-        chunk, _ = self._chunk(None)
+        chunk, overlap = self._chunk(None)
         reach = int(OFFSET_REACH * self.sample_rate) + 3
         there, back = (sample_rate, self.sample_rate), (self.sample_rate, sample_rate)
         delay = resampling_delay(*there) + resampling_delay(*back) + SHARE_SECONDS * self.mixture_consistent
-        waiting = max(chunk + reach, 2 * reach)
+        waiting = max(2 * chunk - overlap + reach, 2 * reach)  # a chunk is final when the next one is known
         return math.ceil(sample_rate * (waiting / self.sample_rate + delay))
 
 

@@ -14,7 +14,7 @@ from msr_jax.audio.tags import Tags, read_tags, stem_tags
 from msr_jax.errors import UserError
 from msr_jax.runtime import PASSING, clear, clear_left_over, passing
 from msr_jax.separate.chunks import resampled
-from msr_jax.separate.engine import Separator
+from msr_jax.separate.interface import AudioSeparator
 
 BLOCK_SECONDS = 10
 SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}
@@ -82,7 +82,7 @@ class Written(NamedTuple):
 
 
 def separate_file(
-    separator: Separator,
+    separator: AudioSeparator,
     task: Task,
     info: AudioInfo,
     output: Output = Output(),  # noqa: B008 it is immutable
