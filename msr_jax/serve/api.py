@@ -205,7 +205,7 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
         return FileResponse(path, media_type=downloads.MEDIA[suffix], headers=_attachment(job, suffix, "mix"))
 
     @app.get("/api/jobs/{job_id}/{track}.view", response_class=Response, responses=_problems(404, 422))
-    def view(job_id: str, track: str, start: Annotated[int, Query(ge=0, le=1 << 40)] = 0) -> Response:
+    def view(job_id: str, track: str, start: Annotated[int, Query(ge=0, le=1 << 32)] = 0) -> Response:
         """Columns that draw a track ("song" is the song): lowest and highest sample (int8), then levels of bands (uint8)."""
         job = job_of(job_id)
         _check_track(job, track)
