@@ -67,11 +67,12 @@ class Models:
                 self._separators[key] = load(find_named(self._folders[name]), refine, steps, residual=residual)
             return self._separators[key]
 
-    def warm(self, seconds: float = 30.0) -> None:
-        """Compile what the first visitor would wait for: every model as it is without refinement, on a long stereo song."""
-        for name, offer in self.offers.items():
-            noise = np.random.default_rng(0).standard_normal((int(seconds * offer["sample_rate"]), 2))
-            self.separator(name, "none", None).separate(0.1 * noise, offer["sample_rate"])
+    def warm(self) -> None:
+        """Compile what the first visitor would wait for: every model without refinement, on a chunk of a long stereo song."""
+        for name in self.offers:
+            separator = self.separator(name, "none", None)
+            noise = np.random.default_rng(0).standard_normal((separator.segments * separator.segment, 2))
+            separator.separate(0.1 * noise, separator.sample_rate)
 
 
 def _name(folder: str) -> str:

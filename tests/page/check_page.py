@@ -12,12 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import soundfile
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
@@ -57,7 +57,9 @@ def song(tmp_path_factory):
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     command = [sys.executable, "-m", "msr_jax.cli", "serve", "--port", "0", "--folder", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # As people start it: the ordinary tests' flags, for fast compilation and slow programs, are in this process' environment.
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     yield re.search(r"http://\S+", process.stdout.readline())[0]
     process.send_signal(signal.SIGTERM)
     process.wait(20)
@@ -253,24 +255,25 @@ def test_a_bad_file_is_told_in_a_sentence(page, tmp_path):
     expect(page.locator("#status")).to_contain_text("cannot be read as audio", timeout=30_000)
 
 
-def test_the_first_stem_is_there_within_three_seconds_of_a_long_song(server, tmp_path):
-    """Warm, by the clock of the API; printed, and failed only beyond the promise."""
-    import json
-    import uuid
-
-    rng = np.random.default_rng(1)
-    path = tmp_path / "long.flac"
-    soundfile.write(path, 0.1 * rng.standard_normal((180 * RATE, 2)), RATE)
-    edge = uuid.uuid4().hex
-    head = f'--{edge}\r\nContent-Disposition: form-data; name="file"; filename="long.flac"\r\n\r\n'.encode()
-    request = urllib.request.Request(f"{server}api/jobs", head + path.read_bytes() + f"\r\n--{edge}--\r\n".encode())
-    request.add_header("content-type", f"multipart/form-data; boundary={edge}")
-    job = json.load(urllib.request.urlopen(request))
+def first_stem(server, path):
+    """Seconds from the end of an upload to the first samples of its stems; the job is removed again."""
+    with open(path, "rb") as song:
+        job = requests.post(f"{server}api/jobs", files={"file": song}).json()
     begun = time.monotonic()
     while job["frames_done"] == 0:
         time.sleep(0.05)
-        job = json.load(urllib.request.urlopen(f"{server}api/jobs/{job['id']}"))
+        job = requests.get(f"{server}api/jobs/{job['id']}").json()
     seconds = time.monotonic() - begun
-    print(f"first stem audible {seconds:.2f} s after the upload of three minutes")
-    urllib.request.urlopen(urllib.request.Request(f"{server}api/jobs/{job['id']}", method="DELETE"))
-    assert seconds <= 3
+    requests.delete(f"{server}api/jobs/{job['id']}")
+    time.sleep(3)  # what is being computed for it still ends
+    return seconds
+
+
+def test_the_first_stem_is_there_within_three_seconds_of_a_long_song(server, tmp_path):
+    """Once the server is warm."""
+    rng = np.random.default_rng(1)
+    path = tmp_path / "long.flac"
+    soundfile.write(path, 0.1 * rng.standard_normal((180 * RATE, 2)), RATE)
+    seconds = [first_stem(server, path) for _ in range(4)]
+    print("first stem audible after the upload of three minutes:", *(f"{s:.2f} s" for s in seconds))
+    assert np.median(seconds[1:]) <= 3
