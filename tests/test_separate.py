@@ -4,6 +4,7 @@ import json
 import shutil
 import tracemalloc
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +12,8 @@ import msr_jax
 from msr_jax.errors import UserError
 from msr_jax.separate.chunks import cut_chunks, overlap_add
 from msr_jax.separate.engine import Separator
-from msr_jax.separate.mixture import Shares
+from msr_jax.separate.mixture import Shares, without_offset
+from msr_jax.separate.network import Network
 from msr_jax.weights.model_folder import load_model, save_model
 from tests.conftest import TINY_RATE, TINY_SEGMENT
 
@@ -247,14 +249,35 @@ def test_silence_stays_exactly_silent(tiny_model, rate):
     assert not any(audio.any() for audio in nothing.values())
 
 
+def test_the_identity_network_gives_the_song_back_less_its_offset(separator, monkeypatch):
+    same = lambda one_by_one: lambda weights, mixture, place, seed: jnp.stack([mixture] * 4, 1)
+    monkeypatch.setattr(separator, "network", Network(same, {}, 4))
+    for rate, overlap in ((RATE, 0.5), (22_050, 0.0625), (44_100, 0.0)):
+        monkeypatch.setattr(separator, "sample_rate", rate)
+        monkeypatch.setattr(separator, "overlap", overlap)
+        for samples in (1, 7, TINY_SEGMENT - 1, TINY_SEGMENT, TINY_SEGMENT + 1, 3 * TINY_SEGMENT + 5, 20_011):
+            x = song(samples, 2, samples)
+            expected = np.concatenate(list(without_offset([x], rate)))
+            for audio in separator.separate(x, rate).values():
+                assert np.abs(audio - expected).max() <= 1e-6 * np.abs(x).max()
+
+
+def test_neither_blocks_nor_the_order_of_songs_change_a_bit(separator):
+    songs = [song(3 * TINY_SEGMENT, 2), song(TINY_SEGMENT + 100, 2)[::-1]]
+    first = [separator.separate(x, RATE) for x in songs]
+    again = [separator.separate(x, RATE) for x in songs[::-1]][::-1]
+    for x, one, other in zip(songs, first, again, strict=True):
+        blocks = [x[at : at + 333] for at in range(0, len(x), 333)]
+        parts = list(separator.stream(blocks, RATE, frames=len(x)))
+        for stem in STEMS:
+            np.testing.assert_array_equal(one[stem], other[stem])
+            np.testing.assert_array_equal(one[stem], np.concatenate([part[stem] for part in parts]))
+
+
 def test_chunks_are_as_many_segments_as_the_model_says_and_a_short_song_needs(tiny_model, tmp_path):
     long = msr_jax.load(tiny_model, "none", segments=4, overlap=0.125)
-    assert [long._chunk(samples)[0] // TINY_SEGMENT for samples in (1, TINY_SEGMENT, TINY_SEGMENT + 1, 10**6)] == [
-        1,
-        1,
-        2,
-        4,
-    ]
+    segments = lambda needed: long._chunk(needed * TINY_SEGMENT)[0] // TINY_SEGMENT
+    assert [segments(n) for n in (0.01, 1, 1.01, 2.5, 4, 4.01, 5, 5.01, 500)] == [1, 1, 2, 4, 4, 5, 5, 4, 4]
     assert long._chunk(None) == (4 * TINY_SEGMENT, TINY_SEGMENT // 2)
     model = load_model(tiny_model)
     save_model(tmp_path / "named", model.config | {"default_segments": 2, "default_overlap": 0.25}, model.weights)
