@@ -115,6 +115,22 @@ def test_a_kept_program_is_taken_without_tracing_and_a_damaged_one_is_made_again
     assert traced == [1, 1]
 
 
+def test_a_kept_program_that_fails_is_forgotten_and_made_again(monkeypatch, tmp_path):
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("NOT_FOUND: Function fusion.1 not found")
+
+    file, x = tmp_path / "separate-x.program", mixtures(3)
+    file.write_bytes(b"kept")
+    monkeypatch.setattr(Network, "_kept", lambda *_: file)
+    broken.memory_analysis = lambda: None
+    found = [broken, None]
+    monkeypatch.setattr("msr_jax.separate.network._read", lambda *_: found.pop(0))
+    monkeypatch.setattr("msr_jax.separate.network._write", lambda *_: None)
+    network = Network(scaled, WEIGHTS, 4, 8)
+    np.testing.assert_allclose(network(x, places(3), 0), expected(x), rtol=1e-5, atol=1e-6)
+    assert not file.exists() and not found
+
+
 def test_kept_programs_are_told_apart_by_what_they_are_made_from(monkeypatch):
     name = lambda batch_size=8, samples=50, **settings: Network(
         scaled, WEIGHTS, 4, batch_size, settings=settings or {"refine": "none"}

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from msr_jax.runtime import log, processor, saying, write_whole
 KEPT = 32  # programs that are kept beside each other
 SOURCES = ("audio", "methods", "models", "separate")  # folders of this package that a program is traced from
 MAX_BATCH = 64  # examples a call on an accelerator, per device: more is no faster
+
+_HITS: list[str] = []  # programs that JAX had kept
+jax.monitoring.register_event_listener(
+    lambda event, **_: _HITS.append(event) if event == "/jax/compilation_cache/cache_hits" else None
+)
 
 # (weights, mixture (batch, time, channels), place (batch, 2) integers, seed) -> stems (batch, stems, time, channels)
 Function = Callable[[Any, Any, Any, Any], Any]
@@ -81,6 +87,7 @@ class Network:
         self.batch_size = batch_size or 2 * stems
         self.memory = memory if memory is not None else free_memory(self.devices[0]) // 2
         self._programs: dict[tuple[int, int], Any] = {}  # by examples and samples
+        self._read: dict[tuple[int, int], Path] = {}  # files of those that were kept
         self._compiling = threading.Lock()
 
     def _mixtures(self, batch_size: int) -> int:
@@ -106,9 +113,10 @@ class Network:
             try:
                 return self._in_calls(program, self._mixtures(batch_size) * len(self.devices), mixtures, places, seed)
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+                if "RESOURCE_EXHAUSTED" in str(error):
+                    self._halve(batch_size, "memory does not hold")
+                elif not self._forget(batch_size, mixtures.shape[1:]):
                     raise
-                self._halve(batch_size, "memory does not hold")
 
     def _in_calls(self, program: Any, size: int, mixtures: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
         """In batches of one size, the last filled up. A call begins before the results of the one before are fetched."""
@@ -150,6 +158,15 @@ class Network:
         self.batch_size = min(self.batch_size, batch_size // 2)
         log.info(f"{why} {batch_size} stems at a time; going on with {self.batch_size}")
 
+    def _forget(self, batch_size: int, shape: tuple[int, ...]) -> bool:
+        """Drop a program that was read from a file, which may be why it fails; whether it was."""
+        with self._compiling:
+            self._programs.pop((batch_size, shape[0]), None)
+            path = self._read.pop((batch_size, shape[0]), None)
+            if path:
+                path.unlink(missing_ok=True)
+        return path is not None
+
     def _compile(self, batch_size: int, shape: tuple[int, ...]) -> Any:
         count = self._mixtures(batch_size) * len(self.devices)
         arguments = (
@@ -160,8 +177,10 @@ class Network:
         )
         kept = self._kept(batch_size, shape)
         program = kept and _read(kept, arguments, self.devices)
-        if program:
+        if kept and program:
+            self._read[batch_size, shape[0]] = kept
             return program
+        hits = len(_HITS)
         with saying(f"compiling {self.name}; it is kept for the next time"):
             function = self.function(batch_size < self.stems)
             everywhere, each = PartitionSpec(), PartitionSpec("devices")
@@ -169,9 +188,11 @@ class Network:
             if len(self.devices) > 1:
                 function = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=each, check_vma=False)
             placed = tuple(self._placed(spec) for spec in specs)
-            jitted = jax.jit(function, in_shardings=placed, out_shardings=self._placed(each))
+            named = lambda *inputs: function(*inputs)
+            named.__name__ = f"separate_{version('msr_jax')}"  # a release compiles anew, and so is kept
+            jitted = jax.jit(named, in_shardings=placed, out_shardings=self._placed(each))
             program = jitted.lower(*arguments).compile()
-        if kept:
+        if kept and len(_HITS) == hits:  # what JAX had kept cannot be written once more: its functions are missing then
             _write(kept, program)
         return program
 
