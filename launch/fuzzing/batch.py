@@ -1,0 +1,112 @@
+"""`python -m launch.fuzzing.batch OUT`: a batch of songs, killed at random moments and finished; what it must leave is checked.
+
+Every song once, no partial file, nothing left over, a manifest with every field of every song. Songs are cut out of noise and tones;
+`--model` is that of `msr separate` (default: the one in the package).
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+FIELDS = {"source", "sha256", "model", "settings", "stems", "levels", "seconds", "work_seconds", "kept", "error"}
+LIMIT = 3600  # seconds that a start may take
+
+
+def write_songs(folder: Path, count: int, seconds: tuple[float, float], rng: np.random.Generator) -> list[Path]:
+    """Songs of lengths in a range, in folders of ten; those that are there stay."""
+    paths = []
+    for k in range(count):
+        rate, channels = int(rng.choice([22_050, 44_100])), int(rng.integers(1, 3))
+        samples = int(rng.uniform(*seconds) * rate)
+        path = folder / f"{k // 10:03d}" / f"song{k:04d}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        t = np.arange(samples)[:, None] / rate
+        audio = 0.2 * np.sin(2 * np.pi * rng.uniform(50, 900, channels) * t) + 0.05 * rng.standard_normal(
+            (samples, channels)
+        )
+        soundfile.write(path, audio, rate)
+        paths.append(path)
+    return paths
+
+
+def lines_of(manifest: Path) -> list[str]:
+    return manifest.read_text().splitlines() if manifest.exists() else []
+
+
+def kill_within(command: list[str], manifest: Path, rng: np.random.Generator, more: int) -> int:
+    """Start it and kill it a moment after it has told of up to `more` songs more; how many are told of now."""
+    wanted = len(lines_of(manifest)) + int(rng.integers(0, more + 1))
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = time.monotonic()
+    while len(lines_of(manifest)) < wanted and child.poll() is None and time.monotonic() - started < LIMIT:
+        time.sleep(0.02)
+    time.sleep(float(rng.uniform(0, 1)))
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    return len(lines_of(manifest))
+
+
+def faults(songs: list[Path], out: Path, manifest: Path) -> list[str]:
+    """What is not as it must be when all is done."""
+    found = [f"left over: {path}" for path in out.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+    rows = [json.loads(line) for line in lines_of(manifest)]
+    sources = [row["source"] for row in rows]
+    found += [f"{song}: {sources.count(str(song))} lines" for song in songs if sources.count(str(song)) != 1]
+    told = set()
+    for row in rows:
+        if (
+            set(row) != FIELDS
+            or row["error"]
+            or None in (row["sha256"], row["seconds"])
+            or set(row["levels"]) != set(row["stems"])
+        ):
+            found.append(f"{row['source']}: an incomplete line")
+        for path in map(Path, row["stems"].values()):
+            told.add(path)
+            with soundfile.SoundFile(path) as stem, soundfile.SoundFile(row["source"]) as song:
+                if len(stem.read()) != song.frames or (stem.samplerate, stem.channels) != (
+                    song.samplerate,
+                    song.channels,
+                ):
+                    found.append(f"{path}: not as long as its song")
+    found += [f"{path}: told of nowhere" for path in out.rglob("*.wav") if path not in told]
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.fuzzing.batch", description=__doc__)
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--songs", type=int, default=200)
+    parser.add_argument("--seconds", type=float, nargs=2, default=(5, 300), metavar=("FROM", "TO"), help="of a song")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--model", metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    rng = np.random.default_rng(args.seed)
+    songs = write_songs(args.out / "songs", args.songs, tuple(args.seconds), rng)
+    out, manifest = args.out / "stems", args.out / "manifest.jsonl"
+    command = [sys.executable, "-m", "msr_jax.cli", "separate", str(args.out / "songs"), "-o", str(out)]
+    command += ["--manifest", str(manifest), *(["--model", args.model, "--refine", "none"] if args.model else [])]
+    for k in range(args.kills):
+        done = kill_within(command, manifest, rng, 2 * args.songs // (args.kills + 1))
+        print(f"kill {k + 1}: {done} of {args.songs} songs told of", flush=True)
+    began = time.monotonic()
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=LIMIT).returncode
+    found = faults(songs, out, manifest) + ([f"exit code {code}"] if code else [])
+    seconds = sum(json.loads(line)["seconds"] for line in lines_of(manifest))
+    print(
+        f"finished in {time.monotonic() - began:.0f} s more: {len(lines_of(manifest))} songs, {seconds / 60:.1f} minutes of audio"
+    )
+    print("\n".join(found) or "every song once, no partial file, nothing left over, the manifest complete")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
