@@ -16,7 +16,7 @@ import soundfile
 from fastapi.testclient import TestClient
 
 from msr_jax.errors import UserError
-from msr_jax.serve import guard, source
+from msr_jax.serve import command, guard, source
 from msr_jax.serve.api import make_app
 from msr_jax.serve.decode import Decoded, Limits
 from msr_jax.serve.jobs import Desk
@@ -182,10 +182,31 @@ def test_samples_can_be_had_before_all_are_decoded(monkeypatch, tmp_path):
     np.testing.assert_array_equal(song.read(1, 9), [[2], [3]])
 
 
-def test_decoding_ends_at_its_time(tmp_path):
+@pytest.mark.parametrize("limit", [{"seconds": 0}, {"memory": 1 << 20}])
+def test_decoding_ends_at_its_time_and_memory(tmp_path, limit):
     (tmp_path / "upload").write_bytes(song_file(1.0))
-    with pytest.raises(UserError, match="took more time or memory"):
-        Source(tmp_path / "upload", "song.wav").open(LIMITS._replace(seconds=0))
+    with pytest.raises(UserError, match=r"more (time or )?memory"):
+        Source(tmp_path / "upload", "song.wav").open(LIMITS._replace(**limit))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--max-minutes", "0"], "--max-minutes must be positive"),
+        (["--jobs", "-1"], "--jobs must be positive"),
+        (["--keep-hours", "nan"], "--keep-hours must be positive"),
+        (["--port", "70000"], "--port must lie between 0 and 65535"),
+        (["--host", "203.0.113.1", "--port", "0"], "cannot listen on 203.0.113.1:0"),
+    ],
+)
+def test_a_server_that_makes_no_sense_does_not_start(arguments, says):
+    with pytest.raises(UserError, match=says):
+        command.main(arguments)
+
+
+def test_only_this_machine_needs_no_token():
+    assert all(map(command.is_loopback, ("127.0.0.1", "127.8.8.8", "::1", "localhost")))
+    assert not any(map(command.is_loopback, ("0.0.0.0", "::", "192.168.1.2", "localhost.example")))
 
 
 @pytest.mark.parametrize(
