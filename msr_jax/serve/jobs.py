@@ -28,6 +28,9 @@ from msr_jax.serve.source import Source
 
 BLOCK_SECONDS = 3
 ENDED = ("done", "failed")
+PATIENCE = (
+    1.0  # seconds that a server that ends gives its work; a chunk of the network may take longer, and nobody hears it
+)
 OWN = "run-"  # how the folders of servers begin
 
 
@@ -195,8 +198,9 @@ class Desk:
             self._change.notify_all()
         for job in list(self.jobs.values()):
             job.source.close()
+        end = time.monotonic() + PATIENCE
         for thread in self._threads:
-            thread.join(10)
+            thread.join(max(0, end - time.monotonic()))
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock_file.close()
 
