@@ -1,12 +1,15 @@
 """Runs that are averaged: of one model over shifts, and of several models."""
 
 import copy
+import json
 import threading
 
 import numpy as np
 import pytest
+import soundfile
 
 import msr_jax
+from msr_jax.cli import main
 from msr_jax.errors import UserError
 from msr_jax.separate.chunks import abreast, shared
 from msr_jax.separate.ensemble import BY, Ensemble, load_ensemble, parse_member, weighted_median
@@ -174,3 +177,22 @@ def test_models_with_other_stems_are_no_ensemble(tiny_model):
         load_ensemble([tiny_model], shifts=0)
     both = load_ensemble([tiny_model, (tiny_model, 2.0)], refine="none", stems=["drums", "bass"])
     assert both.stems == ["bass", "drums"] and both.weights.tolist() == [1 / 3, 2 / 3]
+
+
+def test_the_command_averages_and_says_so(tiny_model, tmp_path, capsys):
+    x = song(5000, 2)
+    soundfile.write(tmp_path / "song.wav", x, TINY_RATE, subtype="FLOAT")
+    command = ["separate", str(tmp_path / "song.wav"), "--refine", "none", "-o", str(tmp_path / "out")]
+    together = ["--shifts", "2", "--ensemble", f"{tiny_model}:2", str(tiny_model), "--ensemble-by", "median"]
+    assert main([*command, *together, "--stems", "bass", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["model"] == f"{tiny_model}:2 + {tiny_model}"
+    assert row["settings"]["shifts"] == 2 and row["settings"]["ensemble_by"] == "median"
+    alone = msr_jax.load(tiny_model, "none", shifts=2, stems=["bass"]).separate(x, TINY_RATE)["bass"]
+    np.testing.assert_allclose(soundfile.read(row["stems"]["bass"])[0], alone, atol=1e-6)
+    assert main([*command, *together, "--model", str(tiny_model)]) == 2
+    assert "leave --model out" in capsys.readouterr().err
+    assert (
+        main([*command, "--coordinator", "localhost:1", "--processes", "2", "--process", "1"]) == 0
+    )  # of a single song
+    assert not (tmp_path / "out" / "song" / "drums.wav").exists()

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from msr_jax.audio.io import AudioInfo, audio_info
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS
+from msr_jax.runtime import log
 from msr_jax.separate.batch import Batch, Outcome, refinement_of, separator_of
 from msr_jax.separate.catalogue import FILENAME, check_stems, find_shard, find_tasks
 from msr_jax.separate.engine import OVERLAP, Separator
@@ -178,6 +179,9 @@ def main(argv: list[str]) -> int:
     if is_alone and not tasks[0].url:
         audio_info(tasks[0].song)  # before a model is loaded
     manifest = Manifest(args.manifest) if args.manifest else None
+    if not tasks:
+        log.info(f"there is no song for share {shard} of {shards}")
+        return 0
     separator = separator_of(args)
     check_stems(tasks, separator.stems, args.format)
     batch = Batch(args, separator)

@@ -219,7 +219,8 @@ class Separator(AudioSeparator):
             if song := list(blocks):
                 yield demix(self._run_chunks, np.concatenate(song), self.segment, self.reference)
             return
-        chunk, overlap = self._chunk(frames)
+        moving = SHIFT_SECONDS * self.sample_rate if self.shifts > 1 else 0
+        chunk, overlap = self._chunk(None if frames is None else frames + moving)
         per_call = self.network.mixtures_per_call(chunk, self.config["channels"])
         group = 1 if is_live else max(1, per_call // len(channel_groups(channels, self.config["channels"])))
         songs = shared(without_offset(blocks, self.sample_rate), self.shifts)

@@ -115,7 +115,7 @@ class Network:
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" in str(error):
                     self._halve(batch_size, "memory does not hold")
-                elif not self._forget(batch_size, mixtures.shape[1:]):
+                elif not self._forget(batch_size, mixtures.shape[1:], program):
                     raise
 
     def _in_calls(self, program: Any, size: int, mixtures: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
@@ -158,12 +158,15 @@ class Network:
         self.batch_size = min(self.batch_size, batch_size // 2)
         log.info(f"{why} {batch_size} stems at a time; going on with {self.batch_size}")
 
-    def _forget(self, batch_size: int, shape: tuple[int, ...]) -> bool:
-        """Drop a program that was read from a file, which may be why it fails; whether it was."""
+    def _forget(self, batch_size: int, shape: tuple[int, ...], program: Any) -> bool:
+        """Drop a program that was read from a file, which may be why it fails; whether it was, or another thread has dropped it."""
         with self._compiling:
-            self._programs.pop((batch_size, shape[0]), None)
-            path = self._read.pop((batch_size, shape[0]), None)
+            key = batch_size, shape[0]
+            if self._programs.get(key) is not program:
+                return True
+            path = self._read.pop(key, None)
             if path:
+                del self._programs[key]
                 path.unlink(missing_ok=True)
         return path is not None
 
