@@ -102,6 +102,10 @@ def test_a_song_comes_back_as_stems_that_add_up_to_it(client):
     view = client.get(f"{base}/song.view")
     assert len(view.content) == -(-job["frames"] // COLUMN) * COLUMN_BYTES
     assert view.headers["x-column-bands"] == str(BANDS)
+    assert client.get(f"{base}/song.view", params={"start": 1 << 32}).content == b""
+    assert (
+        client.get(f"{base}/song.view", params={"start": 1 << 33}).status_code == 422
+    )  # farther than a file can reach
 
 
 def test_another_setting_takes_the_same_song_again(client):
