@@ -61,7 +61,7 @@ def time_segment(separator: Separator, repeats: int) -> tuple[float, float, int]
             separator.separate(audio, separator.sample_rate)
             times.append(time.perf_counter() - started)
     seconds = float(np.median(times[1:]))
-    count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(separator.weights))
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(separator.network.weights))
     return seconds, seconds * separator.sample_rate / separator.segment, count
 
 
