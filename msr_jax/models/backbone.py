@@ -33,7 +33,7 @@ def compute_dtype(dtype: str) -> jnp.dtype:
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"compute_dtype must be float32 or bfloat16, not '{dtype}'")
-    return jnp.dtype(dtype if has_bfloat16_units() else "float32")
+    return jnp.dtype(dtype if dtype == "float32" or has_bfloat16_units() else "float32")  # float32 measures nothing
 
 
 def cast_params(params: Any, dtype: str) -> Any:
