@@ -16,7 +16,6 @@ import shutil
 import signal
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import numpy as np
 
 from launch.fuzzing import cases, inputs, kills
 from launch.fuzzing.children import Child, run, run_each
+from launch.fuzzing.tally import Tally
 
 BATCH = 128
 
@@ -153,7 +153,7 @@ def keep(out: Path, name: str, folder: Path, fault: str, told: str, text: str, d
     print(f"FAULT {name}: {fault}", flush=True)
 
 
-def run_files(out: Path, base: dict[str, Any], seed: int, k: int, count: int, limit: float, tally: "Tally") -> None:
+def run_files(out: Path, base: dict[str, Any], seed: int, k: int, count: int, limit: float, tally: Tally) -> None:
     """Cases k to k + count - 1: one child runs those that go alone, and what seems at fault there runs again by itself."""
     batch = []
     for number in range(k, k + count):
@@ -185,7 +185,7 @@ def run_files(out: Path, base: dict[str, Any], seed: int, k: int, count: int, li
 
 
 def run_life(
-    out: Path, base: dict[str, Any], seed: int, k: int, limit: float, wanted: dict[str, Any], tally: "Tally"
+    out: Path, base: dict[str, Any], seed: int, k: int, limit: float, wanted: dict[str, Any], tally: Tally
 ) -> None:
     """Life k: a command that is killed some times and then ends."""
     rng = np.random.default_rng([seed, 1, k])
@@ -208,27 +208,6 @@ def run_life(
         tally.faults.append(f"life-{k}, {name}: {fault}")
     tally.counts[f"kills, {name}"] += count
     tally.counts[f"lives, {name}"] += 1
-
-
-class Tally:
-    """What was done with a seed in all starts of a campaign, in a file."""
-
-    def __init__(self, path: Path):
-        told = json.loads(path.read_text()) if path.exists() else {}
-        self.path, self.counts, self.faults = path, Counter(told.get("counts", {})), told.get("faults", [])
-        self.next_case, self.next_life = told.get("next_case", 0), told.get("next_life", 0)
-        self.minutes = Counter(told.get("minutes", {}))
-
-    def save(self) -> None:
-        told = {name: getattr(self, name) for name in ("next_case", "next_life", "minutes", "counts", "faults")}
-        self.path.write_text(json.dumps(told, indent=1) + "\n")
-
-    def total(self, what: str) -> int:
-        return sum(n for name, n in self.counts.items() if name.startswith(f"{what}, "))
-
-    def __str__(self) -> str:
-        sums = ", ".join(f"{self.total(what)} {what}" for what in ("files", "kills", "lives"))
-        return f"{sums}; {len(self.faults)} faults; {sum(self.minutes.values()):.0f} min"
 
 
 def main() -> int:

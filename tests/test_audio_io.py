@@ -159,6 +159,24 @@ def test_a_full_disk_leaves_the_older_file_as_it_was(tmp_path, name):
     assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == before
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "opus"])
+def test_a_disk_that_is_full_at_any_moment_leaves_nothing(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).uniform(-1, 1, (6000, 2)).astype(np.float32)
+    write_audio(path, noise, 48_000)
+    size = path.stat().st_size
+    path.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (10, 100, size // 2, size - 1000, size - 10):  # encoders write their last block when all else is done
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+            with pytest.raises(UserError, match="cannot write"):
+                write_audio(path, noise, 48_000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_integer_formats_count_what_they_clip(tmp_path):
     loud = np.array([[0.5], [1.5], [-2.0]], np.float32)
     with AudioWriter(tmp_path / "a.flac", RATE, 1) as flac, AudioWriter(tmp_path / "a.wav", RATE, 1) as wav:

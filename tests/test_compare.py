@@ -60,6 +60,28 @@ def test_the_command_reads_folders_names_what_does_not_match_and_writes(tmp_path
     assert told["unmatched"] == ["track18", "track19"] and len(told["differences"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda told: told.update(tracks=[1]), "lacks tracks"),
+        (lambda told: told["settings"].update(stems=None), "name no stems"),
+        (lambda told: told["tracks"].update(track1=None), "no results.json"),
+        (lambda told: told["tracks"]["track1"]["sdr"].pop("b"), "sdr of track1 is not a list of numbers"),
+        (lambda told: told["tracks"]["track1"].update(sir=3.5), "no results.json"),
+        (lambda told: told["tracks"]["track1"].update(sar={"a": [1], "b": ["441"]}), "sar of track1 is not a list"),
+        (lambda told: told["tracks"]["track1"].pop("sdr"), "track1 has no sdr"),
+    ],
+)
+def test_results_that_were_changed_by_hand_are_a_sentence(tmp_path, capsys, change, words):
+    for name in ("a", "b"):
+        told = results()
+        if name == "b":
+            change(told)
+        (tmp_path / f"{name}.json").write_text(json.dumps(told))
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
+    assert words in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
 def test_bad_input_gets_one_sentence(tmp_path, capsys):
     (tmp_path / "other.json").write_text("{}")
     (tmp_path / "good.json").write_text(json.dumps(results()))

@@ -6,6 +6,7 @@ import soundfile
 from launch.fuzzing import inputs, kills
 from launch.fuzzing.cases import KINDS, audio
 from launch.fuzzing.children import Outcome
+from launch.fuzzing.tally import Tally
 
 
 def test_a_case_is_a_function_of_its_seed(tmp_path):
@@ -47,3 +48,13 @@ def test_partial_files_under_their_final_name_are_seen(tmp_path):
     (tmp_path / "cut.wav").write_bytes(b"RIFF")
     (tmp_path / "results.json").write_text('{"a": ')
     assert len(kills.partial_files(tmp_path)) == 2
+
+
+def test_counts_of_several_starts_add_up(tmp_path):
+    for start in (1, 2):
+        tally = Tally(tmp_path / "tally.json")
+        tally.counts["files, audio"] += 100
+        tally.counts["kills, train"] += 3
+        tally.next_case += 100
+        tally.save()
+        assert (tally.total("files"), tally.total("kills"), tally.next_case) == (100 * start, 3 * start, 100 * start)

@@ -126,12 +126,15 @@ def test_damaged_and_foreign_checkpoints_are_refused_in_one_sentence(tmp_path, c
     whole = fixture_file("unet_det_mini.ckpt")
     short = tmp_path / "short.ckpt"
     short.write_bytes(whole.read_bytes()[:100_000])
+    parts = tmp_path / "parts.ckpt"  # whose end says that it is one zip of several
+    parts.write_bytes(whole.read_bytes()[:-36] + b"\xff" * 5 + whole.read_bytes()[-31:])
     text = tmp_path / "text.ckpt"
     text.write_text("not a checkpoint")
     shutil.copy(whole, tmp_path / "det.ckpt")
     for path, arch, words in (
         (tmp_path / "none.ckpt", "unet_det", "does not exist"),
         (short, "unet_det", "not a PyTorch checkpoint in zip format, or is cut off"),
+        (parts, "unet_det", "not a PyTorch checkpoint in zip format, or is cut off"),
         (text, "unet_det", "not a PyTorch checkpoint"),
         (tmp_path / "det.ckpt", "unet_diffusion", "is no unet_diffusion checkpoint"),
         (fixture_file("unet_diff_mini.ckpt"), "unet_det", "not a deterministic checkpoint"),

@@ -135,7 +135,7 @@ def live(
     out, kills = folder / "out", 0
     for _ in range(int(rng.integers(3, 9))):
         running = _start(name, base, folder)
-        moment, victim = float(rng.uniform(0.02, 1.0)) * usual, running[int(rng.integers(len(running)))]
+        moment, victim = float(rng.uniform(0.02, 0.7)) * usual, running[int(rng.integers(len(running)))]
         try:
             end = victim.kill_at(moment)
             ends = [end] + [c.kill_at(moment + float(rng.choice([0, 0.5]))) for c in running if c is not victim]

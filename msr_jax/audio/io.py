@@ -1,5 +1,6 @@
 """Reading, writing and resampling of audio files: all that libsndfile knows, mp3 among it, and what `media` adds."""
 
+import io
 import os
 import shutil
 import stat
@@ -245,6 +246,25 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
     return np.concatenate(list(read_blocks(path, 1 << 20))), audio_info(path).sample_rate
 
 
+class _Sink(io.FileIO):
+    """A file to be written that keeps its first error: libsndfile tells of none that its encoders meet at the end."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        try:
+            while left and self.error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def check(self) -> None:
+        if self.error:
+            raise self.error
+
+
 class AudioWriter:
     """Writes a file block by block beside its place; leaving the `with` gives it its name, an error discards it.
 
@@ -293,8 +313,9 @@ class AudioWriter:
         self.order = np.argsort(FROM_VORBIS[channels]) if kind == "OGG" and channels in FROM_VORBIS else None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.sink = _Sink(self.beside, "w+")
             self.file = soundfile.SoundFile(
-                native(self.beside), "w", sample_rate, channels, self.subtype, format=kind,
+                self.sink, "w", sample_rate, channels, self.subtype, format=kind,
                 compression_level=COMPRESSION.get(kind, COMPRESSION.get(self.subtype)),
             )  # fmt: skip
         except (OSError, RuntimeError, ValueError) as error:
@@ -311,6 +332,7 @@ class AudioWriter:
             raise UserError(f"cannot write {self.path}: a WAV file of unknown length ends at 4 GB; write FLAC")
         try:
             self.file.write(audio if self.order is None else audio[:, self.order])
+            self.sink.check()
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot write {self.path}: {_reason(error)}; is the disk full?") from error
 
@@ -325,6 +347,8 @@ class AudioWriter:
             return
         try:
             self.file.close()
+            self.sink.close()
+            self.sink.check()
             if self.kind in ("WAV", "WAVEX", "RF64"):
                 _leave_out_peaks(self.beside)
             if self.mask and self.channels > 2 and self.kind != "OGG":

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,11 +41,22 @@ def read_results(path: Path) -> dict[str, Any]:
     path = path / "results.json" if path.is_dir() else path
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        if not all(k in results for k in ("tracks", "settings", "aggregate")) or "stems" not in results["settings"]:
+        if not all(isinstance(results.get(k), dict) for k in ("tracks", "settings", "aggregate")):
             raise ValueError("it lacks tracks, settings or aggregate")
-    except (OSError, ValueError, TypeError) as error:
+        stems = results["settings"].get("stems")
+        if not isinstance(stems, list) or not stems or not all(isinstance(stem, str) for stem in stems):
+            raise ValueError("its settings name no stems")
+        for name, track in results["tracks"].items():
+            wrong = [m for m in METRICS if m in track and not all(_are_figures(track[m].get(stem)) for stem in stems)]
+            if wrong:
+                raise ValueError(f"{wrong[0]} of {name} is not a list of numbers for each stem")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no results.json of msr evaluate ({error})") from error
     return results
+
+
+def _are_figures(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
 
 
 def track_values(results: Mapping[str, Any], metric: str, stem: str) -> dict[str, float]:
@@ -72,7 +84,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], metrics: Sequen
     0, and "likely" where the 95 % interval alone does.
 
     Raises:
-      UserError: the results were made by different protocols, on different stems or rates, or share no track.
+      UserError: the results were made by different protocols, on different stems or rates, share no track, or lack a metric.
     """
     for key in ("protocol", "stems", "sample_rate"):
         a, b = before["settings"].get(key), after["settings"].get(key)
@@ -83,6 +95,9 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], metrics: Sequen
     stems = [*before["settings"]["stems"], "average"]
     found = []
     for metric in metrics:
+        lacking = [name for r in (before, after) for name, track in r["tracks"].items() if metric not in track]
+        if lacking:
+            raise UserError(f"the track {lacking[0]} has no {metric} in one of the results; evaluate it again")
         for stem in stems:
             a, b = (track_values(r, metric, stem) for r in (before, after))
             d = np.array([b[name] - a[name] for name in a if name in b])

@@ -176,7 +176,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         start = file.read(64)
     if path.suffix == ".safetensors":
         return Checkpoint({}, _read_safetensors(path))
-    if zipfile.is_zipfile(path) or start[:4] == b"PK\x03\x04":
+    if start[:4] == b"PK\x03\x04" or _ends_as_zip(path):
         content, data_of = _read_zip(path)
     elif start[:1] == b"\x80":
         content, data_of = _read_old(path)
@@ -186,6 +186,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     for tensor in state.values():
         tensor.data_of = data_of
     return Checkpoint(content, state)
+
+
+def _ends_as_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except ZIP_ERRORS:  # one in several parts
+        return False
 
 
 def _looks_like(start: bytes) -> str:
