@@ -64,6 +64,17 @@ def test_a_batch_that_takes_more_than_its_memory_is_halved_and_that_is_said(told
     assert "32 stems at a time; going on with 16" in told() and "16 stems at a time; going on with 8" in told()
 
 
+def test_on_an_accelerator_the_batch_is_what_memory_holds():
+    size = 4 * 5000 * 4  # bytes of a mixture's four stems
+    network = Network(scaled, WEIGHTS, 4, memory=10 * size)
+    assert not network.is_growing and network.mixtures_per_call(5000, 1) == 2  # on a CPU
+    network.is_growing = True
+    assert network.mixtures_per_call(5000, 1) == 8
+    x = mixtures(11, 5000)
+    np.testing.assert_allclose(network(x, places(11), 0), expected(x), rtol=1e-5, atol=1e-6)
+    assert network.batch_size == 32 and network.mixtures_per_call(2500, 1) == 8
+
+
 def test_a_device_that_runs_out_of_memory_gets_half_as_much_and_the_results_are_all_there(monkeypatch, told):
     compile_ = Network._compile
 
