@@ -176,3 +176,10 @@ def test_a_manifest_s_line_that_was_cut_off_is_gone(tmp_path):
     assert manifest.has("a", {"bass": "x"}) and not manifest.has("a", {"bass": "y"})
     manifest.add({**whole, "source": "c"})
     assert [json.loads(line)["source"] for line in path.read_text().splitlines()] == ["a", "c"]
+
+
+def test_stems_are_written_to_this_machine(capsys):
+    for options in (["-o", "gs://bucket/stems"], ["-o", "stems", "--manifest", "s3://bucket/manifest.jsonl"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["separate", "song.wav", *options])
+        assert "mount the store" in capsys.readouterr().err

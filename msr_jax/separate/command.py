@@ -21,6 +21,7 @@ from msr_jax.separate.catalogue import FILENAME, check_stems, find_shard, find_t
 from msr_jax.separate.engine import OVERLAP, Separator
 from msr_jax.separate.ensemble import BY, Ensemble
 from msr_jax.separate.manifest import Manifest
+from msr_jax.separate.places import is_url
 from msr_jax.separate.songs import SUBTYPES, Output
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -41,7 +42,7 @@ def parser_of() -> argparse.ArgumentParser:
         help="audio files (wav, flac, ogg, mp3, …), folders, or patterns in quotes; gs://, s3:// and so on with the extra `cloud`",
     )
     parser.add_argument(
-        "-o", "--out", required=True, metavar="DIR", type=Path, help="gets a folder of stems for each song"
+        "-o", "--out", required=True, metavar="DIR", type=_here, help="gets a folder of stems for each song"
     )
     parser.add_argument(
         "--model",
@@ -132,7 +133,7 @@ def parser_of() -> argparse.ArgumentParser:
             f"--{name}", type=kind, help=argparse.SUPPRESS
         )  # as launch/local.sh gives them to every command
     many.add_argument(
-        "--manifest", metavar="FILE", type=Path, help="JSONL, a line a song: hash, stems, levels, seconds, error"
+        "--manifest", metavar="FILE", type=_here, help="JSONL, a line a song: hash, stems, levels, seconds, error"
     )
     many.add_argument("--json", action="store_true", help="print those lines instead of words")
     adding_up = parser.add_mutually_exclusive_group()
@@ -152,6 +153,15 @@ def parser_of() -> argparse.ArgumentParser:
     reference.add_argument("--bigshifts", type=int, default=1, help="circular shifts to average over (default 1)")
     reference.add_argument("--tta", action="store_true", help="average with channels swapped and with the song negated")
     return parser
+
+
+def _here(text: str) -> Path:
+    """A place to write to. A URL would become a folder of that name."""
+    if is_url(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is no place of this machine: mount the store, and name the folder there"
+        )
+    return Path(text)
 
 
 def _bytes(text: str) -> int:
