@@ -31,7 +31,7 @@ from data_prep.writer import in_parallel, worker_pool
 from msr_jax.audio.io import write_audio
 from msr_jax.config import MUSDB_STEMS
 from msr_jax.errors import UserError
-from msr_jax.runtime import begin
+from msr_jax.runtime import begin, run_as_process
 
 SPLITS = ("train", "validation", "test")  # their order is in the seeds
 LAYOUTS = {"slakh2100": SPLITS, "musdb18hq": ("train", "test")}
@@ -286,4 +286,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_as_process("data_prep.render", main))

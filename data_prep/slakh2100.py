@@ -13,6 +13,7 @@ from pathlib import Path
 from data_prep.prepare import Corpus, run
 from msr_jax.config import SLAKH_STEMS
 from msr_jax.data.tracks import child, find_tracks
+from msr_jax.runtime import run_as_process
 
 SPLITS = ("train", "validation", "test")
 SAMPLE_RATE = 22_050
@@ -39,4 +40,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_as_process("data_prep.slakh2100", main))

@@ -28,7 +28,7 @@ from msr_jax.data.records import (
     shard_order,
 )
 from msr_jax.errors import UserError
-from msr_jax.runtime import begin
+from msr_jax.runtime import begin, run_as_process
 
 
 def check_record(record: Mapping[str, Any], length: int, k: int, manifest: Mapping[str, Any]) -> list[str]:
@@ -125,4 +125,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_as_process("data_prep.verify", main))

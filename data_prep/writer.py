@@ -45,6 +45,7 @@ from msr_jax.data.records import (
     shard_order,
 )
 from msr_jax.errors import UserError
+from msr_jax.runtime import end_with_parent
 
 SHARD_BYTES = 256 << 20  # about; measured in README.md: it hardly matters to the speed of reading
 CODINGS = {"none": "uncompressed", "zstd": "zstd:1"}  # of a record inside its shard; any reader undoes it
@@ -82,7 +83,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
         yield None
         return
     # Spawned: a fork of a process with threads, as the libraries here start them, can hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         try:
             yield pool
         finally:

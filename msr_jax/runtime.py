@@ -173,7 +173,8 @@ def run_as_process(command: str, run: Callable[[], int]) -> int:
     signal.set_wakeup_fd(into.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=watch, daemon=True).start()
     try:
-        return run()
+        with handling_sigterm():
+            return run()
     except KeyboardInterrupt:
         _end(f"{command}: interrupted", INTERRUPTED)
     except Ended as end:  # threads that compute would keep the process
@@ -198,6 +199,21 @@ def _end(told: str, code: Any) -> NoReturn:
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
+
+
+def end_with_parent() -> None:
+    """To be called in a worker process: it ends when the one that started it does, however that ends, instead of waiting for ever."""
+    from multiprocessing import connection, parent_process
+
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

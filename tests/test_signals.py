@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,33 @@ def test_a_command_in_compiled_code_ends_within_two_seconds(tmp_path):
     assert [run.returncode for run in runs] == [130, 143]
     assert said == ["msr deaf: interrupted\n", "msr deaf: ended by SIGTERM\n"]
     assert not list(tmp_path.iterdir())
+
+
+WORKING = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from msr_jax.runtime import end_with_parent, run_as_process
+
+def main():
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 60).result()
+
+run_as_process("script", main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_process_that_started_them(number):
+    run = subprocess.Popen([sys.executable, "-c", WORKING], stdout=-1, stderr=-1, text=True)
+    worker = Path(f"/proc/{int(run.stdout.readline())}/cmdline")
+    run.send_signal(number)
+    started = time.monotonic()
+    run.wait()
+    while worker.exists() and worker.read_bytes() and time.monotonic() - started < 10:
+        time.sleep(0.01)
+    assert time.monotonic() - started < 2 and run.returncode in (130, 143, -signal.SIGKILL)
 
 
 def test_what_a_killed_process_left_is_cleared_and_what_others_write_is_not(tmp_path):
