@@ -22,6 +22,7 @@ KEPT = 32  # programs that are kept beside each other
 SOURCES = ("audio", "methods", "models", "separate")  # folders of this package that a program is traced from
 MAX_BATCH = 64  # examples a call on an accelerator, per device: more is no faster
 
+CONFIG: Any = jax.config  # whose fields have no types
 _HITS: list[str] = []  # programs that JAX had kept
 jax.monitoring.register_event_listener(
     lambda event, **_: _HITS.append(event) if event == "/jax/compilation_cache/cache_hits" else None
@@ -33,7 +34,7 @@ Function = Callable[[Any, Any, Any, Any], Any]
 
 def local_devices() -> list[jax.Device]:
     """Those that a song is spread over: this process's, or the one that this thread computes on by default."""
-    return jax.local_devices() if jax.config.jax_default_device is None else list(jnp.zeros(()).devices())
+    return jax.local_devices() if CONFIG.jax_default_device is None else list(jnp.zeros(()).devices())
 
 
 def free_memory(device: jax.Device) -> int:
@@ -206,14 +207,14 @@ class Network:
 
     def _kept(self, batch_size: int, shape: tuple[int, ...]) -> Path | None:
         """The file of a program, beside those that JAX keeps; None where nothing is kept."""
-        folder = jax.config.jax_compilation_cache_dir
+        folder = CONFIG.jax_compilation_cache_dir
         if self.settings is None or not folder or "://" in folder:
             return None
         told = {
             "settings": self.settings,
             "batch": [batch_size, *shape],
             "devices": [device.device_kind for device in self.devices],
-            "jax": [jax.__version__, jax.lib.__version__, str(jax.config.jax_default_matmul_precision)],
+            "jax": [jax.__version__, jax.lib.__version__, str(CONFIG.jax_default_matmul_precision)],
             "processor": [processor(), os.environ.get("XLA_FLAGS", "")],
             "sources": _sources(),
         }
