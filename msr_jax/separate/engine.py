@@ -150,10 +150,7 @@ class Separator(AudioSeparator):
         """Length and overlap in samples of the chunks for a song of so many; a few lengths, since each is compiled for."""
         segments = self.segments
         if frames is not None:
-            needed = math.ceil(frames / self.segment)
-            # A song that is a little longer than a chunk takes a longer one: two would have most of it twice.
-            lengths = [*(2**k for k in range(segments.bit_length() - 1)), segments, segments + segments // 4]
-            segments = next((length for length in lengths if length >= needed), segments)
+            segments = min(segments, 2 ** max(0, math.ceil(math.log2(max(1, frames) / self.segment))))
         chunk = segments * self.segment
         return chunk, max(int(self.overlap * chunk), min(int(JOINT_SECONDS * self.sample_rate), chunk // 2))
 
