@@ -43,6 +43,7 @@ def test_tracebacks_signals_and_hangs_are_faults_and_sentences_are_none():
 
 def test_partial_files_under_their_final_name_are_seen(tmp_path):
     soundfile.write(tmp_path / "whole.wav", np.zeros(800), 8000)
+    (tmp_path / "caf\udce9.wav").write_bytes((tmp_path / "whole.wav").read_bytes())
     (tmp_path / ".bass.wav.1.tmp").write_bytes(b"RIFF")
     assert kills.partial_files(tmp_path) == []
     (tmp_path / "cut.wav").write_bytes(b"RIFF")

@@ -98,7 +98,7 @@ def partial_files(out: Path) -> list[str]:
             continue
         try:
             if path.suffix in (".wav", ".flac"):
-                with soundfile.SoundFile(path) as file:
+                with soundfile.SoundFile(os.fsencode(path)) as file:  # names need not be UTF-8
                     if len(file.read()) != file.frames or file.frames == 0:
                         raise ValueError("shorter than it says")
             elif path.suffix == ".json" and "checkpoints" not in path.parts:
