@@ -124,10 +124,12 @@ def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, It
         reason = getattr(error, "strerror", None) or str(error)
         return UserError(f"{path} is damaged or cut off ({reason[:1].lower()}{reason[1:]})")
 
+    # For tags that are not UTF-8; PyAV has the option up to 18.
+    lenient = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
     # By an open file: a name that is not UTF-8 could not be given.
     with open(path, "rb") as file:
         try:
-            container = av.open(_Quiet(file), "r", format=kind, metadata_errors="replace")
+            container = av.open(_Quiet(file), "r", format=kind, **lenient)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise told(error) from error
         with closing(container):
