@@ -186,11 +186,10 @@ def test_samples_can_be_had_before_all_are_decoded(monkeypatch, tmp_path):
     np.testing.assert_array_equal(song.read(1, 9), [[2], [3]])
 
 
-@pytest.mark.parametrize("limit", [{"seconds": 0}, {"memory": 1 << 20}])
-def test_decoding_ends_at_its_time_and_memory(tmp_path, limit):
+def test_decoding_ends_at_its_time(tmp_path):
     (tmp_path / "upload").write_bytes(song_file(1.0))
-    with pytest.raises(UserError, match=r"more (time or )?memory"):
-        Source(tmp_path / "upload", "song.wav").open(LIMITS._replace(**limit))
+    with pytest.raises(UserError, match="took more time or memory"):
+        Source(tmp_path / "upload", "song.wav").open(LIMITS._replace(seconds=0))
 
 
 @pytest.mark.parametrize(
