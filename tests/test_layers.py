@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from msr_jax.models.initial import draw_marked
-from msr_jax.models.layers import (
-    GroupNorm,
-    Upsample,
+from msr_jax.models.layers import GroupNorm, Upsample
+from msr_jax.models.products import (
     _convolve_by_products,
     _convolve_directly,
     convolve,

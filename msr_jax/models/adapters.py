@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 
 from msr_jax.models.initial import conv_params, linear_params, normal
-from msr_jax.models.layers import differentiated_as, product
 from msr_jax.models.platform import platform
+from msr_jax.models.products import differentiated_as, product
 from msr_jax.models.roformer import gelu
 
 Array = jax.Array

@@ -22,8 +22,8 @@ from msr_jax.errors import UserError
 from msr_jax.models.adapters import adapt, adapt_tokens, add_per_mixture, embed, init_adapters, init_conditioning, relay
 from msr_jax.models.initial import draw_marked, linear_params, uniform_fan
 from msr_jax.models.interface import Backbone, read_fields
-from msr_jax.models.layers import product
 from msr_jax.models.platform import platform
+from msr_jax.models.products import product
 from msr_jax.models.roformer import Film, Sizes, rms_norm, transformer
 
 Array = jax.Array

@@ -16,8 +16,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from msr_jax.audio.fft import per_example, spread_over
 from msr_jax.models.dropout import dropout, split_keys
-from msr_jax.models.layers import product, product_first
 from msr_jax.models.platform import platform
+from msr_jax.models.products import product, product_first
 
 Array = jax.Array
 Film = tuple[Array, ...] | None  # scale and shift, each (batch, 1, 1, dim)

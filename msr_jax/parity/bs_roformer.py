@@ -23,7 +23,7 @@ from msr_jax.methods.losses import STFT_HOP, STFT_MIN_FFT, STFT_WINDOWS, mse, mu
 from msr_jax.methods.samplers import noise_from_sequence, refine_by_consistency, refine_by_diffusion
 from msr_jax.methods.schedules import consistency_sigmas, sampler_sigmas
 from msr_jax.models.bs_roformer import BSRoformer
-from msr_jax.models.layers import product
+from msr_jax.models.products import product
 from msr_jax.models.roformer import gelu
 from msr_jax.parity.checks import GRADIENT_TOLERANCE, TOLERANCE, Arrays, Check, relative_error, relative_norm
 from msr_jax.parity.separators import (
