@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -125,11 +125,11 @@ def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, It
         return UserError(f"{path} is damaged or cut off ({reason[:1].lower()}{reason[1:]})")
 
     # For tags that are not UTF-8; PyAV has the option up to 18.
-    lenient = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+    lenient: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
     # By an open file: a name that is not UTF-8 could not be given.
     with open(path, "rb") as file:
         try:
-            container = av.open(_Quiet(file), "r", format=kind, **lenient)
+            container = av.open(cast(Any, _Quiet(file)), "r", format=kind, **lenient)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise told(error) from error
         with closing(container):
