@@ -1,5 +1,6 @@
 """Shared fixtures; also what must be set before JAX and absl are first used."""
 
+import copy
 import importlib.util
 import os
 from pathlib import Path
@@ -121,6 +122,27 @@ def tiny_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(folder, config.to_dict(), jax.device_get(weights))
     return folder
+
+
+@pytest.fixture(scope="session")
+def separator(tiny_model):
+    """The separator of `tiny_model`, without refinement."""
+    import msr_jax
+
+    return msr_jax.load(tiny_model, "none")
+
+
+@pytest.fixture
+def make_copier(separator):
+    """Makes a separator whose network returns the mixture times 1, 2, 3 and 4, with other settings."""
+
+    def make(**settings):
+        made = copy.copy(separator)
+        vars(made).update(settings)
+        made._run_chunks = lambda chunks, first: chunks[:, None] * np.arange(1, 5, dtype=np.float32)[:, None, None]
+        return made
+
+    return make
 
 
 def make_corpus(root, splits=("train", "validation", "test"), tracks=2, seconds=13.0, rate=TINY_RATE):

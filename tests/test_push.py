@@ -1,6 +1,5 @@
 """Blocks that are pushed come back as stems: all of them, in time, and the same as of the whole song."""
 
-import copy
 import threading
 
 import numpy as np
@@ -16,33 +15,15 @@ def song(samples, channels=1, seed=0):
     return 0.1 * np.random.default_rng(seed).standard_normal((samples, channels)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def separator(tiny_model):
-    return msr_jax.load(tiny_model, "none")
-
-
-@pytest.fixture
-def copier(separator):
-    """Makes a separator whose network returns the mixture times 1, 2, 3 and 4, with other settings."""
-
-    def make(**settings):
-        made = copy.copy(separator)
-        vars(made).update(settings)
-        made._run_chunks = lambda chunks, first: chunks[:, None] * np.arange(1, 5, dtype=np.float32)[:, None, None]
-        return made
-
-    return make
-
-
 @pytest.mark.parametrize("rate", [TINY_RATE, 11_025, 44_100])
 @pytest.mark.parametrize(
     "options", [{}, {"overlap": 0.25, "shifts": 2}, {"mixture_consistent": True}, "ensemble"], ids=str
 )
-def test_no_stem_is_behind_by_more_than_the_latency(copier, rate, options):
+def test_no_stem_is_behind_by_more_than_the_latency(make_copier, rate, options):
     if options == "ensemble":
-        separator = Ensemble([copier(overlap=0.1), copier(segments=2)], by="median-spectra")
+        separator = Ensemble([make_copier(overlap=0.1), make_copier(segments=2)], by="median-spectra")
     else:
-        separator = copier(**options)
+        separator = make_copier(**options)
     x, rng = song(4 * rate, 2), np.random.default_rng(1)
     pusher, parts, pushed, done = separator.pusher(rate, 2), [], 0, 0
     worst = 0
@@ -61,25 +42,25 @@ def test_no_stem_is_behind_by_more_than_the_latency(copier, rate, options):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_a_mono_stream_is_flat_where_its_blocks_are(copier):
-    with copier().pusher(TINY_RATE) as pusher:
+def test_a_mono_stream_is_flat_where_its_blocks_are(make_copier):
+    with make_copier().pusher(TINY_RATE) as pusher:
         assert pusher.push(song(5000)[:, 0])["bass"].ndim == 1
         assert pusher.push(np.zeros(0, np.float32))["bass"].shape == (0,)
         assert pusher.push(song(5000))["bass"].shape[1] == 1
 
 
-def test_a_caller_may_fill_one_buffer_again_and_again(copier):
-    x, pusher, buffer = song(6000), copier().pusher(TINY_RATE), np.zeros((500, 1), np.float32)
+def test_a_caller_may_fill_one_buffer_again_and_again(make_copier):
+    x, pusher, buffer = song(6000), make_copier().pusher(TINY_RATE), np.zeros((500, 1), np.float32)
     parts = []
     for at in range(0, len(x), 500):
         buffer[:] = x[at : at + 500]
         parts.append(pusher.push(buffer)["bass"])
     parts.append(pusher.close()["bass"])
-    np.testing.assert_allclose(np.concatenate(parts), copier().separate(x, TINY_RATE)["bass"], atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(parts), make_copier().separate(x, TINY_RATE)["bass"], atol=1e-6)
 
 
-def test_what_is_wrong_is_said_and_nothing_waits_for_ever(copier):
-    separator = copier()
+def test_what_is_wrong_is_said_and_nothing_waits_for_ever(make_copier):
+    separator = make_copier()
     pusher = separator.pusher(TINY_RATE, 2)
     with pytest.raises(UserError, match="1 channels, but the stream has 2"):
         pusher.push(song(10))
@@ -100,9 +81,9 @@ def test_what_is_wrong_is_said_and_nothing_waits_for_ever(copier):
         pusher.push(song(10))
 
 
-def test_a_pusher_that_is_dropped_leaves_no_thread(copier):
+def test_a_pusher_that_is_dropped_leaves_no_thread(make_copier):
     before = threading.active_count()
-    pusher = copier().pusher(TINY_RATE)
+    pusher = make_copier().pusher(TINY_RATE)
     pusher.push(song(100))
     thread = next(t for t in threading.enumerate() if t.name.endswith("(_work)"))
     del pusher
@@ -110,8 +91,8 @@ def test_a_pusher_that_is_dropped_leaves_no_thread(copier):
     assert threading.active_count() == before
 
 
-def test_blocks_of_a_stream_tell_their_channels(copier):
-    separator, x = copier(), song(5000, 2)
+def test_blocks_of_a_stream_tell_their_channels(make_copier):
+    separator, x = make_copier(), song(5000, 2)
     found = np.concatenate([part["bass"] for part in separator.stream([x[:10], x[10:]], TINY_RATE)])
     np.testing.assert_allclose(found, separator.separate(x, TINY_RATE)["bass"], atol=1e-6)
     assert list(separator.stream([], TINY_RATE)) == []

@@ -25,11 +25,6 @@ def song(samples, channels=1, seed=0):
     return 0.1 * np.random.default_rng(seed).standard_normal((samples, channels)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def separator(tiny_model):
-    return msr_jax.load(tiny_model, refine="none")
-
-
 @pytest.fixture
 def copier(separator, monkeypatch):
     """A separator whose network returns the mixture times 1, 2, 3 and 4: what its surroundings change is what is seen."""
@@ -213,9 +208,10 @@ def test_an_offset_does_not_reach_the_network(separator, copier):
     t = np.arange(3 * RATE) / RATE
     tone = 0.3 * np.sin(2 * np.pi * 50 * t)
     drifting = tone + 0.02 + 0.01 * np.sin(2 * np.pi * 0.2 * t)
-    for audio, mean in ((tone, 0), (tone + 0.02, 0), (drifting, 1e-3)):
+    for audio in (tone, tone + 0.02):
+        assert abs(copier.separate(audio, RATE)["bass"].mean()) < 1e-4
+    for audio in (tone, tone + 0.02, drifting):  # (what drifts is held at the ends)
         found = copier.separate(audio, RATE)["bass"]
-        assert abs(found.mean()) < max(mean, 1e-4)
         np.testing.assert_allclose(found[RATE:-RATE], tone[RATE:-RATE], atol=1e-3)
     short = copier.separate((tone + 0.02)[: RATE // 4], RATE)["bass"]
     assert abs(short.mean()) < 1e-4

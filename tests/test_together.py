@@ -39,24 +39,6 @@ class Gain(AudioSeparator):
         return self.block
 
 
-@pytest.fixture(scope="module")
-def separator(tiny_model):
-    return msr_jax.load(tiny_model, "none")
-
-
-@pytest.fixture
-def copier(separator):
-    """Makes a separator whose network returns the mixture times 1, 2, 3 and 4, with other settings."""
-
-    def make(**settings):
-        made = copy.copy(separator)
-        vars(made).update(settings)
-        made._run_chunks = lambda chunks, first: chunks[:, None] * np.arange(1, 5, dtype=np.float32)[:, None, None]
-        return made
-
-    return make
-
-
 def test_streams_abreast_give_what_all_of_them_have():
     x = np.arange(30, dtype=np.float32).reshape(1, 30, 1)
     asked = []
@@ -86,13 +68,13 @@ def test_readers_in_threads_of_their_own_get_the_same_items():
     assert found == [list(range(1000))] * 3
 
 
-def test_shifts_are_undone_to_the_sample_and_follow_from_the_seed(copier):
+def test_shifts_are_undone_to_the_sample_and_follow_from_the_seed(make_copier):
     x = song(3 * TINY_SEGMENT + 5, 2)
     for overlap in (0, 0.25):
-        for stem, audio in copier(shifts=3, overlap=overlap).separate(x, TINY_RATE).items():
-            expected = copier(overlap=overlap).separate(x, TINY_RATE)[stem]
+        for stem, audio in make_copier(shifts=3, overlap=overlap).separate(x, TINY_RATE).items():
+            expected = make_copier(overlap=overlap).separate(x, TINY_RATE)[stem]
             np.testing.assert_allclose(audio, expected, atol=1e-6)
-    moves = [copier(shifts=4, seed=seed)._shifts(1000) for seed in (0, 0, 1)]
+    moves = [make_copier(shifts=4, seed=seed)._shifts(1000) for seed in (0, 0, 1)]
     assert moves[0] == moves[1] != moves[2]
     assert moves[0] == sorted(moves[0]) and moves[0][0] == 0 and 750 <= moves[0][3] < 1000
 
@@ -138,10 +120,10 @@ def test_one_model_is_its_own_ensemble_and_the_rest_is_the_song_less_all():
         np.testing.assert_allclose(sum(stems.values()), x, atol=1e-5)
 
 
-def test_models_at_other_rates_are_one_ensemble(copier):
+def test_models_at_other_rates_are_one_ensemble(make_copier):
     t = np.arange(2 * TINY_RATE)[:, None] / TINY_RATE
     x = 0.3 * np.sin(2 * np.pi * 440 * t).astype(np.float32)
-    found = Ensemble([copier(), copier(sample_rate=11_025)]).separate(x, TINY_RATE)["bass"]
+    found = Ensemble([make_copier(), make_copier(sample_rate=11_025)]).separate(x, TINY_RATE)["bass"]
     inner = slice(TINY_RATE // 4, -TINY_RATE // 4)
     np.testing.assert_allclose(found[inner], x[inner], atol=1e-3)
 
