@@ -12,7 +12,12 @@ source "$(dirname "$0")/setup.sh"
 python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r launch/test.lock
 ruff check .
 ruff format --check .
-# Types as the libraries for the oldest Python describe theirs; newer releases do it otherwise.
-if python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then mypy; fi
+# Types as the libraries for the oldest Python describe theirs, newer releases do it otherwise; beside the tests, on one core.
+types=
+if python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
+  mypy &
+  types=$!
+fi
 # Compilation, which is most of the time, uses one core; files are shared among processes.
 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
+[ -z "$types" ] || wait "$types"

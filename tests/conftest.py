@@ -106,22 +106,34 @@ def tiny_backbone(tiny_config):
     return make_backbone(tiny_config["model"])
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
-    """A model folder with all four networks, random weights."""
+def random_model(folder, sizes):
+    """Write a model folder with all four networks of a backbone, random weights; returns it."""
     from msr_jax.config import unet_base
     from msr_jax.models.backbone import make_backbone
     from msr_jax.weights.model_folder import save_model
 
-    config = unet_base()
-    config.model.update(TINY_SIZES)
-    config.segment, config.sample_rate = TINY_SEGMENT, TINY_RATE
-    backbone = make_backbone(config.model.to_dict())
+    config = unet_base().to_dict()
+    config["model"].update(sizes)
+    config["segment"], config["sample_rate"] = TINY_SEGMENT, TINY_RATE
+    backbone = make_backbone(config["model"])
     names = ("deterministic", "diffusion", "consistency", "target")
     weights = {n: backbone.init(jax.random.key(k), n != "deterministic") for k, n in enumerate(names)}
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_model(folder, config.to_dict(), jax.device_get(weights))
+    save_model(folder, config, jax.device_get(weights))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A model folder with all four networks of a U-Net, random weights."""
+    return random_model(tmp_path_factory.mktemp("models") / "tiny", TINY_SIZES)
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory):
+    """As `tiny_model`, of a backbone that compiles in a moment; for what surrounds a network, in the tests' own process."""
+    from tests.toy import MODEL
+
+    return random_model(tmp_path_factory.mktemp("models") / "toy", MODEL)
 
 
 @pytest.fixture(scope="session")

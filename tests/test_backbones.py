@@ -120,7 +120,11 @@ def test_a_mixture_s_stems_do_not_depend_on_its_batch():
     np.testing.assert_allclose(both[1:], second, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["deterministic", "det_x2", "diffusion", "consistency"])
+# (The last two take a minute to compile; every stage of a family is trained in test_mel_band_roformer.py.)
+@pytest.mark.parametrize(
+    "method",
+    ["deterministic", "det_x2", *(pytest.param(m, marks=pytest.mark.slow) for m in ("diffusion", "consistency"))],
+)
 def test_every_objective_has_finite_gradients_for_all_that_trains(method):
     config = {**tiny_bsrf(), "method": method}
     config["consistency"]["num_levels"] = 3

@@ -167,12 +167,12 @@ def test_an_unknown_protocol_is_refused(corpus):
         evaluate(mixture_as_estimate(STEMS), find_tracks(corpus / "test", STEMS), STEMS, RATE, protocol="best")
 
 
-def test_a_model_is_evaluated_beside_its_deterministic_estimate_and_resumes(short_corpus, tiny_model, tmp_path, capsys):
+def test_a_model_is_evaluated_beside_its_deterministic_estimate_and_resumes(short_corpus, toy_model, tmp_path, capsys):
     argv = (
         "--data",
         short_corpus,
         "--model",
-        tiny_model,
+        toy_model,
         "--refine",
         "consistency",
         "--steps",
@@ -263,7 +263,7 @@ def test_tracks_of_a_model_that_cannot_be_read_are_named_too(short_corpus, tmp_p
     assert [p["track"] for p in results["problems"]] == ["Track00001"] and list(results["tracks"]) == ["Track00000"]
 
 
-def test_bad_input_gets_one_sentence(corpus, tiny_model, tmp_path, capsys):
+def test_bad_input_gets_one_sentence(corpus, toy_model, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
@@ -274,7 +274,7 @@ def test_bad_input_gets_one_sentence(corpus, tiny_model, tmp_path, capsys):
         (("--data", corpus, "--shard", "3/2", "--out", out), "--shard must be K/N"),
         (("--data", corpus, "--workers", 0, "--out", out), "--workers must be at least 1"),
         (("--data", corpus, "--model", tmp_path / "empty", "--out", out), "config.json"),
-        (("--data", corpus, "--model", tiny_model, "--estimates", corpus, "--out", out), "exclude each other"),
+        (("--data", corpus, "--model", toy_model, "--estimates", corpus, "--out", out), "exclude each other"),
         (("--data", corpus, "--refine", "none", "--out", out), "name its folder by --model"),
         (("--data", corpus, "--estimates", tmp_path / "none", "--out", out), "is no folder"),
         (("--data", corpus, "--estimates", tmp_path / "empty", "--out", out), "has the name of a reference track"),

@@ -102,7 +102,6 @@ def same_model(a, b):
 
 MESHES = {  # processes, devices of each, fsdp
     "one device": (1, 1, 1),
-    "8 data": (1, 8, 1),
     "4 × 2": (1, 8, 2),
     "1 × 8": (1, 8, 8),
     "2 processes × 4": (2, 4, 4),
@@ -122,7 +121,7 @@ def test_every_mesh_goes_on_from_any_other_s_checkpoint_with_the_losses_of_one_d
     codes, said = finish(straight)
     assert codes == [0], said
     np.testing.assert_allclose(losses(tmp_path / "chain"), losses(tmp_path / "straight"), rtol=1e-5)
-    assert len(losses(tmp_path / "chain")) == 18
+    assert len(losses(tmp_path / "chain")) == 3 * len(order)
     rows = [json.loads(line) for line in curve(tmp_path / "chain")]
     scores = [row["validation_si_sdr"] for row in rows if "validation_si_sdr" in row]
     assert len(scores) == len(order) and np.isfinite(scores).all()

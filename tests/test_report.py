@@ -40,9 +40,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(short_corpus, tiny_model, tmp_path_factory):
+def page(short_corpus, toy_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
-    argv = ["--data", short_corpus, "--model", tiny_model, "--refine", "consistency", "--excerpts", 1, "--out", out]
+    argv = ["--data", short_corpus, "--model", toy_model, "--refine", "consistency", "--excerpts", 1, "--out", out]
     assert main(["evaluate", *map(str, argv)]) == 0
     return (out / "report.html").read_text(encoding="utf-8")
 

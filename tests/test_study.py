@@ -56,17 +56,17 @@ def test_a_blend_lies_between_what_diffusion_began_with_and_the_consistency_netw
         blend(monkeypatch, stages, 1.5)
 
 
-def test_a_mean_of_two_separators_is_scored_beside_them(tiny_model, short_corpus, tmp_path, capsys, monkeypatch):
+def test_a_mean_of_two_separators_is_scored_beside_them(toy_model, short_corpus, tmp_path, capsys, monkeypatch):
     def table(other):
-        monkeypatch.setattr("sys.argv", ["study_mean.py", str(tiny_model), str(other), str(short_corpus)])
+        monkeypatch.setattr("sys.argv", ["study_mean.py", str(toy_model), str(other), str(short_corpus)])
         launch_script("study/mean").main()
         rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
         return np.array([[float(cell) for cell in row[1:]] for row in rows])
 
-    shutil.copytree(tiny_model, tmp_path / "same")
+    shutil.copytree(toy_model, tmp_path / "same")
     twice = table(tmp_path / "same")
     np.testing.assert_array_equal(twice, np.repeat(twice[:1], 3, 0))
-    config = load_model(tiny_model).config
+    config = load_model(toy_model).config
     backbone = make_backbone(config["model"])
     save_model(tmp_path / "other", config, {"deterministic": backbone.init(jax.random.key(7), False)})
     first, other, mean = table(tmp_path / "other")

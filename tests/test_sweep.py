@@ -18,8 +18,8 @@ from tests.conftest import TINY_RATE
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model):
-    return load_model(tiny_model)
+def model(toy_model):
+    return load_model(toy_model)
 
 
 @pytest.mark.parametrize(("refine", "resamples", "churn"), [("consistency", None, None), ("diffusion", 2, 1.0)])
@@ -31,6 +31,7 @@ def test_sampling_from_the_cache_is_what_separation_does(model, monkeypatch, ref
     config = copy.deepcopy(model.config)
     config[refine]["sampler"] |= {"sigma_max": 0.3, "num_resamples": resamples, "s_churn": churn}
     mixture = 0.1 * np.random.default_rng(0).standard_normal((2048, 1)).astype(np.float32)
+    mixture -= mixture.mean()  # which separation does outside of the network
     prepare, sample = make_cached(config, refine)
     sigmas = sigmas_of(config, refine, Setting(2, 0.3, resamples, churn, 0))
     refined = sample(model.weights, prepare(model.weights, mixture), sigmas, 0, resamples, churn)
@@ -57,13 +58,13 @@ def test_the_deterministic_network_runs_once_per_segment(model, short_corpus, mo
     assert np.isfinite(scores).all() and len(set(scores)) == 9
 
 
-def test_the_command_writes_all_combinations(tiny_model, short_corpus, tmp_path, capsys):
+def test_the_command_writes_all_combinations(toy_model, short_corpus, tmp_path, capsys):
     argv = [
         "sweep",
         "--data",
         short_corpus,
         "--model",
-        tiny_model,
+        toy_model,
         "--refine",
         "consistency",
         "--out",
@@ -78,14 +79,14 @@ def test_the_command_writes_all_combinations(tiny_model, short_corpus, tmp_path,
     assert "**best**" in capsys.readouterr().out
 
 
-def test_bad_input_gets_one_sentence(tiny_model, corpus, tmp_path, capsys):
+def test_bad_input_gets_one_sentence(toy_model, corpus, tmp_path, capsys):
     for options, words in (
         (("--refine", "consistency", "--s-churn", "1"), "settings of --refine diffusion"),
         (("--refine", "diffusion", "--steps", "two"), "--steps must be numbers"),
         (("--refine", "diffusion", "--sigma-max", "0"), "--sigma-max must be positive"),
         (("--refine", "diffusion", "--sigma-max", "1e-9", "--steps", "2"), "1e-09 is too low for T = 2"),
     ):
-        argv = ("--data", corpus, "--model", tiny_model, *options, "--out", tmp_path / "out")
+        argv = ("--data", corpus, "--model", toy_model, *options, "--out", tmp_path / "out")
         assert main(["sweep", *map(str, argv)]) == 2
         message = capsys.readouterr().err
         assert words in message and message.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -9,10 +9,10 @@ def tables(*argv):
     return main(["tables", *map(str, argv)])
 
 
-def test_rows_are_measured_quoted_or_named_as_missing(short_corpus, tiny_model, tmp_path, capsys):
+def test_rows_are_measured_quoted_or_named_as_missing(short_corpus, toy_model, tmp_path, capsys):
     argv = (
         "--slakh-model",
-        tiny_model,
+        toy_model,
         "--slakh-data",
         short_corpus,
         "--tracks",
@@ -42,10 +42,10 @@ def test_rows_are_measured_quoted_or_named_as_missing(short_corpus, tiny_model, 
     assert (tmp_path / "tables.md").read_text() in text
 
 
-def test_bad_input_gets_one_sentence(corpus, tiny_model, tmp_path, capsys):
+def test_bad_input_gets_one_sentence(corpus, toy_model, tmp_path, capsys):
     for argv, words in (
-        (("--slakh-model", tiny_model), "belong together"),
-        (("--musdb-model", tiny_model, "--musdb-data", corpus, "--tracks", 1, "--repeats", 1), "MUSDB18-HQ wants 2"),
+        (("--slakh-model", toy_model), "belong together"),
+        (("--musdb-model", toy_model, "--musdb-data", corpus, "--tracks", 1, "--repeats", 1), "MUSDB18-HQ wants 2"),
         (("--repeats", 0), "at least 1"),
     ):
         assert tables(*argv, "--out", tmp_path / "out") == 2

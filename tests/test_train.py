@@ -17,11 +17,13 @@ import pytest
 from msr_jax.cli import main
 from msr_jax.config_files import read_config
 from msr_jax.errors import UserError
+from msr_jax.models.backbone import BACKBONES
 from msr_jax.train.loop import train
 from msr_jax.train.sharding import make_mesh
 from msr_jax.train.state import init_state, make_train_steps
 from msr_jax.weights.model_folder import load_model
 from tests.conftest import TINY_SEGMENT, TINY_SIZES
+from tests.toy import MODEL, make_toy
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs" / "unet_det.py")
@@ -155,7 +157,9 @@ def test_the_target_is_averaged_with_the_parameters_before_the_update():
     np.testing.assert_allclose(after.target_params["w"], 0.9 * 1.0 + 0.1 * 2.0, rtol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_config, records, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_config, records, tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "toy", make_toy)
+    tiny_config["model"] = MODEL
     tiny_config["data"].update(train=str(records), batch=4)
     tiny_config["optim"]["lr"] = 1e30
     with pytest.raises(UserError, match="the loss of step"):

@@ -172,6 +172,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             rows += _stages(track, data, stems, rate, channels, args.repeats)
             rows.append(_stream(track, data, stems, rate, channels, args.repeats, batch))
         sweep = [(records, SHARDS[-1]) for records in SWEEP] + [(RECORDS[track], size) for size in SHARDS[:-1]]
+        sweep = sweep[::5] if args.tiny else sweep
         rows += [_sweep_row(track, data, stems, rate, channels, args.repeats, *each) for each in sweep]
     rows.append(_augment_row(musdb["augment"], crops[1], 2, 44_100, max(1, args.repeats // 3)))
     return rows
