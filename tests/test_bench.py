@@ -86,6 +86,7 @@ def test_the_data_benchmark_has_both_tracks_their_stages_and_the_sweep(tmp_path)
     assert len(sizes) == 4 and max(sizes) > 1.5 * min(sizes)
 
 
+@pytest.mark.slow  # `roformers` is measured the same way
 def test_the_bs_roformer_benchmark_adds_its_measures(tmp_path, capsys):
     path = tmp_path / "b.json"
     assert main(["bench", "bs_roformer", "--json", str(path), "--tiny", "--repeats", "1", "--no-peer"]) == 0

@@ -27,7 +27,7 @@ def test_it_is_small_and_has_a_card():
     assert all(f"**{word}" in card for word in ("Use", "Data", "Training", "Scores", "Limits", "Licence"))
 
 
-@pytest.mark.parametrize("options", [[], ["--refine", "consistency"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["--refine", "consistency"], marks=pytest.mark.slow)])
 def test_it_separates_a_piece_that_it_was_not_trained_on(tmp_path, options):
     pytest.importorskip("tinysoundfont", reason="pip install --no-deps tinysoundfont")
     render = pytest.importorskip("data_prep.render")
