@@ -24,7 +24,8 @@ log = logging.getLogger("msr_jax")  # silent in a library's use; `msr` prints it
 INTERRUPTED = 130  # exit code of Ctrl-C, as shells have it
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved and stopped on request; the launchers start it again
 COMPILED_BYTES = 2 * 2**30
-GRACE = 1.2  # seconds that the Python code has to end by itself after a signal
+# Seconds that the Python code has to end by itself after a signal; giving back the memory takes up to one more.
+GRACE = 0.7
 # What is there for a moment: files and folders of this process that are not whole yet, and empty folders made for them.
 PASSING: set[Path] = set()
 _ending = threading.Lock()

@@ -1,7 +1,9 @@
 """Evaluation: conventions for silence, protocols, resuming, estimates of other tools, and what is refused or named."""
 
 import json
+import queue
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from msr_jax.cli import main
 from msr_jax.data.tracks import find_tracks, load_track
 from msr_jax.errors import UserError
 from msr_jax.evaluate.protocols import METRICS, PROTOCOLS, cut, estimate_stems, protocol_text, score_song
-from msr_jax.evaluate.score import evaluate, mixture_as_estimate
+from msr_jax.evaluate.score import Plan, evaluate, evaluate_tracks, mixture_as_estimate
 from msr_jax.evaluate.songs import load_references
 
 STEMS = ["bass", "drums", "guitar", "piano"]
@@ -197,6 +199,26 @@ def test_a_model_is_evaluated_beside_its_deterministic_estimate_and_resumes(shor
     assert kept.stat().st_mtime_ns == before and results_in(tmp_path / "out")["aggregate"] == first["aggregate"]
     assert run(*argv[:-2], "--seed", 1, "--no-det", "--out", tmp_path / "out") == 0  # other settings: all anew
     assert "scored before" not in capsys.readouterr().out
+
+
+def test_an_interrupted_evaluation_does_not_wait_for_the_tracks_in_work(short_corpus):
+    tracks = find_tracks(short_corpus / "test", STEMS)
+    in_work, may_end, is_let_go = threading.Event(), threading.Event(), queue.Queue()
+
+    def estimate(folder, references):
+        if folder == tracks[1]:
+            in_work.set()
+            is_let_go.put(may_end.wait(20))
+        raise UserError("not needed here")
+
+    def interrupt(folder):
+        in_work.wait()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_tracks(tracks, [estimate] * 2, Plan(STEMS, RATE), workers=2, progress=interrupt)
+    may_end.set()
+    assert is_let_go.get()
 
 
 def test_shards_share_the_work_and_the_last_call_collects(short_corpus, tmp_path, capsys):

@@ -171,18 +171,19 @@ def evaluate_tracks(
 
     scored, problems, found = {}, [], 0
     tracks = list(tracks)
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for folder, (name, scores, reason, was_kept) in zip(tracks, pool.map(work, tracks), strict=True):
-                found += was_kept
-                if scores is None:
-                    problems.append({"track": name, "reason": reason})
-                else:
-                    scored[name] = scores
-                progress(folder)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for folder, (name, scores, reason, was_kept) in zip(tracks, pool.map(work, tracks), strict=True):
+            found += was_kept
+            if scores is None:
+                problems.append({"track": name, "reason": reason})
+            else:
+                scored[name] = scores
+            progress(folder)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the tracks in work
+        raise
+    pool.shutdown()
     return scored, problems, found
 
 
