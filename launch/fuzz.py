@@ -162,10 +162,11 @@ def run_files(out: Path, base: dict[str, Any], seed: int, k: int, count: int, li
     alone = [b for b in batch if not b[2].twice]
     before = {number: set(folder.rglob("*")) for number, *_, folder in batch}
     ends = run_each([(case.work, folder, case.largest) for _, _, case, folder in alone], out / "cases", limit)
-    suspects = {b[0] for b in batch if b[2].twice}
+    suspects = {b[0]: "two at a time" for b in batch if b[2].twice}
     for (number, _, _, folder), end in zip(alone, ends, strict=True):
-        if end is None or end.fault() or outside(folder, before[number]) or kills.partial_files(folder / "out"):
-            suspects.add(number)
+        fault = "it ended all" if end is None else end.fault()
+        if fault or (fault := ", ".join([*outside(folder, before[number]), *kills.partial_files(folder / "out")])):
+            suspects[number] = fault
     for number, kind, case, folder in batch:
         if number in suspects:
             again = make(seed, number, base, folder)[1]
@@ -175,7 +176,10 @@ def run_files(out: Path, base: dict[str, Any], seed: int, k: int, count: int, li
                 keep(out, f"{kind}-{number}", folder, fault, again.told, text, again.spoiled and again.spoiled[2])
                 tally.faults.append(f"{kind}-{number}: {fault}")
             elif not case.twice:
-                print(f"case {number} ({kind}, {case.told}) failed among others, and not alone", flush=True)
+                print(
+                    f"case {number} ({kind}, {case.told}) failed among others, not alone: {suspects[number]}",
+                    flush=True,
+                )
                 tally.counts["among others alone"] += 1
         tally.counts[f"files, {kind}"] += 1
         if case.twice:
@@ -193,11 +197,20 @@ def run_life(
     name = names[int(rng.choice(len(names), p=shares / shares.sum()))]
     folder = out / "killed"
     if name not in wanted:
-        wanted[name] = kills.reference(name, base, folder, 10 * limit)
+        try:
+            wanted[name] = kills.reference(name, base, folder, 10 * limit)
+        except RuntimeError:
+            if not kills.is_starved(folder):
+                raise
+            tally.counts[f"starved, {name}"] += 1
+            return
     expected, usual = wanted[name]
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "out").mkdir(parents=True)
     count, fault = kills.live(name, rng, base, folder, usual, limit)
+    if fault and not fault.startswith("a partial file") and kills.is_starved(folder):
+        tally.counts[f"starved, {name}"] += 1
+        return
     found = kills.result_of(name, folder / "out")
     if fault is None and found != expected:
         differ = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
@@ -258,7 +271,7 @@ def main() -> int:
             shutil.rmtree(out / "tmp")
             (out / "tmp").mkdir()
         tally.save()
-        if what == "files" or len(tally.faults) > faults:
+        if what == "files" or tally.next_life % 5 == 0 or len(tally.faults) > faults:
             print(tally, flush=True)
     if hashed(out / "base") != digest:
         tally.faults.append("what the cases are made from was changed: a file outside of the output folder")

@@ -1,11 +1,13 @@
 """The campaign's parts: what it makes is a function of a seed, and it sees the faults that it looks for."""
 
+import time
+
 import numpy as np
 import soundfile
 
 from launch.fuzzing import inputs, kills
 from launch.fuzzing.cases import KINDS, audio
-from launch.fuzzing.children import Outcome
+from launch.fuzzing.children import Child, Outcome
 from launch.fuzzing.tally import Tally
 
 
@@ -39,6 +41,19 @@ def test_tracebacks_signals_and_hangs_are_faults_and_sentences_are_none():
     )
     assert Outcome(-11, "", 1.0, False).fault() == "exit code -11"
     assert "no end within 61 s" in Outcome(-9, "", 61.0, True).fault()
+
+
+def test_a_kill_comes_at_its_cpu_second_and_is_no_hang(tmp_path):
+    def compute():
+        while True:
+            pass
+
+    end = Child(compute, tmp_path, tmp_path / "told.txt").kill_at(0.3, 60)
+    assert end.killed and not end.hung and 0.3 <= end.computed < 1
+    end = Child(lambda: 0, tmp_path, tmp_path / "told.txt").kill_at(5, 60)
+    assert end.code == 0 and not end.killed and end.fault() is None
+    end = Child(lambda: time.sleep(60), tmp_path, tmp_path / "told.txt").kill_at(5, 1)
+    assert end.hung and not end.killed and "no end" in end.fault()
 
 
 def test_partial_files_under_their_final_name_are_seen(tmp_path):

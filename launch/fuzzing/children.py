@@ -17,12 +17,15 @@ Work = Callable[[], int | None]
 
 
 class Outcome(NamedTuple):
-    """How a child ended: exit code (negative: the signal), what it printed, seconds, and whether the limit ended it."""
+    """How a child ended: exit code (negative: the signal), what it printed, seconds, whether the limit ended it, CPU seconds,
+    and whether it was killed at its moment."""
 
     code: int
     text: str
     seconds: float
     hung: bool
+    computed: float = 0.0
+    killed: bool = False
 
     def fault(self) -> str | None:
         """What must not have happened, in a few words; None if nothing did."""
@@ -46,16 +49,16 @@ class _Clock:
     def start(self) -> None:
         """Something was done: all begins anew."""
         self.first = self.used()
-        self.since, self.then = time.monotonic(), self.first
+        self.since, self.then = time.monotonic(), self.first + self.delayed()
 
     def is_over(self) -> bool:
-        """Whether it computed for longer than the limit, or waited for as long without computing for a second."""
+        """Whether it computed for longer than the limit, or waited for as long without computing, or wanting to, for a second."""
         if time.monotonic() - self.since < self.limit:
             return False
-        used = self.used()
-        if used - self.first > self.limit or used - self.then < 1:
+        used, wanted = self.used(), self.used() + self.delayed()
+        if used - self.first > self.limit or abs(wanted - self.then) < 1:
             return True
-        self.since, self.then = time.monotonic(), used
+        self.since, self.then = time.monotonic(), wanted
         return False
 
     def used(self) -> float:
@@ -65,6 +68,16 @@ class _Clock:
         except OSError:
             return 0.0
         return sum(map(int, fields[11:15])) / TICK
+
+    def delayed(self) -> float:
+        """Seconds that its threads wanted to run, and others ran; less once a thread has ended."""
+        total = 0
+        for path in Path(f"/proc/{self.pid}/task").glob("*/schedstat"):
+            try:
+                total += int(path.read_text().split()[1])
+            except OSError:
+                pass
+        return total / 1e9
 
 
 class Child:
@@ -102,24 +115,25 @@ class Child:
         clock = _Clock(self.pid, limit)
         return self._wait(clock.is_over)
 
-    def kill_at(self, moment: float) -> Outcome:
-        """Its end, or a SIGKILL `moment` seconds after its start; `hung` says that it was that."""
-        return self._wait(lambda: time.monotonic() - self.began > moment)
+    def kill_at(self, moment: float, limit: float) -> Outcome:
+        """Its end, or a SIGKILL after `moment` CPU seconds, which come at the same place however busy the machine is."""
+        clock = _Clock(self.pid, limit)
+        return self._wait(clock.is_over, lambda: clock.used() > moment)
 
-    def _wait(self, is_over: Callable[[], bool]) -> Outcome:
-        ended_here = False
+    def _wait(self, is_over: Callable[[], bool], is_moment: Callable[[], bool] = lambda: False) -> Outcome:
+        moment = hung = False
         while True:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, used = os.wait4(self.pid, os.WNOHANG)
             if pid:
                 break
-            if not ended_here and is_over():
-                ended_here = True
+            if not (moment or hung) and ((moment := is_moment()) or (hung := is_over())):
                 self.kill()
             time.sleep(0.005)
         self.kill()  # what it left running
         text = self.told.read_bytes().decode(errors="replace") if self.told.exists() else ""
         code = os.waitstatus_to_exitcode(status)
-        return Outcome(code, text, time.monotonic() - self.began, ended_here and code == -signal.SIGKILL)
+        hung, killed = (here and code == -signal.SIGKILL for here in (hung, moment))
+        return Outcome(code, text, time.monotonic() - self.began, hung, used.ru_utime + used.ru_stime, killed)
 
 
 def _run(work: Work, folder: Path, told: Path, largest: int) -> int:
