@@ -150,6 +150,19 @@ def test_a_song_without_a_title_is_called_by_its_name_and_one_without_tags_stays
     assert stem_tags(read_tags(tmp_path / "a.flac"), "bass", "a").text["TITLE"] == ["a (bass)"]
 
 
+@pytest.mark.parametrize("name", ["", "~", "a=b", "ä", "a\tb"])
+@pytest.mark.parametrize("suffix", ["flac", "opus", "wav"])
+def test_fields_with_names_that_vorbis_comments_do_not_allow_are_left_out(tmp_path, name, suffix):
+    soundfile.write(tmp_path / "a.mp3", tone(seconds=0.1), RATE)
+    tags = id3.ID3()
+    tags.add(id3.TIT2(encoding=3, text="Song"))
+    tags.add(id3.TXXX(encoding=3, desc=name, text="value"))
+    tags.save(tmp_path / "a.mp3")
+    with AudioWriter(tmp_path / f"b.{suffix}", 48_000, 2, tags=read_tags(tmp_path / "a.mp3")) as writer:
+        writer.write(tone(seconds=0.1))
+    assert read_tags(tmp_path / f"b.{suffix}").text == {"TITLE": ["Song"]}
+
+
 def test_tags_that_cannot_be_read_are_none(tmp_path):
     for name, data in {
         "a.mp3": b"ID3\x04\0\0\x7f\x7f\x7f\x7f",

@@ -1,6 +1,7 @@
 """What a song says of itself (title, artist, cover, …), read from any format and written into its stems, by mutagen."""
 
 import base64
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -62,6 +63,7 @@ LEFT_OUT = (
     "REPLAYGAIN_", "R128_", "MP3GAIN_", "ITUN", "ACOUSTID_", "ENCODER", "ENCODED", "ENCODING", "TOOL", "LENGTH", "CUESHEET",
     "METADATA_BLOCK_PICTURE", "COVERART", "COVER ART", "WAVEFORMATEXTENSIBLE_", "MD5", "ACCURATERIP", "SOFTWARE",
 )  # fmt: skip
+NAME = re.compile("[ -<>-}]+")  # of a field, as Vorbis comments allow it
 PICTURE_BYTES = 2**24 - 2**16  # of all together: what FLAC's metadata blocks hold
 
 
@@ -109,7 +111,7 @@ def read_tags(path: Path) -> Tags:
     for name, value in pairs:
         name, value = name.upper(), value.strip("\0 \n")
         name = SYNONYMS.get(name, name)
-        if value and name.isascii() and name.isprintable() and "=" not in name and not name.startswith(LEFT_OUT):
+        if value and NAME.fullmatch(name) and not name.startswith(LEFT_OUT):
             text.setdefault(name, []).append(value)
     kept, room = [], PICTURE_BYTES
     for picture in pictures:
