@@ -1,13 +1,15 @@
 """The campaign's parts: what it makes is a function of a seed, and it sees the faults that it looks for."""
 
-import time
+import os
+import subprocess
+import sys
 
 import numpy as np
 import soundfile
 
 from launch.fuzzing import inputs, kills
 from launch.fuzzing.cases import KINDS, audio
-from launch.fuzzing.children import Child, Outcome
+from launch.fuzzing.children import Outcome
 from launch.fuzzing.tally import Tally
 
 
@@ -44,16 +46,26 @@ def test_tracebacks_signals_and_hangs_are_faults_and_sentences_are_none():
 
 
 def test_a_kill_comes_at_its_cpu_second_and_is_no_hang(tmp_path):
-    def compute():
-        while True:
-            pass
+    # In a process of its own: one that has started JAX does not fork.
+    code = """
+import time
+from pathlib import Path
+from launch.fuzzing.children import Child
 
-    end = Child(compute, tmp_path, tmp_path / "told.txt").kill_at(0.3, 60)
-    assert end.killed and not end.hung and 0.3 <= end.computed < 1
-    end = Child(lambda: 0, tmp_path, tmp_path / "told.txt").kill_at(5, 60)
-    assert end.code == 0 and not end.killed and end.fault() is None
-    end = Child(lambda: time.sleep(60), tmp_path, tmp_path / "told.txt").kill_at(5, 1)
-    assert end.hung and not end.killed and "no end" in end.fault()
+def compute():
+    while True:
+        pass
+
+here = Path()
+end = Child(compute, here, here / "told.txt").kill_at(0.3, 60)
+assert end.killed and not end.hung and 0.3 <= end.computed < 1, end
+end = Child(lambda: 0, here, here / "told.txt").kill_at(5, 60)
+assert end.code == 0 and not end.killed and end.fault() is None, end
+end = Child(lambda: time.sleep(60), here, here / "told.txt").kill_at(5, 1)
+assert end.hung and not end.killed and "no end" in end.fault(), end
+"""
+    env = {**os.environ, "PYTHONPATH": str(inputs.ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
 
 
 def test_partial_files_under_their_final_name_are_seen(tmp_path):
