@@ -117,8 +117,15 @@ class Child:
 
     def kill_at(self, moment: float, limit: float) -> Outcome:
         """Its end, or a SIGKILL after `moment` CPU seconds, which come at the same place however busy the machine is."""
-        clock = _Clock(self.pid, limit)
-        return self._wait(clock.is_over, lambda: clock.used() > moment)
+        clock, number = _Clock(self.pid, limit), ~self.pid << 3 | 2  # Linux's clock of a process; /proc takes longer
+
+        def is_moment() -> bool:
+            try:
+                return time.clock_gettime(number) > moment
+            except OSError:
+                return False
+
+        return self._wait(clock.is_over, is_moment)
 
     def _wait(self, is_over: Callable[[], bool], is_moment: Callable[[], bool] = lambda: False) -> Outcome:
         moment = hung = False
