@@ -27,6 +27,7 @@ CHUNK_TOKENS = {"cpu": 2**12, "accelerator": 2**14}
 CHUNK_LOGITS = 3 * 2**24  # on an accelerator without a fused kernel, logits of all heads at a time, on one device
 SHORT = 128  # sequences up to this length are attended to many at a time
 BLOCK = 128  # of a TPU's kernel, tokens and features
+BLOCK_LOGITS = 5 * 2**17  # on a CPU in bfloat16, logits at a time: what the cache of its cores holds
 
 
 class Sizes(NamedTuple):
@@ -41,8 +42,9 @@ class Sizes(NamedTuple):
 
 
 def gelu(x: Array) -> Array:
-    """Exact GELU in float32."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=False)
+    """Exact GELU in float32, by erf: `jax.nn.gelu` takes erfc, which costs a CPU twice as much."""
+    x = x.astype(jnp.float32)
+    return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
 
 
 def rms_norm(x: Array, gamma: Array) -> Array:
@@ -141,13 +143,12 @@ def _attend_even(q: Array, k: Array, v: Array) -> Array:
 _attend_fused.defvjp(lambda q, k, v: jax.vjp(_attend_even, q, k, v), lambda pull_back, cotangent: pull_back(cotangent))
 
 
-def _softmax_parts(q: Array, k: Array, batch: tuple[int, ...]) -> tuple[Array, Array]:
-    """Numerators (float32) and their sums, of the softmax over keys; axes (*batch, length, E)."""
+def _softmax_numerators(q: Array, k: Array, batch: tuple[int, ...]) -> Array:
+    """Of the softmax over keys, float32; axes (*batch, length, E) to (*batch, queries, keys)."""
     last = len(batch) + 1
     logits = lax.dot_general(q, k, (((last,), (last,)), (batch, batch)), preferred_element_type=jnp.float32)
     logits = logits * q.shape[-1] ** -0.5
-    weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
-    return weights, weights.sum(-1, keepdims=True)
+    return jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
 
 
 def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
@@ -157,23 +158,31 @@ def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
 
     def form(q: Array, k: Array, v: Array, batch: tuple[int, ...]) -> Array:
-        weights, total = _softmax_parts(q, k, batch)
+        # The sum is that of the weights as they are multiplied. (It also keeps the compiler from reading them twice.)
+        weights = _softmax_numerators(q, k, batch).astype(v.dtype)
         axis = len(batch)
         dimensions = (((axis + 1,), (axis,)), (batch, batch))
-        mixed = lax.dot_general(weights.astype(v.dtype), v, dimensions, preferred_element_type=jnp.float32)
-        return mixed / total
+        mixed = lax.dot_general(weights, v, dimensions, preferred_element_type=jnp.float32)
+        return mixed / weights.astype(jnp.float32).sum(-1, keepdims=True)
 
     if length <= SHORT:
         return form(q, k, v, (0, 1)).swapaxes(1, 2)
+    # In float32 a product takes so long that the cache does not matter.
+    size = length if v.dtype == jnp.float32 else -(-length // -(-(length**2) // BLOCK_LOGITS))
+
+    def one(a: tuple[Array, Array, Array]) -> Array:
+        q, k, v = a
+        return jnp.concatenate([form(q[i : i + size], k, v, ()) for i in range(0, length, size)])
+
     flat = [a.reshape(sequences * heads, length, features) for a in (q, k, v)]
-    mixed = lax.map(jax.checkpoint(lambda a: form(a[0], a[1], a[2], ())), tuple(flat))
+    mixed = lax.map(jax.checkpoint(one), tuple(flat))
     return mixed.reshape(sequences, heads, length, features).swapaxes(1, 2)
 
 
 def _attend_with_dropout(q: Array, k: Array, v: Array, rate: float, keys: Array) -> Array:
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-    weights, total = _softmax_parts(q, k, (0, 1))
-    by_sequence = (weights / total).reshape(-1, len(keys), *weights.shape[1:])
+    weights = _softmax_numerators(q, k, (0, 1))
+    by_sequence = (weights / weights.sum(-1, keepdims=True)).reshape(-1, len(keys), *weights.shape[1:])
     weights = dropout(by_sequence, rate, keys).reshape(weights.shape).astype(v.dtype)
     dimensions = (((3,), (2,)), ((0, 1), (0, 1)))
     return lax.dot_general(weights, v, dimensions, preferred_element_type=jnp.float32).swapaxes(1, 2)
