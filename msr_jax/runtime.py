@@ -301,6 +301,12 @@ def machine() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores, {platform.system()}, Python {platform.python_version()}"
 
 
+def give_back_memory() -> None:
+    """Hand back to the system what `keep_freed_memory` has kept: after work that will not come again, such as compiling."""
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
 def keep_freed_memory() -> None:
     """Let the C allocator keep freed memory for the next use; does nothing outside Linux with glibc.
 

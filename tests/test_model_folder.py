@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from msr_jax import load
 from msr_jax.errors import UserError
+from msr_jax.models.backbone import cast_params
 from msr_jax.weights.model_folder import flatten, load_model, save_model
 from msr_jax.weights.torch_names import to_torch
 
@@ -27,6 +28,16 @@ def test_a_model_comes_back_as_it_was_saved(tiny_model, tmp_path):
     )  # replaced, not mixed
     assert list(load_model(tmp_path / "copy").weights) == ["deterministic"]
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_model_is_read_in_the_precision_that_it_will_run_in(tiny_model, bfloat16_units):
+    exact, narrow = (load_model(tiny_model, dtype=dtype).weights for dtype in ("float32", "bfloat16"))
+    cast = {name: cast_params(params, "bfloat16") for name, params in exact.items()}
+    jax.tree.map(np.testing.assert_array_equal, narrow, cast)
+    leaves = jax.tree.leaves(exact)
+    shared = [jax.device_put(leaf).unsafe_buffer_pointer() == leaf.ctypes.data for leaf in leaves if leaf.size]
+    assert all(shared)  # JAX computes with what was read, without a copy
+    assert not any(leaf.flags.writeable for leaf in leaves)
 
 
 @pytest.mark.parametrize(

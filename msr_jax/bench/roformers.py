@@ -88,20 +88,23 @@ def _jax_pass(
     import jax.numpy as jnp
     import numpy as np
 
-    from msr_jax.models.backbone import cast_params, compute_dtype, make_backbone
+    from msr_jax.models.backbone import compute_dtype, make_backbone, stored
+    from msr_jax.weights.model_folder import flatten, unflatten
 
     backbone = make_backbone(sizes, precision)
-    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: backbone.init(jax.random.key(0), False)))
+    leaves = flatten(jax.eval_shape(lambda: backbone.init(jax.random.key(0), False)))
+    computed = compute_dtype(precision)
     # One array after another, so that the float32 originals do not count into the peak. Values do not matter here.
     rng = np.random.default_rng(0)
     random = lambda shape: rng.standard_normal(shape, np.float32) / np.sqrt(shape[-2 if len(shape) > 1 else -1])
-    params = jax.tree.unflatten(
-        tree, [cast_params(jnp.asarray(random(leaf.shape), jnp.float32), precision) for leaf in leaves]
-    )
+    drawn = {
+        name: jnp.asarray(stored(name, random(leaf.shape), computed, backbone.looped)) for name, leaf in leaves.items()
+    }
+    params = unflatten(drawn)
     x = 0.1 * jax.random.normal(jax.random.key(1), (1, samples, 2))
     forward = jax.jit(lambda p, x: backbone.separate(p, x)[0]).lower(params, x).compile()
-    computed_in = str(compute_dtype(precision))
-    about = {"parameters": sum(leaf.size for leaf in leaves), "computed_in": computed_in}
+    computed_in = str(computed)
+    about = {"parameters": sum(leaf.size for leaf in leaves.values()), "computed_in": computed_in}
     return lambda: jax.block_until_ready(forward(params, x)), about, matmul_rate(computed_in)
 
 

@@ -16,6 +16,7 @@ from msr_jax.models.initial import conv_params, linear_params, normal
 from msr_jax.models.platform import platform
 from msr_jax.models.products import differentiated_as, product
 from msr_jax.models.roformer import gelu
+from msr_jax.models.slices import is_narrow, map_slices
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -80,7 +81,9 @@ def adapt(
 
     def stacked(axis: str) -> Any:
         both = (p[axis], features[axis])
-        return both if axis in deferred else lax.map(lambda a: tokens(*a), both)
+        if axis in deferred:
+            return both
+        return map_slices(lambda a: tokens(*a), both, is_fixed=is_narrow(p[axis]["linear_0"]))
 
     return {
         "stft": _adapt_stft(p["stft"], features["stft"], dtype, remat),

@@ -11,6 +11,7 @@ from msr_jax.models.bs_roformer import make_bs_roformer
 from msr_jax.models.interface import Backbone
 from msr_jax.models.mel_band_roformer import make_mel_band_roformer
 from msr_jax.models.platform import bfloat16_is_faster, platform
+from msr_jax.models.slices import BITS
 from msr_jax.models.unet1d import make_unet1d
 
 # name: function(sizes, dtype) -> Backbone
@@ -36,14 +37,31 @@ def compute_dtype(dtype: str) -> jnp.dtype:
     return jnp.dtype(dtype if dtype == "float32" or has_bfloat16_units() else "float32")  # float32 measures nothing
 
 
-def cast_params(params: Any, dtype: str) -> Any:
+def cast_params(params: Any, dtype: str, looped: tuple[str, ...] = ()) -> Any:
     """Parameters for inference at `dtype`: matrices and kernels stored in it, so that no call has to convert them.
 
     A network of that dtype answers as with the float32 parameters, but for the conditioning vector, whose layers would
     compute in float32. Vectors (norms, biases, noise-level frequencies) stay float32.
+
+    Args:
+      looped: of the backbone; these parameters are stored as their bits on a CPU.
     """
-    stored = compute_dtype(dtype)
-    return jax.tree.map(lambda leaf: leaf.astype(stored) if leaf.ndim > 1 else leaf, params)
+    computed = compute_dtype(dtype)
+
+    def cast(path: tuple, leaf: Any) -> Any:
+        return stored("/".join(str(key.key) for key in path), leaf, computed, looped)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def stored(name: str, leaf: Any, computed: jnp.dtype, looped: tuple[str, ...]) -> Any:
+    """One parameter by the name of its path, for inference in `computed`, see `cast_params`."""
+    if leaf.dtype == BITS:
+        return leaf
+    leaf = leaf.astype(computed if leaf.ndim > 1 else jnp.float32, copy=False)
+    if leaf.dtype == jnp.bfloat16 and platform() == "cpu" and name.startswith(looped):
+        return leaf.view(BITS)
+    return leaf
 
 
 def copy_shared(params: Mapping[str, Any], source: Mapping[str, Any], keep_zeros: bool = False) -> dict[str, Any]:

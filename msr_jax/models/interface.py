@@ -28,6 +28,8 @@ class Backbone(NamedTuple):
     defer(params, features) -> conditioning: `condition` for a network in training, where to compute some of it within `refine`
       takes less memory; None where it does not.
     exact: names in the tree of parameters that compute in float32, whatever the network computes in.
+    looped: how the paths of those parameters begin that are taken slice by slice; of bfloat16 ones it then takes the bits too, see
+      `slices`.
 
     `key` is of dropout, in training; None runs without.
     """
@@ -41,6 +43,7 @@ class Backbone(NamedTuple):
     stems_together: bool = False
     defer: Callable[[Any, Any], Any] | None = None
     exact: tuple[str, ...] = ()
+    looped: tuple[str, ...] = ()
 
     def check_length(self, samples: int) -> None:
         """Raises UserError unless a segment of so many samples goes through the network."""

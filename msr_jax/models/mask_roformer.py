@@ -25,16 +25,13 @@ from msr_jax.models.interface import Backbone, read_fields
 from msr_jax.models.platform import platform
 from msr_jax.models.products import product
 from msr_jax.models.roformer import Film, Sizes, rms_norm, transformer
+from msr_jax.models.slices import is_narrow, map_slices, scan_slices
 
 Array = jax.Array
 Params = Mapping[str, Any]
 AXES = ("linear", "time", "freq")  # in the order that a layer runs them
+LOOPED = ("layers/", "mask_estimators/", "adapters/time/", "adapters/freq/")
 INNER = {"timed", "conditioned", "dtype", "parent", "name"}  # fields of the module that are no sizes
-
-
-def _over(function: Callable) -> Callable:
-    """Map over first axes: all at once on accelerators; one by one on a CPU, which does batches of products badly."""
-    return (lambda args: lax.map(function, args)) if platform() == "cpu" else jax.vmap(function)
 
 
 class MaskRoformer(nn.Module):
@@ -123,6 +120,17 @@ class MaskRoformer(nn.Module):
         """(values per frame of a band, bands) of each run."""
         return [(2 * self.channels * width, count) for width, count in self.groups]
 
+    @property
+    def _is_fixed(self) -> bool:
+        """Whether no gradient is wanted: parameters are stored in bfloat16 for inference alone."""
+        return is_narrow(self.band_split["group_0"]["to_features"])
+
+    def _over(self, function: Callable) -> Callable:
+        """Map over first axes: all at once on accelerators; one by one on a CPU, which does batches of products badly."""
+        if platform() != "cpu":
+            return jax.vmap(function)
+        return lambda args: map_slices(function, args, self._is_fixed)
+
     def _init_band_split(self, key: Array) -> dict[str, Any]:
         return {
             f"group_{g}": {"norm": jnp.ones((count, size)), **linear_params("to_features", (count,), size, self.dim)}
@@ -196,7 +204,7 @@ class MaskRoformer(nn.Module):
             p = self.band_split[f"group_{g}"]
             x = flat[:, start : start + count * size].reshape(batch * frames, count, size)
             x = rms_norm(x, p["norm"]).swapaxes(0, 1)
-            linear = _over(lambda a: product(a[0], a[1], self.dtype) + a[2])
+            linear = self._over(lambda a: product(a[0], a[1], self.dtype) + a[2])
             bands.append(linear((x, p["to_features"], p["to_features_bias"])))
             start += count * size
         return jnp.concatenate(bands).swapaxes(0, 1).reshape(batch, frames, len(self.band_widths), self.dim)
@@ -232,7 +240,7 @@ class MaskRoformer(nn.Module):
             x, z = given or (by_band, spectrum)
             parts, start = [], 0
             for g, (_, count) in enumerate(self._groups):
-                y = _over(band)((p[f"group_{g}"], x[start : start + count]))  # (bands, tokens, values)
+                y = self._over(band)((p[f"group_{g}"], x[start : start + count]))  # (bands, tokens, values)
                 parts.append(y.swapaxes(0, 1).reshape(batch, frames, -1))
                 start += count
             flat = jnp.concatenate(parts, axis=-1)
@@ -241,7 +249,7 @@ class MaskRoformer(nn.Module):
             return wave, {"band_masks": flat, "masks": masks} if keep else {}
 
         # Where memory counts, one stem after another: what lies inside of the heads is wider than anything in the layers.
-        over_rows = (lambda args: lax.map(jax.checkpoint(row), args)) if self.remat else _over(row)
+        over_rows = (lambda args: lax.map(jax.checkpoint(row), args)) if self.remat else self._over(row)
         return over_rows((heads, (by_band, spectrum) if own else None))
 
     def _run_layers(
@@ -296,7 +304,7 @@ class MaskRoformer(nn.Module):
 
         keys = None if key is None else jax.random.split(key, self.depth)
         start = (h, jnp.zeros_like(h) if self.skip_connection else None)
-        (h, _), kept = lax.scan(layer, start, (self.layers, injected, keys))
+        (h, _), kept = scan_slices(layer, start, (self.layers, injected, keys), self._is_fixed)
         return (h if self.has_output_norms else rms_norm(h, self.final_norm)), kept
 
     def separate(self, mixture: Array, key: Array | None = None) -> tuple[Array, dict[str, Array]]:
@@ -415,5 +423,5 @@ def as_backbone(net: MaskRoformer) -> Backbone:
 
     return Backbone(
         init, separate, condition, refine, min_length=net.stft_n_fft // 2 + 1, stems_together=True, defer=defer,
-        exact=("conditioning", "to_scale_shift"),
+        exact=("conditioning", "to_scale_shift"), looped=LOOPED,
     )  # fmt: skip

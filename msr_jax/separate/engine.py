@@ -71,7 +71,8 @@ class Separator(AudioSeparator):
         a short song needs. None takes what the model's folder names, else half and 1.
 
         `batch_size`: examples per network call and device (stems × mixtures); it changes speed and memory, not the result. Below
-        the number of stems, they are refined one by one. None takes two mixtures, on accelerators as many as fit.
+        the number of stems, they are refined one by one. None takes one or two mixtures, on accelerators as many
+        as fit.
         `memory`: bytes that a call may take on a device; None is half of what is free. A batch that takes more is halved.
 
         `dtype`: precision of the networks' products and activations; "bfloat16" is faster where the device
@@ -131,7 +132,7 @@ class Separator(AudioSeparator):
         backbone = make_backbone(config["model"], dtype)
         backbone.check_length(self.segment)
         needed = {"deterministic", network_of(config, refine)}
-        weights = {k: cast_params(v, dtype) for k, v in model.weights.items() if k in needed}
+        weights = {k: cast_params(v, dtype, backbone.looped) for k, v in model.weights.items() if k in needed}
         refiner = lambda one_by_one: make_refiner(config, backbone, refine, num_steps, one_by_one, chosen)
         refiner(False)  # what is wrong with the number of steps shows here
         is_own = BACKBONES[config["model"]["name"]].__module__.startswith("msr_jax.")
@@ -144,6 +145,7 @@ class Separator(AudioSeparator):
             memory,
             {**settings, "dtype": str(compute_dtype(dtype))} if is_own else None,
             f"the network for {len(self.separated)} stems (refinement: {refine})",
+            at_once=1 if backbone.stems_together else 2,  # those take their tokens a few at a time by themselves
         )
 
     def _chunk(self, frames: float | None) -> tuple[int, int]:
@@ -307,4 +309,5 @@ def load(
     Raises:
       UserError: the folder is no model folder, is damaged, or lacks the refinement; `num_steps` does not fit it.
     """
-    return Separator(load_model(folder, stems), refine, num_steps, seed, stems=stems, **options)
+    model = load_model(folder, stems, options.get("dtype", "float32"))
+    return Separator(model, refine, num_steps, seed, stems=stems, **options)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import log, processor, saying, write_whole
+from msr_jax.runtime import give_back_memory, log, processor, saying, write_whole
 
 KEPT = 32  # programs that are kept beside each other
 SOURCES = ("audio", "methods", "models", "separate")  # folders of this package that a program is traced from
@@ -69,14 +69,15 @@ class Network:
         memory: int | None = None,
         settings: Mapping[str, Any] | None = None,
         name: str = "the network",
+        at_once: int = 2,
     ):
         """
         Args:
           function: makes what runs; its argument is whether stems are refined one by one.
           weights: parameters as it takes them.
           stems: examples that a mixture becomes, at most.
-          batch_size: examples per call and device; below `stems`, they are refined one by one. None takes two mixtures on a CPU,
-            and on an accelerator as many as `memory` holds, 64 examples at most.
+          batch_size: examples per call and device; below `stems`, they are refined one by one. None takes `at_once` mixtures on a
+            CPU, and on an accelerator as many as `memory` holds, 64 examples at most.
           memory: bytes that a call may take on a device besides weights; None takes half of what is free.
           settings: what the program is made from beside this package's sources; None keeps none.
         """
@@ -85,7 +86,7 @@ class Network:
         self.mesh = Mesh(np.array(self.devices), ("devices",))
         self.weights = jax.device_put(weights, self._placed(PartitionSpec()))
         self.is_growing = batch_size is None and self.devices[0].platform != "cpu"
-        self.batch_size = batch_size or 2 * stems
+        self.batch_size = batch_size or at_once * stems
         self.memory = memory if memory is not None else free_memory(self.devices[0]) // 2
         self._programs: dict[tuple[int, int], Any] = {}  # by examples and samples
         self._read: dict[tuple[int, int], Path] = {}  # files of those that were kept
@@ -196,6 +197,7 @@ class Network:
             named.__name__ = f"separate_{version('msr_jax')}"  # a release compiles anew, and so is kept
             jitted = jax.jit(named, in_shardings=placed, out_shardings=self._placed(each))
             program = jitted.lower(*arguments).compile()
+            give_back_memory()
         if kept and len(_HITS) == hits:  # what JAX had kept cannot be written once more: its functions are missing then
             _write(kept, program)
         return program

@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 
 from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
-from msr_jax.models.backbone import make_backbone
+from msr_jax.models.backbone import compute_dtype, make_backbone, stored
 from msr_jax.models.interface import Backbone
-from msr_jax.runtime import clear, passing
+from msr_jax.runtime import clear, give_back_memory, passing
 from msr_jax.weights.streamed import write_tensors
 
 FORMAT = 1
+ALIGNED = 64  # bytes
 BUNDLED = Path(__file__).parents[1] / "bundled"  # the model that ships with the package
 NETWORKS = ("deterministic", "det_x2", "diffusion", "consistency", "target")
 # The fields of a config that a model needs to run; those of its training stay with the training.
@@ -159,10 +160,21 @@ def choose_stems(config: Mapping[str, Any], stems: Sequence[str]) -> list[int]:
     return [number for number, stem in enumerate(known) if stem in stems]
 
 
-def load_model(folder: str | Path, stems: Sequence[str] | None = None) -> Model:
-    """Read a model folder (or a training run's working directory); parameters stored in float16 come back in float32.
+def _aligned(tensor: np.ndarray) -> np.ndarray:
+    """The tensor, read-only, where JAX computes on a CPU with it as it lies there, without a copy of its own."""
+    raw = np.empty(tensor.nbytes + ALIGNED, np.uint8)
+    start = -raw.ctypes.data % ALIGNED
+    made = raw[start : start + tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+    made[...] = tensor
+    made.flags.writeable = False
+    return made
+
+
+def load_model(folder: str | Path, stems: Sequence[str] | None = None, dtype: str = "float32") -> Model:
+    """Read a model folder (or a training run's working directory), one tensor after another.
 
     Args:
+      dtype: parameters come in float32, as they are trained, or as `cast_params` would give them for inference at "bfloat16".
       stems: names of those that are wanted. A network that has a head for each of its stems comes without the others' heads,
         which are not read; its config then has these stems alone, and under `STEM_NUMBERS` which ones of the model's they are.
 
@@ -204,25 +216,30 @@ def load_model(folder: str | Path, stems: Sequence[str] | None = None) -> Model:
     numbers = None if stems is None else choose_stems(config, stems)
     has_heads = "num_stems" in config["model"]
     weights = {}
+    computed = compute_dtype(dtype)
     for name in config["networks"]:
         path = folder / f"{name}.safetensors"
         try:
             with safe_open(path, "np") as file:
-                found = {key: file.get_slice(key) for key in file.keys()}
-                shapes = {key: _Shaped(tuple(part.get_shape())) for key, part in found.items()}
+                shapes = {key: _Shaped(tuple(file.get_slice(key).get_shape())) for key in file.keys()}
+                kinds = {key: file.get_slice(key).get_dtype() for key in shapes}
                 check_tensors(shapes, parameter_shapes(backbone, name), str(path))
-                odd = [key for key, part in found.items() if part.get_dtype() not in ("F32", "F16")]
+                odd = [key for key, kind in kinds.items() if kind not in ("F32", "F16")]
                 if odd:
-                    kind = found[odd[0]].get_dtype()
+                    kind = kinds[odd[0]]
                     raise UserError(f"{path} holds {kind} in {odd[0]}; parameters must be float32 or float16")
-                heads = [key for key in found if has_heads and key.startswith(OF_STEMS)] if numbers is not None else []
-                tensors = {
-                    key: np.stack([part[k] for k in numbers or ()]) if key in heads else file.get_tensor(key)
-                    for key, part in found.items()
-                }
+                heads = [key for key in shapes if has_heads and key.startswith(OF_STEMS)] if numbers is not None else []
+            tensors = {}
+            for key in shapes:
+                # Opened for every tensor: what has been read of a file stays in this process's memory until it is closed.
+                with safe_open(path, "np") as file:
+                    part = file.get_slice(key)
+                    tensor = np.stack([part[k] for k in numbers or ()]) if key in heads else part[...]
+                tensors[key] = _aligned(stored(key, tensor, computed, backbone.looped))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}); fetch or save the model again") from error
-        weights[name] = unflatten({k: v.astype(np.float32, copy=False) for k, v in tensors.items()})
+        weights[name] = unflatten(tensors)
+    give_back_memory()
     if numbers is not None and has_heads:
         config = {**config, "stems": [config["stems"][k] for k in numbers], STEM_NUMBERS: numbers}
         config["model"] = {**config["model"], "num_stems": len(numbers)}
