@@ -274,9 +274,25 @@ def keep_compiled_programs() -> None:
     from importlib.metadata import version
 
     folder = home() / "compiled" / f"jaxlib-{version('jaxlib')}-{processor()}"
+    _clear_half_kept(folder)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def _clear_half_kept(folder: Path) -> None:
+    """Remove programs that a killed process or a full disk left half-written: JAX writes the `-atime` of one after it.
+
+    JAX would warn of them at every start, never write them anew, and fail to make room for others.
+    """
+    kept = [path for path in folder.glob("*-cache") if not path.with_name(f"{path.name[:-6]}-atime").exists()]
+    if kept:
+        from filelock import FileLock, Timeout
+
+        with suppress(OSError, Timeout), FileLock(folder / ".lockfile", timeout=0):  # JAX's: nobody writes
+            for path in kept:
+                if not path.with_name(f"{path.name[:-6]}-atime").exists():
+                    clear(path)
 
 
 def processor() -> str:

@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM end a command within two seconds, whatever it is doing, and leave nothing half-written."""
 
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from msr_jax.runtime import clear_left_over, passing, saying
+from msr_jax.runtime import clear_left_over, keep_compiled_programs, passing, saying
 
 # A command in C code that neither returns nor looks for signals, as a compiled call or the compiler.
 DEAF = """
@@ -87,6 +89,29 @@ def test_what_a_killed_process_left_is_cleared_and_what_others_write_is_not(tmp_
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
     clear_left_over(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[2:])
+
+
+def test_programs_that_a_killed_process_left_half_kept_are_removed_unless_another_is_writing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MSR_HOME", str(tmp_path))
+    for name in ("MAX_SIZE", "DIR"):  # set below, given back after the test
+        monkeypatch.setenv(f"JAX_COMPILATION_CACHE_{name}", "")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+    def kept():
+        del os.environ["JAX_COMPILATION_CACHE_DIR"]
+        keep_compiled_programs()
+        return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+    folder = kept()
+    folder.mkdir(parents=True)
+    for name in ("whole-cache", "whole-atime", "half-cache"):
+        (folder / name).write_bytes(b"12345678")
+    with open(folder / ".lockfile", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept()
+        assert (folder / "half-cache").exists()
+    kept()
+    assert {p.name for p in folder.glob("[a-z]*")} == {"whole-cache", "whole-atime"}
 
 
 @pytest.mark.parametrize("seconds, is_said", [(0.0, False), (0.2, True)])
