@@ -210,6 +210,16 @@ def test_a_manifest_whose_fields_are_of_another_kind_is_refused(records, tmp_pat
         RecordSource(tmp_path / "records", "train")
 
 
+@pytest.mark.parametrize("put", [lambda p: None, lambda p: p.mkdir(), lambda p: p.symlink_to("nowhere")])
+def test_a_shard_that_is_gone_or_no_file_is_lacking(written, tmp_path, put):
+    folder = shutil.copytree(written, tmp_path / "records")
+    (shard,) = folder.glob("*.array_record-*")
+    shard.unlink()
+    put(shard)
+    with pytest.raises(UserError, match=f"lacks the shard {shard.name}"):
+        RecordSource(folder, "train")
+
+
 def test_a_schema_that_tfds_cannot_read_is_refused(records, tmp_path):
     shutil.copytree(records, tmp_path / "records")
     path = tmp_path / "records" / "dataset_info.json"

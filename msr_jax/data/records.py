@@ -166,13 +166,19 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 def check_shards(folder: str | Path, manifest: Mapping[str, Any]) -> None:
     """Raises UserError unless the shards in a folder are those of its manifest, each of the right size."""
     folder, listed = Path(folder), manifest["shards"]
-    found = {f.name for f in folder.iterdir() if ".array_record-" in f.name}
-    for name in sorted(found - set(listed)):
+    try:
+        # Of a folder, or of a link to nowhere, there is no size.
+        found = {
+            f.name: f.stat().st_size if f.is_file() else None for f in folder.iterdir() if ".array_record-" in f.name
+        }
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from error
+    for name in sorted(found.keys() - listed.keys()):
         raise UserError(f"{folder / name} is not in {MANIFEST}; prepare the data again, or remove that file")
     for name, (size, _) in sorted(listed.items()):
-        if name not in found:
+        if found.get(name) is None:
             raise UserError(f"{folder} lacks the shard {name}; prepare the data again")
-        if (folder / name).stat().st_size != size:
+        if found[name] != size:
             raise UserError(
                 f"{folder / name} has not the {size} bytes that it was written with; prepare the data again"
             )
