@@ -123,7 +123,8 @@ def test_separation_is_measured_beside_an_older_build(tmp_path, monkeypatch):
     seen = []
 
     def run(build, songs, out, refine, byte_code):
-        seen.append((build.sources and build.sources.name, build.home.name, refine, [song.exists() for song in songs]))
+        there = [song.exists() for song in songs]
+        seen.append((build.sources and build.sources.name, build.home.name, refine, there, build.options))
         is_older = build.home.name.endswith("_older")
         return Run(*((2.0, 2.0, 3.0, 10**9) if is_older else (1.0, 0.5, 1.5, 10**8)))
 
@@ -133,10 +134,13 @@ def test_separation_is_measured_beside_an_older_build(tmp_path, monkeypatch):
     assert main([*argv, "--json", str(tmp_path / "b.json")]) == 0
     rows = {row["name"]: row for row in json.loads((tmp_path / "b.json").read_text())["rows"]}
     cases = ["none_3s", "consistency_3s", "first_run_3s", "second_run_3s"]
-    assert list(rows) == [case + ending for case in cases for ending in ("", "_older")]
-    assert all(rows[case]["speedup_over_peer"] == 2 and rows[case]["rtf"] == pytest.approx(1 / 3) for case in cases)
+    long, short = ("", "_one_mask", "_older"), ("", "_older")
+    assert list(rows) == [case + ending for case in cases for ending in (short if "run" in case else long)]
+    own = [row for name, row in rows.items() if not name.endswith("_older")]
+    assert all(row["speedup_over_peer"] == 2 and row["rtf"] == pytest.approx(1 / 3) for row in own)
+    assert [options for *_, options in seen if options] == [("--one-mask",)] * 4
     assert rows["consistency_3s"]["share_of_matmul_rate"] > 2 * rows["none_3s"]["share_of_matmul_rate"] > 0
-    assert all(all(songs) for *_, songs in seen) and {"old", Path(separate.__file__).parents[2].name} == {
+    assert all(all(songs) for *_, songs, _ in seen) and {"old", Path(separate.__file__).parents[2].name} == {
         s[0] for s in seen
     }
 

@@ -1,8 +1,8 @@
 """`msr separate` as a whole, with the bundled model, beside an older build of this package.
 
 Every run is a process of its own: what a user waits for, from the command to the stems on disk. The builds take turns. Each has a
-folder of its own for what it keeps; byte code is kept, as installers leave it. A long stereo song runs with all of that there, a
-short one the first time (nothing kept) and the second.
+folder of its own for what it keeps; byte code is kept, as installers leave it. A long stereo song runs with all of that there, once
+more with `--one-mask`, a short one the first time (nothing kept) and the second.
 
 With `--tracks`, songs are made of their mixtures, and the tracks are separated by both builds and scored.
 """
@@ -27,7 +27,7 @@ RATE = 44_100  # Hz of the songs
 LONG, SHORT = 180.0, 13.0  # seconds
 TINY = 3.0  # seconds of both
 REFINED = ("none", "consistency")
-OWN, OLDER = "", "_older"  # what a row's name ends with
+OWN, ONE_MASK, OLDER = "", "_one_mask", "_older"  # what a row's name ends with
 
 
 class Build(NamedTuple):
@@ -36,6 +36,7 @@ class Build(NamedTuple):
     python: str
     sources: Path | None
     home: Path  # for what it keeps
+    options: tuple[str, ...] = ()
 
 
 class Run(NamedTuple):
@@ -89,7 +90,7 @@ def run_build(build: Build, songs: Sequence[Path], out: Path, refine: str, byte_
         environment["PYTHONPATH"] = str(build.sources)
     # Not `-m`: that would put the folder that one is in before the sources.
     command = [build.python, "-c", "import sys; from msr_jax.cli import main; sys.exit(main())", "separate"]
-    command += [*map(str, songs), "-o", str(out), "--refine", refine]
+    command += [*map(str, songs), "-o", str(out), "--refine", refine, *build.options]
     first = None
     with tempfile.TemporaryFile() as told:
         started = time.perf_counter()
@@ -192,7 +193,8 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         mixtures.append(load_references(track, stems, RATE, channels).sum(0).T)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        builds = {OWN: Build(sys.executable, Path(__file__).resolve().parents[2], folder / "home")}
+        own = Build(sys.executable, Path(__file__).resolve().parents[2], folder / "home")
+        builds = {OWN: own, ONE_MASK: own._replace(options=("--one-mask",))}
         if args.against:
             builds[OLDER] = older_build(args.against, folder)
         songs = {seconds: make_song(folder / f"song_{seconds:g}.wav", seconds, mixtures) for seconds in (long, short)}
@@ -208,12 +210,14 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         for build in builds.values():  # byte code, and compiled programs where a build keeps them
             for refine in REFINED:
                 once(build, refine, long)
+        endings = {case: [e for e in builds if "run" not in case or e != ONE_MASK] for case in cases}
         measure = matmul_rate("float32", 256 if args.tiny else 2048)
         runs: dict[str, list[Run]] = {}
         rates: dict[str, list[float]] = {}
         for _ in range(args.repeats):
             for case, (refine, seconds) in cases.items():
-                for ending, build in builds.items():
+                for ending in endings[case]:
+                    build = builds[ending]
                     if case.startswith("first"):
                         build = build._replace(home=folder / f"empty{ending}")
                         shutil.rmtree(build.home, ignore_errors=True)
@@ -227,7 +231,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     median = lambda name, field: statistics.median(getattr(run, field) for run in runs[name])
     rows = []
     for case, (refine, seconds) in cases.items():
-        for ending in builds:
+        for ending in endings[case]:
             key = case + ending
             took, older = median(key, "seconds"), case + OLDER
             score = scores.get(refine + ending) if seconds == long and "run" not in case else None
@@ -236,10 +240,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 {
                     "name": key,
                     "seconds": took,
-                    "speedup_over_peer": median(older, "seconds") / took if ending == OWN and older in runs else None,
+                    "speedup_over_peer": median(older, "seconds") / took if ending != OLDER and older in runs else None,
                     "cpu_seconds": median(key, "cpu"),
                     "cpu_speedup_over_peer": median(older, "cpu") / median(key, "cpu")
-                    if ending == OWN and older in runs
+                    if ending != OLDER and older in runs
                     else None,
                     "peak_memory_bytes": max(run.peak for run in runs[key]),
                     "rtf": took / seconds,

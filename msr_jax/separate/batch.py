@@ -21,7 +21,7 @@ from msr_jax.weights.registry import find_named
 
 # Options that are told of every song, beside what the model makes of those that are left out.
 TOLD = (
-    "stems", "steps", "seed", "dtype", "demix", "shifts", "mixture_consistent", "residual", "format", "bits", "peak"
+    "stems", "steps", "seed", "dtype", "demix", "shifts", "one_mask", "mixture_consistent", "residual", "format", "bits", "peak"
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def separator_of(args: argparse.Namespace) -> Separator | Ensemble:
         raise UserError("--num-overlap, --chunk-batch, --bigshifts and --tta go with --demix")
     options: dict[str, Any] = {"refine": args.refine, "num_steps": args.steps, "seed": args.seed, "dtype": args.dtype}
     options |= {"overlap": args.overlap, "segments": args.segments, "shifts": args.shifts, "memory": args.memory}
-    options |= {"reference": reference if args.demix else None}
+    options |= {"one_mask": args.one_mask, "reference": reference if args.demix else None}
     options["stems"] = [name.strip() for name in args.stems.split(",")] if args.stems is not None else None
     whole = {"mixture_consistent": args.mixture_consistent, "residual": args.residual}
     if not args.ensemble:

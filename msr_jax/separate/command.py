@@ -87,6 +87,11 @@ def parser_of() -> argparse.ArgumentParser:
         help=f"of what it takes at a time, 0 to 0.5 (default: the model's own, else {OVERLAP:g}; less is faster); joints are "
         "cross-faded over 5 ms at least",
     )
+    parser.add_argument(
+        "--one-mask",
+        action="store_true",
+        help="of a mono model such as the bundled one: one run for all channels; stereo takes half the time and is a little worse",
+    )
     parser.add_argument("--no-tags", action="store_true", help="leave out the song's title, artist, cover and so on")
     parser.add_argument(
         "--stems", metavar="A,B", help="those alone; where a network has a head for each, only theirs run"

@@ -24,6 +24,7 @@ from msr_jax.separate.demix import Demix, demix
 from msr_jax.separate.interface import AudioSeparator
 from msr_jax.separate.mixture import OFFSET_REACH, SHARE_SECONDS, Original, as_the_song, without_offset
 from msr_jax.separate.network import Network
+from msr_jax.separate.one_mask import with_one_mask
 from msr_jax.weights.model_folder import (
     BUNDLED,
     DEFAULT_OVERLAP,
@@ -66,6 +67,7 @@ class Separator(AudioSeparator):
         segments: int | None = None,
         shifts: int = 1,
         memory: int | None = None,
+        one_mask: bool = False,
     ):
         """`overlap`: of neighbouring chunks, as a fraction. `segments`: chunks are so many segments of training's length, as many as
         a short song needs. None takes what the model's folder names, else half and 1.
@@ -109,6 +111,9 @@ class Separator(AudioSeparator):
             reference.check()
             if shifts > 1:
                 raise UserError("the reference chunking has shifts of its own, by bigshifts; leave shifts out")
+        if one_mask and config["channels"] > 1:
+            raise UserError("the model takes both channels of a song in one run; leave one_mask out")
+        self.one_mask = one_mask
         self.config, self.refine, self.num_steps, self.seed = config, refine, num_steps, seed
         self.reference, self.shifts = reference, shifts
         self.separated = [stem for stem in config["stems"] if stems is None or stem in stems]  # what the network gives
@@ -136,9 +141,10 @@ class Separator(AudioSeparator):
         refiner = lambda one_by_one: make_refiner(config, backbone, refine, num_steps, one_by_one, chosen)
         refiner(False)  # what is wrong with the number of steps shows here
         is_own = BACKBONES[config["model"]["name"]].__module__.startswith("msr_jax.")
-        settings = {"config": config, "refine": refine, "num_steps": num_steps, "stems": chosen}
+        settings = {"config": config, "refine": refine, "num_steps": num_steps, "stems": chosen, "one_mask": one_mask}
+        masked = with_one_mask if one_mask else lambda function: function
         self.network = Network(
-            lambda one_by_one: batch_function(refiner(one_by_one)),
+            lambda one_by_one: masked(batch_function(refiner(one_by_one))),
             weights,
             len(self.separated),
             batch_size,
@@ -147,6 +153,10 @@ class Separator(AudioSeparator):
             f"the network for {len(self.separated)} stems (refinement: {refine})",
             at_once=1 if backbone.stems_together else 2,  # those take their tokens a few at a time by themselves
         )
+
+    def _at_once(self, channels: int) -> int:
+        """How many channels of a song one run takes."""
+        return channels if self.one_mask else self.config["channels"]
 
     def _chunk(self, frames: float | None) -> tuple[int, int]:
         """Length and overlap in samples of the chunks for a song of so many; a few lengths, since each is compiled for."""
@@ -162,7 +172,7 @@ class Separator(AudioSeparator):
         Silence needs no network and stays what it is, but in the reference's chunking.
         """
         count, samples, channels = chunks.shape
-        groups = channel_groups(channels, self.config["channels"])  # (groups, the model's channels)
+        groups = channel_groups(channels, self._at_once(channels))  # (groups, channels of a run)
         index = np.stack(np.unravel_index(np.arange(count * len(groups)), (count, len(groups))), -1)
         if not self.reference:
             index = index[[chunks[chunk][:, groups[group]].any() for chunk, group in index]]
@@ -220,8 +230,9 @@ class Separator(AudioSeparator):
             return
         moving = SHIFT_SECONDS * self.sample_rate if self.shifts > 1 else 0
         chunk, overlap = self._chunk(None if frames is None else frames + moving)
-        per_call = self.network.mixtures_per_call(chunk, self.config["channels"])
-        group = 1 if is_live else max(1, per_call // len(channel_groups(channels, self.config["channels"])))
+        at_once = self._at_once(channels)
+        per_call = self.network.mixtures_per_call(chunk, at_once)
+        group = 1 if is_live else max(1, per_call // len(channel_groups(channels, at_once)))
         songs = shared(without_offset(blocks, self.sample_rate), self.shifts)
         with ExitStack() as stack:
             runs = []

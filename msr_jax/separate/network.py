@@ -88,8 +88,8 @@ class Network:
         self.is_growing = batch_size is None and self.devices[0].platform != "cpu"
         self.batch_size = batch_size or at_once * stems
         self.memory = memory if memory is not None else free_memory(self.devices[0]) // 2
-        self._programs: dict[tuple[int, int], Any] = {}  # by examples and samples
-        self._read: dict[tuple[int, int], Path] = {}  # files of those that were kept
+        self._programs: dict[tuple[int, ...], Any] = {}  # by examples, samples and channels
+        self._read: dict[tuple[int, ...], Path] = {}  # files of those that were kept
         self._compiling = threading.Lock()
 
     def _mixtures(self, batch_size: int) -> int:
@@ -102,7 +102,7 @@ class Network:
 
     def lengths(self) -> list[int]:
         """Samples of the mixtures that there are programs for."""
-        return sorted({samples for _, samples in self._programs})
+        return sorted({samples for _, samples, _ in self._programs})
 
     def __call__(self, mixtures: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
         """Mixtures (n, time, channels) and each one's place in its song (n, 2) -> stems (n, stems, time, channels).
@@ -136,7 +136,7 @@ class Network:
         with self._compiling:
             while True:
                 batch_size = self.batch_size
-                program = self._programs.get((batch_size, shape[0]))
+                program = self._programs.get((batch_size, *shape))
                 if program is not None:
                     return batch_size, program
                 program = self._compile(batch_size, shape)
@@ -144,7 +144,7 @@ class Network:
                 if needed > self.memory and batch_size > 1 and batch_size >= self.stems:
                     self._halve(batch_size, f"a call takes {needed / 1e9:.3g} GB of the {self.memory / 1e9:.3g} GB for")
                     continue
-                self._programs[batch_size, shape[0]] = program
+                self._programs[batch_size, *shape] = program
                 if not self.is_growing:
                     return batch_size, program
                 self.is_growing = False
@@ -163,7 +163,7 @@ class Network:
     def _forget(self, batch_size: int, shape: tuple[int, ...], program: Any) -> bool:
         """Drop a program that was read from a file, which may be why it fails; whether it was, or another thread has dropped it."""
         with self._compiling:
-            key = batch_size, shape[0]
+            key = batch_size, *shape
             if self._programs.get(key) is not program:
                 return True
             path = self._read.pop(key, None)
@@ -183,7 +183,7 @@ class Network:
         kept = self._kept(batch_size, shape)
         program = kept and _read(kept, arguments, self.devices)
         if kept and program:
-            self._read[batch_size, shape[0]] = kept
+            self._read[batch_size, *shape] = kept
             return program
         hits = len(_HITS)
         with saying(f"compiling {self.name}; it is kept for the next time"):
