@@ -28,6 +28,7 @@ TINY = {
     "resnet_groups": 4,
 }
 PEER = {"float32": "peer_float32", "bfloat16": "peer_bfloat16_autocast"}
+OWN_FIELDS = ("name", "zero_init_output", "remat", "lora_rank")  # of a config's model that the peer has not
 
 
 def _sizes(is_tiny: bool) -> tuple[dict[str, Any], int]:
@@ -66,7 +67,7 @@ def _torch_pass(precision: str, is_tiny: bool) -> tuple[Callable[[], None], int]
 
     torch.set_num_threads(THREADS)
     sizes, samples = _sizes(is_tiny)
-    sizes = {k: v for k, v in sizes.items() if k not in ("name", "zero_init_output", "remat")}
+    sizes = {k: v for k, v in sizes.items() if k not in OWN_FIELDS}
     fixed = {
         "patch_blocks": 1,
         "kernel_sizes_init": [1, 3, 7],

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -106,7 +107,9 @@ def _import_torch() -> Any:
 def _save_torch(state: dict[str, Any], is_lightning: bool) -> Callable[[Path], None]:
     torch = _import_torch()
     shared: dict[int, Any] = {}  # an array that stands twice is written once
-    tensors = {k: shared.setdefault(id(v), torch.from_numpy(v)) for k, v in state.items()}
+    with warnings.catch_warnings():  # of arrays that cannot be written to, which nothing here does
+        warnings.simplefilter("ignore", UserWarning)
+        tensors = {k: shared.setdefault(id(v), torch.from_numpy(v)) for k, v in state.items()}
     whole = {"state_dict": tensors, "pytorch-lightning_version": LIGHTNING_VERSION} if is_lightning else tensors
     return lambda path: torch.save(whole, path)
 
