@@ -118,6 +118,18 @@ def test_unreadable_files_are_named_with_a_reason(tmp_path):
             read_audio(pipe)
 
 
+def test_what_is_no_sound_is_not_written_and_an_mp3_is_60_db_over_full_scale_at_most(tmp_path):
+    for value in (np.nan, np.inf):
+        with pytest.raises(UserError, match="it would hold NaN or infinite samples"):
+            with AudioWriter(tmp_path / "a.wav", RATE, 2) as writer:
+                writer.write(np.full((10, 2), value, np.float32))
+    assert not list(tmp_path.iterdir())
+    for name, gain in (("most.mp3", 2000.0), ("more.mp3", 20_000.0)):
+        with AudioWriter(tmp_path / name, RATE, 2) as writer:
+            writer.write(np.sign(tone()).astype(np.float32) * gain)
+    assert (tmp_path / "most.mp3").read_bytes() == (tmp_path / "more.mp3").read_bytes()
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3"])
 def test_what_comes_out_of_an_open_pipe_is_read_as_from_a_file(tmp_path, suffix):
     soundfile.write(tmp_path / f"a.{suffix}", tone()[:4000], RATE)

@@ -246,6 +246,9 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
     return np.concatenate(list(read_blocks(path, 1 << 20))), audio_info(path).sample_rate
 
 
+MP3_LOUDEST = 1000.0  # 60 dB over full scale
+
+
 class _Sink(io.FileIO):
     """A file to be written that keeps its first error: libsndfile tells of none that its encoders meet at the end."""
 
@@ -275,7 +278,8 @@ class AudioWriter:
     silence. What is written depends on the arguments alone, not on the time.
 
     Raises:
-      UserError: another suffix, the place cannot be written, or a WAV file of unknown length passes 4 GB.
+      UserError: another suffix, the place cannot be written, NaN or infinite samples, or a WAV file of unknown length that
+        passes 4 GB.
     """
 
     def __init__(
@@ -324,6 +328,10 @@ class AudioWriter:
 
     def write(self, audio: np.ndarray) -> None:
         """Append (samples, channels) float32."""
+        if not np.isfinite(audio).all():
+            raise UserError(f"cannot write {self.path}: it would hold NaN or infinite samples")
+        if self.kind == "MP3":  # its encoder ends the process for samples that are far louder still
+            audio = np.clip(audio, -MP3_LOUDEST, MP3_LOUDEST)
         if self.subtype not in ("FLOAT", "DOUBLE"):
             self.clipped += int(np.count_nonzero(np.abs(audio) > 1))
         if self.noise is not None:
