@@ -220,11 +220,18 @@ def test_a_shard_that_is_gone_or_no_file_is_lacking(written, tmp_path, put):
         RecordSource(folder, "train")
 
 
-def test_a_schema_that_tfds_cannot_read_is_refused(records, tmp_path):
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda held: held["features"].update(pythonClassName="nodots"),
+        lambda held: [split.update(filepathTemplate="{NOTHING}") for split in held["splits"]],
+    ],
+)
+def test_a_schema_or_splits_that_tfds_cannot_read_are_refused(records, tmp_path, spoil):
     shutil.copytree(records, tmp_path / "records")
     path = tmp_path / "records" / "dataset_info.json"
     held = json.loads(path.read_text())
-    held["features"]["pythonClassName"] = "nodots"
+    spoil(held)
     path.write_text(json.dumps(held))
     with pytest.raises(UserError, match="does not describe records that can be read"):
         RecordSource(tmp_path / "records", "train")

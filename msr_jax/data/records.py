@@ -200,14 +200,15 @@ class RecordSource:
         check_shards(folder, self.manifest)
         try:
             builder = tfds.builder_from_directory(str(folder))
+            splits = list(builder.info.splits)
+            self._data: Any = builder.as_data_source(split) if split in splits else None
         except Exception as error:  # it reads classes and shapes from the JSON files, and fails on others in any way
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(
                 f"{folder} does not describe records that can be read ({reason}); prepare the data again"
             ) from error
-        if split not in builder.info.splits:
-            raise UserError(f"{folder} has no split '{split}'; it has {', '.join(builder.info.splits)}")
-        self._data: Any = builder.as_data_source(split)
+        if self._data is None:
+            raise UserError(f"{folder} has no split '{split}'; it has {', '.join(splits)}")
         self.tracks: list[tuple[str, int]] = [(name, length) for name, length in self.manifest["tracks"][split]]
         counts = [count_records(n, self.manifest["hop"], self.manifest["samples"]) for _, n in self.tracks]
         self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
