@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from msr_jax.models.backbone import cast_params, make_backbone
 from msr_jax.models.platform import traced_for
@@ -27,6 +28,11 @@ def test_gradients_go_through_a_loop_that_is_not_fixed():
     double = lambda xs: map_slices(lambda x: 2 * x["a"] * x["b"].astype(jnp.bfloat16), xs, is_fixed=False)
     gradient = jax.grad(lambda xs: double(xs).astype(jnp.float32).sum())(XS)["a"]
     np.testing.assert_array_equal(gradient, 2 * XS["b"][:, None].repeat(6, 1))
+
+
+def test_a_gradient_through_bits_is_an_error_and_not_zero():
+    with pytest.raises(TypeError, match="stored in bfloat16 has no gradient on a CPU"):
+        jax.grad(lambda a: scan_slices(body, 0.0, {**XS, "a": a}, is_fixed=True)[1]["wide"].sum())(XS["a"])
 
 
 def test_a_networks_stacks_stay_narrow_and_accelerators_get_them_as_they_are(bfloat16_units):

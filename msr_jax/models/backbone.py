@@ -58,10 +58,15 @@ def stored(name: str, leaf: Any, computed: jnp.dtype, looped: tuple[str, ...]) -
     """One parameter by the name of its path, for inference in `computed`, see `cast_params`."""
     if leaf.dtype == BITS:
         return leaf
-    leaf = leaf.astype(computed if leaf.ndim > 1 else jnp.float32, copy=False)
+    leaf = leaf.astype(stored_dtype(leaf.ndim, computed), copy=False)
     if leaf.dtype == jnp.bfloat16 and platform() == "cpu" and name.startswith(looped):
         return leaf.view(BITS)
     return leaf
+
+
+def stored_dtype(axes: int, computed: jnp.dtype) -> jnp.dtype:
+    """Of a parameter of so many axes, for inference in `computed`."""
+    return computed if axes > 1 else jnp.dtype(jnp.float32)
 
 
 def copy_shared(params: Mapping[str, Any], source: Mapping[str, Any], keep_zeros: bool = False) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from msr_jax.models.slices import is_narrow, map_slices, scan_slices
 Array = jax.Array
 Params = Mapping[str, Any]
 AXES = ("linear", "time", "freq")  # in the order that a layer runs them
+# Parameters with a first axis that a loop runs over.
 LOOPED = ("layers/", "mask_estimators/", "adapters/time/", "adapters/freq/")
 INNER = {"timed", "conditioned", "dtype", "parent", "name"}  # fields of the module that are no sizes
 

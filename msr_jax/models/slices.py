@@ -22,7 +22,7 @@ def scan_slices(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any,
     """`lax.scan(body, init, xs)`.
 
     Args:
-      is_fixed: no gradient is wanted of xs or of what the loop gathers; there is none through integers.
+      is_fixed: no gradient is wanted of xs or of what the loop gathers; there is none through integers, and a TypeError says so.
     """
     if platform() != "cpu" or not is_fixed:
         return lax.scan(body, init, xs)
@@ -40,9 +40,19 @@ def map_slices(function: Callable[[Any], Any], xs: Any, is_fixed: bool) -> Any:
     return scan_slices(lambda _, x: ((), function(x)), (), xs, is_fixed)[1]
 
 
+@jax.custom_jvp
+def _bits(x: Array) -> Array:
+    return lax.bitcast_convert_type(x, BITS)
+
+
+@_bits.defjvp
+def _no_gradient(primals: Any, tangents: Any) -> Any:  # JAX's own would be zero, without a word
+    raise TypeError("a network whose parameters are stored in bfloat16 has no gradient on a CPU; give it float32 ones")
+
+
 def pack(tree: Any) -> Any:
     """The tree, arrays of bfloat16 as their bits."""
-    return jax.tree.map(lambda a: lax.bitcast_convert_type(a, BITS) if a.dtype == jnp.bfloat16 else a, tree)
+    return jax.tree.map(lambda a: _bits(a) if a.dtype == jnp.bfloat16 else a, tree)
 
 
 def unpack(tree: Any) -> Any:

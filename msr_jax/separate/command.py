@@ -90,7 +90,7 @@ def parser_of() -> argparse.ArgumentParser:
     parser.add_argument(
         "--one-mask",
         action="store_true",
-        help="of a mono model such as the bundled one: one run for all channels; stereo takes half the time and is a little worse",
+        help="of a mono model such as the bundled one: one run for all channels; about half the time for stereo, and worse the wider it is",
     )
     parser.add_argument("--no-tags", action="store_true", help="leave out the song's title, artist, cover and so on")
     parser.add_argument(

@@ -73,8 +73,7 @@ class Separator(AudioSeparator):
         a short song needs. None takes what the model's folder names, else half and 1.
 
         `batch_size`: examples per network call and device (stems × mixtures); it changes speed and memory, not the result. Below
-        the number of stems, they are refined one by one. None takes one or two mixtures, on accelerators as many
-        as fit.
+        the number of stems, they are refined one by one. None takes one or two mixtures, on accelerators as many as fit.
         `memory`: bytes that a call may take on a device; None is half of what is free. A batch that takes more is halved.
 
         `dtype`: precision of the networks' products and activations; "bfloat16" is faster where the device
@@ -85,6 +84,7 @@ class Separator(AudioSeparator):
         `stems`: which of the model's are wanted; None is all.
         `shifts`: the mean of so many runs, the first of the song as it is, the others of the song moved by up to half a second; by
         how much follows from the seed. So many times slower.
+        `one_mask`: of a mono model, one run for all channels of a song, see the module of that name.
         """
         config = model.config
         chosen = None if stems is None else choose_stems(config, stems)
@@ -151,11 +151,11 @@ class Separator(AudioSeparator):
             memory,
             {**settings, "dtype": str(compute_dtype(dtype))} if is_own else None,
             f"the network for {len(self.separated)} stems (refinement: {refine})",
-            at_once=1 if backbone.stems_together else 2,  # those take their tokens a few at a time by themselves
+            mixtures=1 if backbone.stems_together else 2,  # those take their tokens a few at a time by themselves
         )
 
-    def _at_once(self, channels: int) -> int:
-        """How many channels of a song one run takes."""
+    def _channels_of_run(self, channels: int) -> int:
+        """How many of a song's channels go through the network together."""
         return channels if self.one_mask else self.config["channels"]
 
     def _chunk(self, frames: float | None) -> tuple[int, int]:
@@ -172,7 +172,7 @@ class Separator(AudioSeparator):
         Silence needs no network and stays what it is, but in the reference's chunking.
         """
         count, samples, channels = chunks.shape
-        groups = channel_groups(channels, self._at_once(channels))  # (groups, channels of a run)
+        groups = channel_groups(channels, self._channels_of_run(channels))  # (groups, channels of a run)
         index = np.stack(np.unravel_index(np.arange(count * len(groups)), (count, len(groups))), -1)
         if not self.reference:
             index = index[[chunks[chunk][:, groups[group]].any() for chunk, group in index]]
@@ -230,7 +230,7 @@ class Separator(AudioSeparator):
             return
         moving = SHIFT_SECONDS * self.sample_rate if self.shifts > 1 else 0
         chunk, overlap = self._chunk(None if frames is None else frames + moving)
-        at_once = self._at_once(channels)
+        at_once = self._channels_of_run(channels)
         per_call = self.network.mixtures_per_call(chunk, at_once)
         group = 1 if is_live else max(1, per_call // len(channel_groups(channels, at_once)))
         songs = shared(without_offset(blocks, self.sample_rate), self.shifts)

@@ -69,24 +69,26 @@ class Network:
         memory: int | None = None,
         settings: Mapping[str, Any] | None = None,
         name: str = "the network",
-        at_once: int = 2,
+        mixtures: int = 2,
     ):
         """
         Args:
           function: makes what runs; its argument is whether stems are refined one by one.
           weights: parameters as it takes them.
           stems: examples that a mixture becomes, at most.
-          batch_size: examples per call and device; below `stems`, they are refined one by one. None takes `at_once` mixtures on a
-            CPU, and on an accelerator as many as `memory` holds, 64 examples at most.
+          batch_size: examples per call and device; below `stems`, they are refined one by one. None takes `mixtures`
+            of them on a CPU, and on an accelerator as many as `memory` holds, 64 examples at most.
           memory: bytes that a call may take on a device besides weights; None takes half of what is free.
           settings: what the program is made from beside this package's sources; None keeps none.
+          name: what is said to be compiled.
+          mixtures: that a call on a CPU takes where no batch size is named.
         """
         self.function, self.stems, self.settings, self.name = function, stems, settings, name
         self.devices = local_devices()
         self.mesh = Mesh(np.array(self.devices), ("devices",))
         self.weights = jax.device_put(weights, self._placed(PartitionSpec()))
         self.is_growing = batch_size is None and self.devices[0].platform != "cpu"
-        self.batch_size = batch_size or at_once * stems
+        self.batch_size = batch_size or mixtures * stems
         self.memory = memory if memory is not None else free_memory(self.devices[0]) // 2
         self._programs: dict[tuple[int, ...], Any] = {}  # by examples, samples and channels
         self._read: dict[tuple[int, ...], Path] = {}  # files of those that were kept

@@ -1,4 +1,4 @@
-"""Stems of all channels of a song from one run of a mono model: half the time for stereo, and a little worse.
+"""Stems of all channels of a song from one run of a mono model: about half the time for stereo, and worse the wider it is.
 
 The network separates the channels' mean. What a channel is beside that mean is shared out among the stems by how loud each is
 in the separated mean, bin by bin of a spectrum (a mask); a song whose channels are equal comes out as from the network.

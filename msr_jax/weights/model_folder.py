@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,16 @@ from safetensors import SafetensorError, safe_open
 
 from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
-from msr_jax.models.backbone import compute_dtype, make_backbone, stored
+from msr_jax.models.backbone import compute_dtype, make_backbone, stored, stored_dtype
 from msr_jax.models.interface import Backbone
 from msr_jax.runtime import clear, give_back_memory, passing
 from msr_jax.weights.streamed import write_tensors
 
 FORMAT = 1
-ALIGNED = 64  # bytes
+MAPPED = (
+    2**26
+)  # bytes, after which a file is opened anew: what was read of a mapped file stays in memory until it is closed
+ALIGNED = 64  # bytes, which JAX asks of memory that it takes over
 BUNDLED = Path(__file__).parents[1] / "bundled"  # the model that ships with the package
 NETWORKS = ("deterministic", "det_x2", "diffusion", "consistency", "target")
 # The fields of a config that a model needs to run; those of its training stay with the training.
@@ -160,18 +163,36 @@ def choose_stems(config: Mapping[str, Any], stems: Sequence[str]) -> list[int]:
     return [number for number, stem in enumerate(known) if stem in stems]
 
 
-def _aligned(tensor: np.ndarray) -> np.ndarray:
-    """The tensor, read-only, where JAX computes on a CPU with it as it lies there, without a copy of its own."""
-    raw = np.empty(tensor.nbytes + ALIGNED, np.uint8)
+def _aligned(tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The tensor in `dtype`, read-only, where JAX computes on a CPU with it as it lies there, without a copy of its own."""
+    size = tensor.size * dtype.itemsize
+    raw = np.empty(size + ALIGNED, np.uint8)
     start = -raw.ctypes.data % ALIGNED
-    made = raw[start : start + tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+    made = raw[start : start + size].view(dtype).reshape(tensor.shape)
     made[...] = tensor
     made.flags.writeable = False
     return made
 
 
+def _read(path: Path, keys: Iterable[str], rows: Mapping[str, list[int]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors of a safetensors file by name; of those in `rows`, these rows alone."""
+    left = iter(keys)
+    while True:
+        with safe_open(path, "np") as file:
+            read = 0
+            for key in left:
+                part = file.get_slice(key)
+                tensor = np.stack([part[row] for row in rows[key]]) if key in rows else part[...]
+                yield key, tensor
+                read += tensor.nbytes
+                if read > MAPPED:
+                    break
+            else:
+                return
+
+
 def load_model(folder: str | Path, stems: Sequence[str] | None = None, dtype: str = "float32") -> Model:
-    """Read a model folder (or a training run's working directory), one tensor after another.
+    """Read a model folder (or a training run's working directory) into read-only arrays, one tensor after another.
 
     Args:
       dtype: parameters come in float32, as they are trained, or as `cast_params` would give them for inference at "bfloat16".
@@ -230,12 +251,9 @@ def load_model(folder: str | Path, stems: Sequence[str] | None = None, dtype: st
                     raise UserError(f"{path} holds {kind} in {odd[0]}; parameters must be float32 or float16")
                 heads = [key for key in shapes if has_heads and key.startswith(OF_STEMS)] if numbers is not None else []
             tensors = {}
-            for key in shapes:
-                # Opened for every tensor: what has been read of a file stays in this process's memory until it is closed.
-                with safe_open(path, "np") as file:
-                    part = file.get_slice(key)
-                    tensor = np.stack([part[k] for k in numbers or ()]) if key in heads else part[...]
-                tensors[key] = _aligned(stored(key, tensor, computed, backbone.looped))
+            for key, tensor in _read(path, shapes, {key: numbers or [] for key in heads}):
+                aligned = _aligned(tensor, stored_dtype(tensor.ndim, computed))
+                tensors[key] = stored(key, aligned, computed, backbone.looped)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}); fetch or save the model again") from error
         weights[name] = unflatten(tensors)
