@@ -6,7 +6,6 @@ The same records in the same order as `python -m data_prep.slakh2100 SRC OUT` wr
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from data_prep.prepare import add_arguments, decode, plan_of, report
 from data_prep.writer import CODINGS, read_notes, save_note, shard_entry, write_info
 from msr_jax.data.records import NAME, VERSION, count_records, features, make_record, probes, record_key
 from msr_jax.errors import UserError
-from msr_jax.runtime import begin
+from msr_jax.runtime import begin, clear, passing
 
 CORPORA = {"slakh2100": slakh2100.CORPUS, "musdb18hq": musdb18hq.CORPUS}
 
@@ -96,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser, corpus)
     parser.add_argument("--validation", action="store_true", help="MUSDB18: hold out the field's 14 validation songs")
     args, rest = parser.parse_known_args(argv)
-    work = args.out.absolute().with_name(f".{args.out.name}.{os.getpid()}.tmp")
+    work = passing(args.out.absolute())
     try:
         begin(argv)
         try:
@@ -126,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"data_prep.builder: {error}", file=sys.stderr)
         return 2
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        clear(work)
     print("\n".join(report(manifest["notes"], manifest)))
     print(f"wrote {args.out} ({manifest['edition']})")
     return 0

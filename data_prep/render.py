@@ -31,7 +31,7 @@ from data_prep.writer import in_parallel, worker_pool
 from msr_jax.audio.io import write_audio
 from msr_jax.config import MUSDB_STEMS
 from msr_jax.errors import UserError
-from msr_jax.runtime import begin, run_as_process
+from msr_jax.runtime import begin, clear, passing, run_as_process
 
 SPLITS = ("train", "validation", "test")  # their order is in the seeds
 LAYOUTS = {"slakh2100": SPLITS, "musdb18hq": ("train", "test")}
@@ -177,14 +177,14 @@ def render_track(job: tuple[str, int], out: Path, layout: str, seed: int, sounds
         "musdb18hq": (write_musdb, "Rendered Band - Song {:04d}"),
     }[layout]
     folder = out / split / pattern.format(index)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    beside = passing(folder)
     try:
         beside.mkdir(parents=True)
         write(beside, rng, sounds[split], f"{seed}-{split}-{index}")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        clear(beside)
 
 
 def split_counts(layout: str, split: str | None, tracks: int) -> dict[str, int]:

@@ -73,7 +73,11 @@ def begin(argv: Sequence[str]) -> None:
 
 
 def passing(path: Path) -> Path:
-    """Name beside `path` to write it under until it is whole; `clear` it in the end, renamed or not."""
+    """Name beside `path` to write it under until it is whole; `clear` it in the end, renamed or not.
+
+    What processes that are gone left of it is cleared.
+    """
+    clear_left_over(path.parent, [path.name])
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     PASSING.add(beside)
     return beside
@@ -124,9 +128,14 @@ def ending_with(code: int, told: str) -> Callable[[int, object], None]:
     """A handler of SIGTERM that ends the process with an exit code; `run_as_process` knows it by its attributes."""
 
     def handle(number: int, frame: object) -> None:
+        signal.signal(number, again)
         raise Ended(code, told)
 
-    handle.code, handle.told = code, told  # type: ignore[attr-defined]
+    def again(number: int, frame: object) -> None:
+        """One more on the way out would end the clearing half-way."""
+
+    for handler in (handle, again):
+        handler.code, handler.told = code, told  # type: ignore[attr-defined]
     return handle
 
 
@@ -186,6 +195,8 @@ def run_as_process(command: str, run: Callable[[], int]) -> int:
 
 
 def _end(told: str, code: Any) -> NoReturn:
+    if threading.current_thread() is threading.main_thread():  # a second Ctrl-C would leave what is half-written
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     _ending.acquire()
     with suppress(OSError, ValueError):
         print(told, file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Model folders: written whole, read strictly."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -38,6 +39,22 @@ def test_a_model_is_read_in_the_precision_that_it_will_run_in(tiny_model, bfloat
     shared = [jax.device_put(leaf).unsafe_buffer_pointer() == leaf.ctypes.data for leaf in leaves if leaf.size]
     assert all(shared)  # JAX computes with what was read, without a copy
     assert not any(leaf.flags.writeable for leaf in leaves)
+
+
+def test_a_folder_that_is_being_replaced_is_there_again_if_that_is_ended(tiny_model, tmp_path, monkeypatch):
+    model, folder = load_model(tiny_model), tmp_path / "copy"
+    save_model(folder, model.config, model.weights)
+    before, replace = sorted(p.name for p in folder.iterdir()), os.replace
+
+    def ended_between_the_two(source, target):
+        if target == folder and "old" not in source.name:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", ended_between_the_two)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(folder, model.config, {"deterministic": model.weights["deterministic"]})
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"] and sorted(p.name for p in folder.iterdir()) == before
 
 
 @pytest.mark.parametrize(

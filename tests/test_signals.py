@@ -8,9 +8,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from msr_jax.runtime import clear_left_over, keep_compiled_programs, passing, saying
+from msr_jax.audio.io import write_audio
+from msr_jax.runtime import (
+    Ended,
+    clear_left_over,
+    handling_sigterm,
+    keep_compiled_programs,
+    passing,
+    saying,
+    write_whole,
+)  # fmt: skip
 
 # A command in C code that neither returns nor looks for signals, as a compiled call or the compiler.
 DEAF = """
@@ -89,6 +99,30 @@ def test_what_a_killed_process_left_is_cleared_and_what_others_write_is_not(tmp_
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
     clear_left_over(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names[2:])
+
+
+def test_whoever_writes_a_file_clears_what_a_killed_process_left_of_it(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    excerpts, report = tmp_path / "excerpts", tmp_path / "results.json"
+    excerpts.mkdir()
+    half = [excerpts / f".mixture.flac.{gone.pid}.tmp", tmp_path / f".results.json.{gone.pid}.tmp"]
+    for path in half:
+        path.write_text("half")
+    write_audio(excerpts / "mixture.flac", np.zeros((100, 1), np.float32), 8000)
+    write_whole(report, "{}")
+    assert not any(path.exists() for path in half) and report.read_text() == "{}"
+
+
+def test_a_second_sigterm_does_not_end_the_clearing_that_the_first_began():
+    done = []
+    with pytest.raises(Ended), handling_sigterm():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            done.append("cleared")
+    assert done == ["cleared"]
 
 
 def test_programs_that_a_killed_process_left_half_kept_are_removed_unless_another_is_writing(tmp_path, monkeypatch):

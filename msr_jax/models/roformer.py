@@ -90,7 +90,7 @@ def attend(q: Array, k: Array, v: Array, rate: float = 0.0, keys: Array | None =
     if is_fused(q.dtype, q.shape[1], q.shape[3], 0.0):
         return _attend_fused(q, k, v) if platform() == "gpu" else _attend_in_blocks(q, k, v)
     # Computed again for the gradient, as a fused kernel does: logits are not kept, whatever the length.
-    return jax.checkpoint(jax.nn.dot_product_attention, prevent_cse=False)(q, k, v)
+    return features_last(jax.checkpoint(jax.nn.dot_product_attention, prevent_cse=False)(q, k, v))
 
 
 def is_fused(dtype: jnp.dtype, length: int, features: int, rate: float) -> bool:

@@ -104,9 +104,10 @@ def separate_file(
     PASSING.update(new_folders)
     unscaled_name = f"{folder.name}.unscaled"
     chosen = list(separator.stems if stems is None else stems)
-    clear_left_over(folder.parent, (folder.name, unscaled_name))
-    for path in task.paths(chosen, output.suffix).values():
-        clear_left_over(path.parent, [path.name] if task.is_shared else None)
+    clear_left_over(folder.parent, [folder.name])
+    if not task.is_shared:
+        for place in {path.parent for path in task.paths(chosen, output.suffix).values()}:
+            clear_left_over(place)
     # A new folder gets its name when all is in it, unless others write to it too.
     beside = folder if folder.exists() or task.is_shared else passing(folder)
     unscaled = passing(folder.with_name(unscaled_name))

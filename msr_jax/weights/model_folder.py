@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,8 +113,7 @@ def save_model(
     folder = Path(folder)
     if folder.exists() and not (folder / "config.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no model folder; name another place")
-    beside = passing(folder)
-    replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    beside, replaced = passing(folder), passing(folder.with_name(f"{folder.name}.old"))
     kept = {
         "format": FORMAT,
         "networks": [n for n in NETWORKS if n in weights],
@@ -132,8 +130,10 @@ def save_model(
     except OSError as error:
         raise UserError(f"cannot write the model folder {folder}: {error.strerror or error}") from error
     finally:
+        if replaced.exists() and not folder.exists():  # ended between the two
+            os.replace(replaced, folder)
         clear(beside)
-        shutil.rmtree(replaced, ignore_errors=True)
+        clear(replaced)
 
 
 def find_model(folder: str | Path) -> Path:
