@@ -4,13 +4,16 @@ import json
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from msr_jax.bench import separate
 from msr_jax.bench.roformers import SHAPES, count_flops, sizes_of
 from msr_jax.bench.separate import Run
+from msr_jax.bench.song import faded_sum
 from msr_jax.cli import main
 from msr_jax.errors import UserError
+from msr_jax.weights.model_folder import load_model
 from tests import toy
 
 TOY = toy.__file__
@@ -167,6 +170,29 @@ def test_a_build_runs_in_its_own_process_and_its_failure_is_a_sentence(tmp_path)
         separate.run_build(build, [tmp_path / "bad.wav"], tmp_path / "out", "none", tmp_path / "byte_code")
     with pytest.raises(UserError, match="neither a folder nor a commit"):
         separate.older_build("no-such-commit", tmp_path)
+
+
+@pytest.mark.parametrize("samples", [700, 1000, 4321])
+def test_the_song_benchmark_s_peer_gives_back_what_its_network_does(samples):
+    audio = np.random.default_rng(0).standard_normal((2, samples)).astype(np.float32)
+    stems = faded_sum(lambda part: np.stack([part, -part]), audio, 1000, 0.5)
+    np.testing.assert_allclose(stems, [audio, -audio], atol=1e-5)
+
+
+def test_a_song_through_the_official_network_is_measured_in_both_precisions(tmp_path, monkeypatch):
+    seen = []
+
+    def run(build, songs, out, refine, byte_code):
+        seen.append(build.options[build.options.index("--dtype") + 1])
+        assert load_model(build.options[1]).config["segment"] == 4410
+        return Run(1.0, 0.5, 1.5, 10**8)
+
+    monkeypatch.setattr("msr_jax.bench.song.run_build", run)
+    argv = ["bench", "song", "--tiny", "--repeats", "1", "--no-peer", "--json", str(tmp_path / "b.json")]
+    assert main(argv) == 0
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["song_float32", "song_bfloat16"]
+    assert seen == ["float32", "bfloat16"] * 2  # the first of each for its compiled programs
 
 
 @pytest.mark.torch

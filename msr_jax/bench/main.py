@@ -19,6 +19,7 @@ BENCHMARKS = {
     "dispatch": "msr_jax.bench.dispatch",
     "data": "msr_jax.bench.data",
     "separate": "msr_jax.bench.separate",
+    "song": "msr_jax.bench.song",
 }
 # Fields that some benchmarks add to a row, and what the table calls them.
 MORE = {
@@ -48,7 +49,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", metavar="FILE.py", help="train: a training config; default: the official U-Net's")
     parser.add_argument("--batch", type=int, help="train: examples per step over all devices; default 50")
     parser.add_argument(
-        "--seconds", type=float, help="roformers: of audio, default the segment of each network; separate: default 180"
+        "--seconds",
+        type=float,
+        help="of audio; roformers: default the segment of each network; separate: default 180; song: 60",
     )
     parser.add_argument(
         "--against",

@@ -27,6 +27,7 @@ RATE = 44_100  # Hz of the songs
 LONG, SHORT = 180.0, 13.0  # seconds
 TINY = 3.0  # seconds of both
 REFINED = ("none", "consistency")
+MAIN = "import sys; from msr_jax.cli import main; sys.exit(main())"  # of a build
 OWN, ONE_MASK, OLDER = "", "_one_mask", "_older"  # what a row's name ends with
 
 
@@ -80,8 +81,12 @@ def older_build(against: str, folder: Path) -> Build:
     return Build(sys.executable, sources, home)
 
 
-def run_build(build: Build, songs: Sequence[Path], out: Path, refine: str, byte_code: Path) -> Run:
-    """Separate songs in a new process into a new folder `out`. Raises UserError if it fails."""
+def run_build(build: Build, songs: Sequence[Path], out: Path, refine: str, byte_code: Path, program: str = MAIN) -> Run:
+    """Separate songs in a new process into a new folder `out`. Raises UserError if it fails.
+
+    Args:
+      program: Python that takes the arguments of `msr`.
+    """
     shutil.rmtree(out, ignore_errors=True)
     dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "JAX_COMPILATION_CACHE_DIR")
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
@@ -89,7 +94,7 @@ def run_build(build: Build, songs: Sequence[Path], out: Path, refine: str, byte_
     if build.sources:
         environment["PYTHONPATH"] = str(build.sources)
     # Not `-m`: that would put the folder that one is in before the sources.
-    command = [build.python, "-c", "import sys; from msr_jax.cli import main; sys.exit(main())", "separate"]
+    command = [build.python, "-c", program, "separate"]
     command += [*map(str, songs), "-o", str(out), "--refine", refine, *build.options]
     first = None
     with tempfile.TemporaryFile() as told:

@@ -32,40 +32,40 @@ def draw_levels(key: Array, batch: int, num_levels: int, rule: str = "released")
     return jax.random.randint(key_n, (batch,), 0, num_levels - h), h
 
 
+def teach(
+    teacher: Network, start: Array, noise: Array, level: Array, num_steps: Array, grid: Array, sigma_data: float
+) -> tuple[Array, Array]:
+    """x_n = start + σ_n · noise, and the teacher's end point h steps further down, by its unclamped EDM denoiser; no gradient.
+
+    Args:
+      start, noise: (batch, time, channels).
+      level: (batch,) start indices n into `grid`; num_steps: scalar h.
+      grid: (T,) falling levels, the last σ_min.
+    """
+    grid = jnp.asarray(grid, jnp.float32)
+    noised = start + per_example(grid[level], start) * noise
+    solved = solve_by_heun(make_denoiser(teacher, sigma_data), noised, grid, level, num_steps)
+    return noised, lax.stop_gradient(solved)
+
+
 def distillation_loss(
     student: Network,
-    target: Network,
-    teacher: Network,
-    start: Array,
-    noise: Array,
-    level: Array,
-    num_steps: Array,
-    grid: Array,
+    noised: Array,
+    sigma: Array,
+    target_out: Array,
     *,
     sigma_data: float,
     sigma_min: float,
     distance: Distance = mse,
 ) -> tuple[Array, dict[str, Array]]:
-    """Distance of f_student(x_n, σ_n) to f_target at the teacher's end point h steps further down; weight 1 throughout.
-
-    The teacher solves the ODE with its unclamped EDM denoiser; no gradient goes through teacher or target, which are through
-    before the student begins: nothing of theirs has to lie beside what is kept for its gradient.
+    """Distance of f_student(x_n, σ_n) to f_target at the teacher's end point, see `teach`; weight 1 throughout.
 
     Args:
-      start, noise: (batch, time, channels); x_n = start + σ_n · noise.
-      level: (batch,) start indices n into `grid`; num_steps: scalar h.
-      grid: (T,) falling levels, the last σ_min.
+      noised, target_out: (batch, time, channels); sigma: (batch,). No gradient goes through any of them.
 
     Returns:
-      The scalar loss, and {"estimate", "teacher_out", "target_out": (batch, time, channels), "distance": (batch,)}.
+      The scalar loss, and {"estimate": (batch, time, channels), "distance": (batch,)}.
     """
-    grid = jnp.asarray(grid, jnp.float32)
-    sigma = grid[level]
-    noised = start + per_example(sigma, start) * noise
-    solved = lax.stop_gradient(solve_by_heun(make_denoiser(teacher, sigma_data), noised, grid, level, num_steps))
-    target_out = lax.stop_gradient(make_consistency(target, sigma_data, sigma_min)(solved, grid[level + num_steps]))
-    noised, target_out = lax.optimization_barrier((noised, target_out))
     estimate = make_consistency(student, sigma_data, sigma_min)(noised, sigma)
     per_item = distance(estimate, target_out)
-    parts = {"estimate": estimate, "teacher_out": solved, "target_out": target_out, "distance": per_item}
-    return per_item.mean(), parts
+    return per_item.mean(), {"estimate": estimate, "distance": per_item}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from msr_jax.errors import UserError
-from msr_jax.methods.consistency import distillation_loss, draw_levels
+from msr_jax.methods.consistency import distillation_loss, draw_levels, teach
 from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, per_example
 from msr_jax.methods.diffusion import denoising_loss, mix_estimate
 from msr_jax.methods.losses import DISTANCES, gain_db, make_distance
@@ -24,6 +24,7 @@ from msr_jax.methods.schedules import (
     sampler_sigmas,
 )
 from msr_jax.models.interface import Backbone
+from msr_jax.models.platform import platform
 
 Array = jax.Array
 Params = Any
@@ -174,22 +175,31 @@ def _start(key: Array, clean: Array, estimate: Array, probability: float) -> Arr
 
 def _consistency(config: Mapping[str, Any], backbone: Backbone):
     c, d, distance = config["consistency"], config["diffusion"], make_distance(config)
-    grid = karras_sigmas(c["num_levels"], c["sigma_min"], c["sigma_max"], c["rho"])
+    levels = karras_sigmas(c["num_levels"], c["sigma_min"], c["sigma_max"], c["rho"])
 
     def loss_fn(params, frozen, mixture, stems, label, key):
+        grid = jnp.asarray(levels)
         key_level, key_noise, key_mix, key_normal, key_uniform, key_denoise = jax.random.split(key, 6)
         target = _pick(stems, label)
         batch = len(target)
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
-        # The teacher goes through many times, and its adapted features are held for that; the others' are made layer by layer.
-        student, averaged = (_conditioned(backbone, p, label, features, True) for p in (params, frozen["target"]))
-        teacher = _conditioned(backbone, frozen["teacher"], label, features)
         dropout_keys = jax.random.split(jax.random.fold_in(key, DROPOUT), 3)  # of all but the teacher, as released
         start = _start(key_mix, target, estimate, d["estimate_probability"])
         level, num_steps = draw_levels(key_level, batch, c["num_levels"], c["draw"])
+        # The teacher goes through many times, and its adapted features are held for that; the others' are made layer by layer.
+        teacher = _conditioned(backbone, frozen["teacher"], label, features)(None)
+        noise = jax.random.normal(key_noise, target.shape)
+        noised, solved = teach(teacher, start, noise, level, num_steps, grid, c["sigma_data"])
+        if backbone.defer and platform() != "cpu":  # made once more, they need not lie beside what the teacher holds
+            mixture, noised, solved = jax.lax.optimization_barrier((mixture, noised, solved))
+            _, features = _estimate(backbone, frozen["deterministic"], mixture, label)
+        student, averaged = (_conditioned(backbone, p, label, features, True) for p in (params, frozen["target"]))
+        averaged = make_consistency(averaged(dropout_keys[1]), c["sigma_data"], c["sigma_min"])
+        target_out = averaged(solved, grid[level + num_steps])
+        # All others are through before the student begins: nothing of theirs has to lie beside what is kept for its gradient.
+        noised, target_out = jax.lax.optimization_barrier((noised, jax.lax.stop_gradient(target_out)))
         distilled, _ = distillation_loss(
-            student(dropout_keys[0]), averaged(dropout_keys[1]), teacher(None),
-            start, jax.random.normal(key_noise, target.shape), level, num_steps, grid,
+            student(dropout_keys[0]), noised, grid[level], target_out,
             sigma_data=c["sigma_data"], sigma_min=c["sigma_min"], distance=distance,
         )  # fmt: skip
         sigma = distillation_sigma(
