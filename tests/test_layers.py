@@ -1,5 +1,7 @@
 """Single layers: the rewritten convolutions are the convolutions they stand for."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 
 from msr_jax.models.initial import draw_marked
 from msr_jax.models.layers import GroupNorm, Upsample
+from msr_jax.models.platform import traced_for
 from msr_jax.models.products import (
     _convolve_by_products,
     _convolve_directly,
     convolve,
     convolve_frames,
     product,
+    product_first,
 )
 from msr_jax.models.unet1d import patch, unpatch
 
@@ -92,3 +96,13 @@ def test_group_norm_of_a_quiet_signal_on_a_large_offset_is_exact():
     centred = grouped - grouped.mean((1, 3), keepdims=True)
     expected = centred / np.sqrt(np.square(centred).mean((1, 3), keepdims=True) + 1e-5)
     np.testing.assert_allclose(y, 1.5 * expected.reshape(x.shape) - 1, atol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "tpu"])
+def test_a_product_with_its_columns_first_has_the_gradients_of_the_usual_one(name):
+    weight, x = (jax.random.normal(jax.random.key(k), shape) for k, shape in enumerate([(12, 3), (2, 5, 12)]))
+    target = jax.random.normal(jax.random.key(2), (3, 2, 5))
+    usual = jax.grad(lambda weight, x: (jnp.moveaxis(x @ weight, -1, 0) * target).sum(), (0, 1))(weight, x)
+    with traced_for(name):
+        ours = jax.grad(lambda weight, x: (product_first(weight, x, jnp.float32) * target).sum(), (0, 1))(weight, x)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, usual)

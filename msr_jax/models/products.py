@@ -99,7 +99,12 @@ def _product_first(weight: Array, x: Array, dtype: jnp.dtype) -> Array:
 def _product_first_backward(dtype: jnp.dtype, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     weight, x = saved
     narrow, leading = cotangent.astype(dtype), tuple(range(x.ndim - 1))
-    x_bar = _accumulate(narrow, weight.astype(dtype), ((0,), (1,)))
+    if platform() == "gpu":  # its compiler finds no tiles for the product, of few terms, for some numbers of tokens
+        columns = weight.astype(dtype).astype(jnp.float32).T
+        terms: Any = (one.astype(jnp.float32)[..., None] * column for one, column in zip(narrow, columns, strict=True))
+        x_bar = sum(terms)
+    else:
+        x_bar = _accumulate(narrow, weight.astype(dtype), ((0,), (1,)))
     weight_bar = _accumulate(x.astype(dtype), narrow, (leading, tuple(axis + 1 for axis in leading)))
     return weight_bar.astype(dtype).astype(weight.dtype), x_bar.astype(dtype).astype(x.dtype)
 
