@@ -81,3 +81,14 @@ def test_what_a_step_sends_is_its_parameters_once_and_its_gradients_once():
     assert 8 * parts + whole - scalars == in_bfloat16
     assert plan["largest_gather"] == plan["largest_parameter"] == 16 * 16_384
     assert np.isclose(plan["collectives"]["all-gather"]["sent_bytes"], in_bfloat16 * 7 / 8)
+
+
+@pytest.mark.slow
+def test_what_layers_in_a_loop_send_counts_with_every_turn():
+    """The gradients of all parameters, of which those of the layers and of the mask heads are summed in loops."""
+    config = small_bs_roformer()
+    config.method, config.segment, config.data.crop, config.data.batch = "deterministic", 512, 512, 4
+    config.model.depth = 3
+    plan = make_plan(config.to_dict(), find_target("v5e:2x2"))
+    sums = plan["collectives"]["all-reduce"]["result_bytes"]
+    assert 2 * plan["parameters"] <= sums <= 4.1 * plan["parameters"]  # bfloat16 and float32

@@ -33,6 +33,14 @@ def test_a_loop_s_collectives_count_every_turn_and_a_tuple_s_shapes_add_up():
     assert reduce.sent_bytes == 24
 
 
+def test_a_tpu_s_loop_turns_as_often_as_its_condition_says():
+    text = TEXT.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
+    assert collectives(text, 8)[0].times == 1  # nothing says how often
+    compared = "  %n.1 = s32[]{:T(128)} constant(5), metadata={a=1}\n  ROOT %lt = pred[]{:T(512)} compare(%i, %n.1), direction=LT"
+    text = text.replace("  ROOT %lt = pred[] compare(%i, %n), direction=LT", compared)
+    assert collectives(text, 8)[0].times == 5
+
+
 def test_without_groups_all_devices_take_part():
     text = "ENTRY %main (p: f32[2]) -> f32[2] {\n  ROOT %r = f32[2]{0} all-reduce(%p), to_apply=%add\n}\n"
     assert collectives(text, 16)[0].group == 16

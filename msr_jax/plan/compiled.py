@@ -18,7 +18,7 @@ from msr_jax.runtime import write_whole
 
 # For simulated CPU devices the program's machine code need not be quick. Memory and communication stay the same.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-FORMAT = 1  # of what is kept; another one is compiled anew
+FORMAT = 2  # of what is kept; another one is compiled anew
 GIB = 2**30
 
 

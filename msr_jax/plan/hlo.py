@@ -94,14 +94,26 @@ def _walk(bodies: dict[str, tuple[list[str], bool]], name: str, times: int, devi
             continue
         if " async-done(" in line or " async-update(" in line:
             continue
-        turns = re.search(r'known_trip_count[":{\s]+n[":\s]+(\d+)', line) if " while(" in line else None
+        turns = _turns(line, bodies) if " while(" in line else 1
         listed = re.search(r"branch_computations=\{([^}]*)\}", line)
         called = _CALLED.findall(line) + (re.findall(r"[\w.\-]+", listed[1]) if listed else [])
         for other in called:
-            inner = list(_walk(bodies, other, times * (int(turns[1]) if turns else 1), devices))
+            inner = list(_walk(bodies, other, times * turns, devices))
             if inner and " fusion(" in line:
                 inner = _of_fusion(inner, line, lines[at + 1 :], bodies[other][0], started)
             yield from inner
+
+
+def _turns(line: str, bodies: dict[str, tuple[list[str], bool]]) -> int:
+    """Of a loop: as the compiler says, or, where it does not (a TPU's), as its condition compares; JAX's count from 0. Else 1."""
+    said = re.search(r'known_trip_count[":{\s]+n[":\s]+(\d+)', line)
+    if said:
+        return int(said[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    text = "\n".join(bodies.get(condition[1], ([], False))[0]) if condition else ""
+    root = re.search(r"ROOT .* compare\([^)]*%([\w.\-]+)\), direction=LT", text)
+    limit = re.search(rf"%{re.escape(root[1])} = s32\[\]\S* constant\((\d+)\)", text) if root else None
+    return int(limit[1]) if limit else 1
 
 
 def _of_fusion(
