@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
@@ -24,6 +25,7 @@ log = logging.getLogger("msr_jax")  # silent in a library's use; `msr` prints it
 INTERRUPTED = 130  # exit code of Ctrl-C, as shells have it
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved and stopped on request; the launchers start it again
 COMPILED_BYTES = 2 * 2**30
+HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"  # in names on a disk that machines share
 # Seconds that the Python code has to end by itself after a signal; giving back the memory takes up to one more.
 GRACE = 0.7
 # What is there for a moment: files and folders of this process that are not whole yet, and empty folders made for them.
@@ -77,8 +79,10 @@ def passing(path: Path) -> Path:
 
     What processes that are gone left of it is cleared.
     """
+    beside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     clear_left_over(path.parent, [path.name])
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if beside not in PASSING:  # of an earlier process with this one's number, as in containers
+        clear(beside)
     PASSING.add(beside)
     return beside
 
@@ -96,14 +100,12 @@ def clear(path: Path) -> None:
 
 
 def clear_left_over(folder: Path, names: Collection[str] | None = None) -> None:
-    """Remove from a folder what `passing` named, for these names or for all, in processes that were killed.
-
-    Only processes of this machine are known: where others may write to the folder too, give the names that are this one's.
-    """
-    for path in folder.glob(".*.tmp"):
-        found = re.fullmatch(r"\.(.+)\.(\d+)\.tmp", path.name)
-        if found and (names is None or found[1] in names) and not _is_running(int(found[2])):
-            clear(path)
+    """Remove from a folder what `passing` named, for these names or for all, in processes of this machine that were killed."""
+    with suppress(OSError):  # whoever writes there says what is wrong with the folder
+        for path in folder.glob(".*.tmp"):
+            found = re.fullmatch(rf"\.(.+)\.{HOST}\.(\d+)\.tmp", path.name)
+            if found and (names is None or found[1] in names) and not _is_running(int(found[2])):
+                clear(path)
 
 
 def _is_running(number: int) -> bool:
@@ -195,8 +197,9 @@ def run_as_process(command: str, run: Callable[[], int]) -> int:
 
 
 def _end(told: str, code: Any) -> NoReturn:
-    if threading.current_thread() is threading.main_thread():  # a second Ctrl-C would leave what is half-written
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():  # one more would leave what is half-written
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     _ending.acquire()
     with suppress(OSError, ValueError):
         print(told, file=sys.stderr, flush=True)

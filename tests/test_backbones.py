@@ -11,6 +11,7 @@ from msr_jax.config import unet_base
 from msr_jax.configs import bsrf_det_small
 from msr_jax.methods.stages import make_objective, make_refiner
 from msr_jax.models.backbone import BACKBONES, copy_shared, make_backbone
+from msr_jax.models.platform import traced_for
 from msr_jax.train.loop import train
 from tests.toy_backbone import make_toy
 
@@ -147,6 +148,26 @@ def test_every_objective_has_finite_gradients_for_all_that_trains(method):
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert np.abs(grads["layers"]["time_0"]["attention"]["to_qkv"]).max() > 0
     assert not np.any(grads["layers"]["time_0"]["attention"]["freqs"])  # a table, not a parameter
+
+
+@pytest.mark.slow
+def test_distillation_has_the_same_loss_on_an_accelerator_where_features_are_made_twice():
+    config = {**tiny_bsrf(), "method": "consistency", "stem_choice": "example"}
+    config["consistency"]["num_levels"] = 3
+    backbone = make_backbone(config["model"])
+    weights = random_weights(backbone)
+    frozen = {
+        "deterministic": weights["deterministic"],
+        "teacher": weights["diffusion"],
+        "target": weights["consistency"],
+    }
+    batch = {"stems": 0.1 * jax.random.normal(jax.random.key(7), (2, 4, 2400, 2)), "label": jnp.eye(4)[1:3]}
+    losses = []
+    for name in ("cpu", "tpu"):
+        with traced_for(name):
+            loss = jax.jit(make_objective(config, backbone))
+            losses.append(loss(weights["diffusion"], frozen, batch, jax.random.key(8))[0])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bs_roformer", "unet1d"])

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from msr_jax.audio.io import read_blocks
 from msr_jax.cli import COMMANDS, main
+from msr_jax.runtime import HOST
 from msr_jax.separate import songs
 from tests.conftest import TINY_RATE
 
@@ -173,11 +174,11 @@ def test_bad_songs_do_not_end_a_batch_and_a_second_start_goes_on(tiny_model, tmp
 def test_what_a_killed_run_left_is_cleared_by_the_next_into_that_folder(tiny_model, tmp_path):
     path, out = song(tmp_path / "a.wav"), tmp_path / "out"
     (out / "a").mkdir(parents=True)
-    (out / ".a.99999999.tmp").mkdir()
-    for left in (out / ".a.99999999.tmp" / "bass.wav", out / "a" / ".bass.wav.99999999.tmp"):
+    (out / f".a.{HOST}.99999999.tmp").mkdir()
+    for left in (out / f".a.{HOST}.99999999.tmp" / "bass.wav", out / "a" / f".bass.wav.{HOST}.99999999.tmp"):
         left.write_text("half")
     assert separate([path], out, tiny_model, "--refine", "none") == 0
-    assert files(out) == [f"a/{stem}.wav" for stem in STEMS] and not (out / ".a.99999999.tmp").exists()
+    assert files(out) == [f"a/{stem}.wav" for stem in STEMS] and not (out / f".a.{HOST}.99999999.tmp").exists()
 
 
 def test_stems_and_residual_add_up_to_the_song(tiny_model, tmp_path):

@@ -1,5 +1,9 @@
 """Dropout: its rate and scale are exact, and what it draws depends on key and place alone."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,3 +47,34 @@ def test_split_keys_are_all_different():
     words = np.concatenate([jax.random.key_data(k) for k in split_keys(KEYS, 3)])
     assert len(np.unique(words, axis=0)) == 18
     assert split_keys(None, 2) == (None, None)
+
+
+ON_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from msr_jax.models.roformer import Sizes, transformer
+from msr_jax.train.sharding import batch_sharding, make_mesh
+
+draw = lambda k, *shape: 0.3 * jax.random.normal(jax.random.key(k), shape)
+attention = {"norm": 1 + draw(0, 8), "to_qkv": draw(1, 8, 24), "to_gates": draw(2, 8, 2), "to_gates_bias": draw(3, 2)}
+attention |= {"freqs": 1 + draw(4, 2), "to_out": draw(5, 8, 8)}
+feed = {"norm": 1 + draw(6, 8), "to_hidden": draw(7, 8, 32), "to_hidden_bias": draw(8, 32)}
+feed |= {"to_out": draw(9, 32, 8), "to_out_bias": draw(10, 8)}
+sizes = Sizes(2, 4, jnp.dtype("float32"), 0.2, 0.2, remat=True)
+
+def loss(blocks, h):
+    return jnp.square(transformer(blocks, h, [(None, None)], sizes, jax.random.key(11))).mean()
+
+mesh, h = make_mesh({"data": 2, "fsdp": 2}), draw(12, 4, 3, 5, 8)
+run = jax.jit(jax.value_and_grad(loss))
+one = run([(attention, feed)], h)
+with jax.set_mesh(mesh):
+    four = run([(attention, feed)], jax.device_put(h, batch_sharding(mesh)))
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one, four)
+"""
+
+
+def test_a_transformer_drops_the_same_on_four_devices_as_on_one():
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", ON_DEVICES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

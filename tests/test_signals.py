@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from msr_jax.audio.io import write_audio
+from msr_jax.errors import UserError
 from msr_jax.runtime import (
+    HOST,
+    PASSING,
     Ended,
     clear_left_over,
     handling_sigterm,
@@ -92,7 +95,8 @@ def test_what_a_killed_process_left_is_cleared_and_what_others_write_is_not(tmp_
     own = passing(tmp_path / "bass.wav")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    names = [f".bass.wav.{gone.pid}.tmp", ".drums.wav.99999999999999999999.tmp", own.name, ".notes.tmp", "1.tmp"]
+    names = [f".bass.wav.{HOST}.{gone.pid}.tmp", f".drums.wav.{HOST}.99999999999999999999.tmp"]
+    names += [own.name, f".bass.wav.elsewhere.{gone.pid}.tmp", ".notes.tmp", "1.tmp"]
     for name in names:
         (tmp_path / name).write_text("half")
     clear_left_over(tmp_path, ["song", "wav"])  # another song's, which a machine beside may be writing
@@ -106,12 +110,21 @@ def test_whoever_writes_a_file_clears_what_a_killed_process_left_of_it(tmp_path)
     gone.wait()
     excerpts, report = tmp_path / "excerpts", tmp_path / "results.json"
     excerpts.mkdir()
-    half = [excerpts / f".mixture.flac.{gone.pid}.tmp", tmp_path / f".results.json.{gone.pid}.tmp"]
+    half = [excerpts / f".mixture.flac.{HOST}.{gone.pid}.tmp", tmp_path / f".results.json.{HOST}.{gone.pid}.tmp"]
     for path in half:
         path.write_text("half")
     write_audio(excerpts / "mixture.flac", np.zeros((100, 1), np.float32), 8000)
     write_whole(report, "{}")
     assert not any(path.exists() for path in half) and report.read_text() == "{}"
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence_and_an_earlier_process_of_this_number_no_hindrance(tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        write_whole(tmp_path / ("n" * 300) / "results.json", "{}")
+    beside = passing(tmp_path / "model")
+    beside.mkdir()
+    PASSING.discard(beside)  # as in a container that was started again
+    assert passing(tmp_path / "model") == beside and not beside.exists()
 
 
 def test_a_second_sigterm_does_not_end_the_clearing_that_the_first_began():

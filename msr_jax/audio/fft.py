@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,17 +31,26 @@ def spread_over() -> int:
     return 1 if mesh.empty or mesh.are_all_axes_manual else mesh.size
 
 
-def per_example(transform: Callable[..., Array], *x: Array, is_kernel: bool = False) -> Array:
-    """transform(*x) for x (batch, …), where examples do not meet: each device of the mesh in use transforms its own.
+def per_example(
+    transform: Callable[..., Array], *x: Any, whole: tuple[Any, ...] = (), is_kernel: bool = False
+) -> Array:
+    """transform(*whole, *x) for trees x of (batch, …), where examples do not meet: each device of the mesh in use transforms its own.
 
-    Left to itself the compiler gathers all examples on every device for an FFT. `is_kernel`: it holds a kernel, of which JAX does
-    not know over which axes its results vary.
+    Left to itself the compiler gathers all examples on every device for an FFT. `whole`: trees that every device has all of.
+    `is_kernel`: it holds a kernel, of which JAX does not know over which axes its results vary.
     """
     devices = spread_over()
     if devices == 1 or len(x[0]) % devices:
-        return transform(*x)
+        return transform(*whole, *x)
     batch = PartitionSpec(jax.sharding.get_abstract_mesh().axis_names)
-    return jax.shard_map(transform, in_specs=batch, out_specs=batch, check_vma=not is_kernel)(*x)
+    specs = (*(PartitionSpec() for _ in whole), *(batch for _ in x))
+    return jax.shard_map(transform, in_specs=specs, out_specs=batch, check_vma=not is_kernel)(*whole, *x)
+
+
+def first_example(examples: int) -> Array | int:
+    """Number of the first of a device's examples within the batch, in `per_example`, where the device has so many; else 0."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return lax.axis_index(mesh.axis_names) * examples if not mesh.empty and mesh.are_all_axes_manual else 0
 
 
 def rfft(frames: Array) -> Array:

@@ -1,86 +1,64 @@
 """A song through the official-size BS-RoFormer as a whole command, beside the PyPI package `BS-RoFormer` on PyTorch.
 
-Random weights, the same for all: `msr separate` reads a model folder, the peer a state dict. Every run is a process of its own,
-which reads a stereo song and ends with the stems on disk. The peer goes through the song as the public training code does:
-segments of the same length and overlap, one at a time, faded over a tenth at both ends and divided by the sum of fades.
+Random weights, the same for all: `msr separate` reads a model folder, the peer a state dict. Every run is a process of its own
+on two cores of the CPU, which reads a stereo song and ends with the stems on disk. The peer goes through the song as the public
+training code does, with segments of the same length and overlap: a minute is 10 of them here, and 13 there, which pads it first.
 """
 
 import argparse
 import importlib.util
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from msr_jax.bench.engines import THREADS, limit_threads
-from msr_jax.bench.roformers import PEER, RATE, TINY_SAMPLES, make_peer, sizes_of
+from msr_jax.bench.roformers import PEER, RATE, SHAPES, TINY_SAMPLES, make_peer, sizes_of
 from msr_jax.bench.separate import Build, Run, make_song, run_build
 from msr_jax.errors import UserError
 
 SHAPE = "bs_384_8"
 SECONDS = 60.0
-FADE = 10  # of a segment, at each end
-OWN = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16")
+OVERLAPPING = 2  # segments that cover a sample
+PEER_PROGRAM = "from msr_jax.bench.song import peer; peer()"
 
 
-def faded_sum(
-    separate: Callable[[np.ndarray], np.ndarray], song: np.ndarray, segment: int, overlap: float
-) -> np.ndarray:
-    """(channels, samples) -> (stems, channels, samples): overlapping segments, faded, over the sum of their fades.
-
-    Args:
-      separate: (channels, segment) -> (stems, channels, segment).
-    """
-    step = max(1, round(segment * (1 - overlap)))
-    samples, around = song.shape[1], segment - step
-    padded = np.pad(song, ((0, 0), (around, around)), mode="reflect" if samples > around else "constant")
-    fade = np.minimum(1, (1 + np.arange(segment)) / max(1, segment // FADE))
-    fade = np.minimum(fade, fade[::-1]).astype(np.float32)
-    total = weight = None
-    for start in range(0, max(1, padded.shape[1] - around), step):
-        part = padded[:, start : start + segment]
-        stems = separate(np.pad(part, ((0, 0), (0, segment - part.shape[1]))))[..., : part.shape[1]]
-        if total is None or weight is None:
-            total = np.zeros((len(stems), *padded.shape), np.float32)
-            weight = np.zeros(padded.shape[1], np.float32)
-        total[..., start : start + segment] += fade[: part.shape[1]] * stems
-        weight[start : start + segment] += fade[: part.shape[1]]
-    assert total is not None and weight is not None
-    return (total / weight)[..., around : around + samples]
-
-
-def peer(weights: Path, song: Path, out: Path, segment: int, overlap: float, is_tiny: bool) -> None:
-    """The other program's process, from the song to its stems on disk."""
+def peer() -> None:
+    """The other program's process: a song to its stems on disk. Arguments: as `run_build` gives them, and then its own."""
     import soundfile
     import torch
 
-    limit_threads()
+    from msr_jax.separate.demix import Demix, demix
+
+    song, out = Path(sys.argv[2]), Path(sys.argv[4])
+    weights, segment, size = sys.argv[7:]
     torch.set_num_threads(THREADS)
-    net = make_peer(sizes_of(SHAPE, is_tiny))
+    net = make_peer(sizes_of(SHAPE, size == "tiny"))
     net.load_state_dict(torch.load(weights, weights_only=True))
     audio, rate = soundfile.read(song, dtype="float32", always_2d=True)
 
-    def separate(part: np.ndarray) -> np.ndarray:
+    def separate(chunks: np.ndarray, _: int) -> np.ndarray:
         with torch.inference_mode():
-            return net(torch.from_numpy(part)[None])[0].numpy()
+            return net(torch.from_numpy(chunks).mT).mT.numpy()
 
     (out / song.stem).mkdir(parents=True)
-    for k, stem in enumerate(faded_sum(separate, audio.T, segment, overlap)):
-        soundfile.write(out / song.stem / f"stem{k}.wav", stem.T, rate, subtype="FLOAT")
+    for k, stem in enumerate(demix(separate, audio, int(segment), Demix(OVERLAPPING, batch_size=1))):
+        soundfile.write(out / song.stem / f"stem{k}.wav", stem, rate, subtype="FLOAT")
 
 
-def _write_model(folder: Path, segment: int, is_tiny: bool) -> tuple[Path, float]:
-    """A model folder with random weights, and the overlap that it is separated with."""
+def _write_model(folder: Path, segment: int, is_tiny: bool) -> None:
+    """A model folder with random weights."""
     import jax
 
     from msr_jax.config import bsrf_base
     from msr_jax.models.backbone import make_backbone
-    from msr_jax.separate.engine import OVERLAP
     from msr_jax.weights.model_folder import save_model
 
     sizes = sizes_of(SHAPE, is_tiny)
@@ -88,32 +66,37 @@ def _write_model(folder: Path, segment: int, is_tiny: bool) -> tuple[Path, float
     config["stems"] = config["stems"][: sizes["num_stems"]]
     params = jax.tree.map(np.asarray, jax.jit(lambda: make_backbone(sizes).init(jax.random.key(0), False))())
     save_model(folder, config, {"deterministic": params})
-    return folder, OVERLAP
 
 
-def runs(args: argparse.Namespace, folder: Path, segment: int) -> Iterator[tuple[str, Run]]:
-    """(row, one run of it), in turns; compiled programs are there before the first."""
-    model, overlap = _write_model(folder / "model", segment, args.tiny)
-    song = make_song(folder / "song.wav", args.seconds or (TINY_SAMPLES * 3 / RATE if args.tiny else SECONDS), [])
+def _export(model: Path, weights: Path) -> None:
+    command = [sys.executable, "-m", "msr_jax.cli", "export", str(model), "--format", "msst", "-o", str(weights)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"the peer's weights cannot be written: {done.stderr.strip()[-400:]}")
+
+
+def runs(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Run]]:
+    """(row, one run of it), in turns; byte code and compiled programs are there before the first."""
+    model, weights = folder / "model", folder / "peer.pt"
+    segment = TINY_SAMPLES if args.tiny else SHAPES[SHAPE].segment
+    _write_model(model, segment, args.tiny)
+    song = make_song(folder / "song.wav", args.seconds or (3 * TINY_SAMPLES / RATE if args.tiny else SECONDS), [])
+    short = make_song(folder / "short.wav", 0.6 * segment / RATE, [])
     own = Build(sys.executable, Path(__file__).resolve().parents[2], folder / "home")
-    options = lambda dtype: ("--model", str(model), "--dtype", dtype, "--overlap", str(overlap))
-    short = make_song(folder / "short.wav", 1.5 * segment / RATE, [])
-    cases = {f"song_{dtype}": own._replace(options=options(dtype)) for dtype in OWN}
-    for build in cases.values():
-        run_build(build, [short], folder / "out", "none", folder / "byte_code")
-    weights = folder / "peer.pt"
+    overlap = ("--overlap", str(1 - 1 / OVERLAPPING))
+    cases = {
+        f"song_{p}": (own._replace(options=("--model", str(model), "--dtype", p, *overlap)), ()) for p in PRECISIONS
+    }
     if not args.no_peer:
-        export = [sys.executable, "-m", "msr_jax.cli", "export", str(model), "--format", "msst", "-o", str(weights)]
-        subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
-    program = (
-        f"import sys; from pathlib import Path; from msr_jax.bench.song import peer; peer(Path({str(weights)!r}), "
-    )
-    program += f"Path(sys.argv[2]), Path(sys.argv[4]), {segment}, {overlap}, {args.tiny})"
+        _export(model, weights)
+        options = (str(weights), str(segment), "tiny" if args.tiny else "official")
+        cases[PEER] = (own._replace(options=options), (PEER_PROGRAM,))
+    once = lambda build, program, song: run_build(build, [song], folder / "out", "none", folder / "byte_code", *program)
+    for build, program in cases.values():
+        once(build, program, short)
     for _ in range(args.repeats):
-        for name, build in cases.items():
-            yield name, run_build(build, [song], folder / "out", "none", folder / "byte_code")
-        if not args.no_peer:
-            yield PEER, run_build(own, [song], folder / "out", "none", folder / "byte_code", program)
+        for name, (build, program) in cases.items():
+            yield name, once(build, program, song)
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -124,30 +107,27 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """
     if not args.no_peer and not all(importlib.util.find_spec(name) for name in ("torch", "bs_roformer")):
         raise UserError("the peer is not installed: pip install 'msr_jax[torch]', or give --no-peer")
+    limit_threads()
+    os.environ["JAX_PLATFORMS"] = "cpu"
     found: dict[str, list[Run]] = {}
     with tempfile.TemporaryDirectory() as name:
-        for case, took in runs(args, Path(name), TINY_SAMPLES if args.tiny else bsrf_segment()):
+        for case, took in runs(args, Path(name)):
             found.setdefault(case, []).append(took)
             print(f"{case:<32}{took.seconds:8.2f} s", flush=True)
-    median = lambda case: statistics.median(run.seconds for run in found[case])
-    return [_row(case, took, median(PEER) if PEER in found else None, args) for case, took in found.items()]
+    seconds = args.seconds or (3 * TINY_SAMPLES / RATE if args.tiny else SECONDS)
+    peer_took = statistics.median(run.seconds for run in found[PEER]) if PEER in found else None
+    return [_row(case, took, peer_took, seconds) for case, took in found.items()]
 
 
-def bsrf_segment() -> int:
-    """Samples of the official segment."""
-    from msr_jax.bench.roformers import SHAPES
-
-    return SHAPES[SHAPE].segment
-
-
-def _row(case: str, took: Sequence[Run], peer_seconds: float | None, args: argparse.Namespace) -> dict[str, Any]:
-    seconds = statistics.median(run.seconds for run in took)
+def _row(case: str, took: Sequence[Run], peer_took: float | None, seconds: float) -> dict[str, Any]:
+    median = statistics.median(run.seconds for run in took)
     return {
         "name": case,
-        "seconds": seconds,
-        "speedup_over_peer": peer_seconds / seconds if peer_seconds and case != PEER else None,
+        "seconds": median,
+        "speedup_over_peer": peer_took / median if peer_took and case != PEER else None,
         "cpu_seconds": statistics.median(run.cpu for run in took),
         "peak_memory_bytes": max(run.peak for run in took),
+        "rtf": median / seconds,
         "first_stem_seconds": statistics.median(run.first_stem for run in took),
         "all_seconds": [run.seconds for run in took],
     }

@@ -33,7 +33,7 @@ def draw_levels(key: Array, batch: int, num_levels: int, rule: str = "released")
 
 
 def teach(
-    teacher: Network, start: Array, noise: Array, level: Array, num_steps: Array, grid: Array, sigma_data: float
+    teacher: Network, start: Array, noise: Array, level: Array, num_steps: Array, grid: Array, *, sigma_data: float
 ) -> tuple[Array, Array]:
     """x_n = start + σ_n · noise, and the teacher's end point h steps further down, by its unclamped EDM denoiser; no gradient.
 
@@ -50,22 +50,31 @@ def teach(
 
 def distillation_loss(
     student: Network,
+    target: Network,
     noised: Array,
-    sigma: Array,
-    target_out: Array,
+    solved: Array,
+    level: Array,
+    num_steps: Array,
+    grid: Array,
     *,
     sigma_data: float,
     sigma_min: float,
     distance: Distance = mse,
 ) -> tuple[Array, dict[str, Array]]:
-    """Distance of f_student(x_n, σ_n) to f_target at the teacher's end point, see `teach`; weight 1 throughout.
+    """Distance of f_student(x_n, σ_n) to f_target at the teacher's end point; weight 1 throughout.
+
+    No gradient goes through the target, which is through before the student begins: nothing of it has to lie beside what is
+    kept for the student's gradient.
 
     Args:
-      noised, target_out: (batch, time, channels); sigma: (batch,). No gradient goes through any of them.
+      noised, solved: of `teach`, with the level, num_steps and grid that it was given.
 
     Returns:
-      The scalar loss, and {"estimate": (batch, time, channels), "distance": (batch,)}.
+      The scalar loss, and {"estimate", "target_out": (batch, time, channels), "distance": (batch,)}.
     """
-    estimate = make_consistency(student, sigma_data, sigma_min)(noised, sigma)
+    grid = jnp.asarray(grid, jnp.float32)
+    target_out = lax.stop_gradient(make_consistency(target, sigma_data, sigma_min)(solved, grid[level + num_steps]))
+    noised, target_out = lax.optimization_barrier((noised, target_out))
+    estimate = make_consistency(student, sigma_data, sigma_min)(noised, grid[level])
     per_item = distance(estimate, target_out)
-    return per_item.mean(), {"estimate": estimate, "distance": per_item}
+    return per_item.mean(), {"estimate": estimate, "target_out": target_out, "distance": per_item}

@@ -175,10 +175,9 @@ def _start(key: Array, clean: Array, estimate: Array, probability: float) -> Arr
 
 def _consistency(config: Mapping[str, Any], backbone: Backbone):
     c, d, distance = config["consistency"], config["diffusion"], make_distance(config)
-    levels = karras_sigmas(c["num_levels"], c["sigma_min"], c["sigma_max"], c["rho"])
+    grid = karras_sigmas(c["num_levels"], c["sigma_min"], c["sigma_max"], c["rho"])
 
     def loss_fn(params, frozen, mixture, stems, label, key):
-        grid = jnp.asarray(levels)
         key_level, key_noise, key_mix, key_normal, key_uniform, key_denoise = jax.random.split(key, 6)
         target = _pick(stems, label)
         batch = len(target)
@@ -189,17 +188,15 @@ def _consistency(config: Mapping[str, Any], backbone: Backbone):
         # The teacher goes through many times, and its adapted features are held for that; the others' are made layer by layer.
         teacher = _conditioned(backbone, frozen["teacher"], label, features)(None)
         noise = jax.random.normal(key_noise, target.shape)
-        noised, solved = teach(teacher, start, noise, level, num_steps, grid, c["sigma_data"])
-        if backbone.defer and platform() != "cpu":  # made once more, they need not lie beside what the teacher holds
+        noised, solved = teach(teacher, start, noise, level, num_steps, grid, sigma_data=c["sigma_data"])
+        if (
+            backbone.defer and platform() != "cpu"
+        ):  # large features: made once more, they need not lie beside the teacher's
             mixture, noised, solved = jax.lax.optimization_barrier((mixture, noised, solved))
             _, features = _estimate(backbone, frozen["deterministic"], mixture, label)
         student, averaged = (_conditioned(backbone, p, label, features, True) for p in (params, frozen["target"]))
-        averaged = make_consistency(averaged(dropout_keys[1]), c["sigma_data"], c["sigma_min"])
-        target_out = averaged(solved, grid[level + num_steps])
-        # All others are through before the student begins: nothing of theirs has to lie beside what is kept for its gradient.
-        noised, target_out = jax.lax.optimization_barrier((noised, jax.lax.stop_gradient(target_out)))
         distilled, _ = distillation_loss(
-            student(dropout_keys[0]), noised, grid[level], target_out,
+            student(dropout_keys[0]), averaged(dropout_keys[1]), noised, solved, level, num_steps, grid,
             sigma_data=c["sigma_data"], sigma_min=c["sigma_min"], distance=distance,
         )  # fmt: skip
         sigma = distillation_sigma(

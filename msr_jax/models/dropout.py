@@ -11,6 +11,8 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
+from msr_jax.audio.fft import first_example
+
 Array = jax.Array
 STEPS = 2**16  # a rate is rounded to a multiple of their inverse
 PER_HASH = 4
@@ -44,7 +46,7 @@ def _draw(keys: Array, shape: tuple[int, ...]) -> Array:
     axis = next((a for a in range(2, len(shape)) if shape[a] % PER_HASH == 0), len(shape) - 1)
     quarter = [*shape[:axis], -(-shape[axis] // PER_HASH), *shape[axis + 1 :]]
     # Place in two words, of the example and within the sequence, which sharding over examples leaves alone.
-    example = lax.broadcasted_iota(jnp.uint32, quarter, 0)
+    example = lax.broadcasted_iota(jnp.uint32, quarter, 0) + jnp.uint32(first_example(shape[0]))
     inside = jnp.zeros(quarter, jnp.uint32)
     for a in range(2, len(quarter)):
         stride = np.uint32(np.prod(quarter[a + 1 :], dtype=np.int64))

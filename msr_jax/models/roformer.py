@@ -6,7 +6,7 @@ angles and softmax are float32; `dtype` is the precision of matrix products.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,14 +59,15 @@ def modulate(x: Array, film: Film) -> Array:
 
 
 def features_last(x: Array) -> Array:
-    """x, in memory as it is written: features next to each other.
+    """x (batch, …), in memory as it is written: features next to each other.
 
     A GPU's compiler would turn everything between here and the next product the other way round, for the sake of the sums over
-    tokens that the gradient of scale and shift takes, and then find no tiles for the product.
+    tokens that the gradient of scale and shift takes or of a form of attention, and then find no tiles for the product.
     """
     if platform() != "gpu":
         return x
-    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    layout = Layout(major_to_minor=tuple(range(x.ndim)))
+    return per_example(lambda x: with_layout_constraint(x, layout), x)  # else all examples would be gathered for it
 
 
 def rotate(x: Array, angles: Array | np.ndarray) -> Array:
@@ -248,7 +249,7 @@ def transformer(
     on how many go together nor on the mesh.
     """
 
-    def run(narrow: Array, keys: Array | None) -> Array:
+    def run(blocks: Any, films: Any, narrow: Array, keys: Array | None) -> Array:
         """What the blocks add to h."""
         narrow, added = features_last(narrow), jnp.zeros((), jnp.float32)
         for (attend_p, feed_p), (attend_film, feed_film) in zip(blocks, films, strict=True):
@@ -260,11 +261,19 @@ def transformer(
 
     if sizes.remat:  # what lies inside of a transformer, for the sequences in hand, is computed again for the gradient
         run = jax.checkpoint(run, prevent_cse=False)
-    batch, sequences, length, _ = h.shape
-    keys = None if key is None else jax.random.split(key, sequences)
-    if "temperature" in blocks[0][0] and platform() != "cpu":
-        return h + run(h.astype(sizes.dtype), keys)
-    return h + map_chunks(run, h.astype(sizes.dtype), _together(batch, length, sizes, key is not None), keys)
+
+    def all_chunks(blocks: Any, keys: Array | None, narrow: Array, films: Any) -> Array:
+        if "temperature" in blocks[0][0] and platform() != "cpu":
+            return run(blocks, films, narrow, keys)
+        size = _together(len(narrow), narrow.shape[2], sizes, keys is not None)
+        return map_chunks(partial(run, blocks, films), narrow, size, keys)
+
+    keys = None if key is None else jax.random.split(key, h.shape[1])
+    if spread_over() > 1 and len(h) % spread_over() == 0:
+        # Each device sums the gradient of its examples over all chunks before it is sent, in the precision of the products.
+        cast = lambda p: p.astype(sizes.dtype) if p.ndim > 1 else p
+        blocks = jax.tree.map(cast, blocks)
+    return h + per_example(all_chunks, h.astype(sizes.dtype), films, whole=(blocks, keys), is_kernel=True)
 
 
 def _together(batch: int, length: int, sizes: Sizes, is_dropping: bool) -> int:

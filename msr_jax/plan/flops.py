@@ -52,6 +52,8 @@ def _of_equation(eqn: Any, platform: str) -> float:
     turns = params["length"] if name == "scan" else 1
     if name == "pallas_call":  # its body is one block's
         turns = int(np.prod(params["grid_mapping"].grid))
+    if name == "shard_map":  # its body is one device's
+        turns = params["mesh"].size
     return turns * sum(count_flops(inner, platform) for inner in _inner(params))
 
 

@@ -105,7 +105,9 @@ def _walk(bodies: dict[str, tuple[list[str], bool]], name: str, times: int, devi
 
 
 def _turns(line: str, bodies: dict[str, tuple[list[str], bool]]) -> int:
-    """Of a loop: as the compiler says, or, where it does not (a TPU's), as its condition compares; JAX's count from 0. Else 1."""
+    """How often a loop turns: the compiler's count; where it gives none (a TPU's), the constant that its condition compares with,
+    as JAX's loops count from 0; 1 where neither is found.
+    """
     said = re.search(r'known_trip_count[":{\s]+n[":\s]+(\d+)', line)
     if said:
         return int(said[1])

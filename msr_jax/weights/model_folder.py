@@ -1,8 +1,11 @@
 """The model folder: `config.json` and one safetensors file per network, tensors named by their parameter path."""
 
+import glob
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,7 @@ MAPPED = (
 )  # bytes, after which a file is opened anew: what was read of a mapped file stays in memory until it is closed
 ALIGNED = 64  # bytes, which JAX asks of memory that it takes over
 BUNDLED = Path(__file__).parents[1] / "bundled"  # the model that ships with the package
+SET_ASIDE = ".old"  # how the name of a folder ends that is being replaced
 NETWORKS = ("deterministic", "det_x2", "diffusion", "consistency", "target")
 # The fields of a config that a model needs to run; those of its training stay with the training.
 FIELDS = ("stems", "sample_rate", "channels", "segment", "input_level", "model", "diffusion", "consistency")
@@ -113,7 +117,10 @@ def save_model(
     folder = Path(folder)
     if folder.exists() and not (folder / "config.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no model folder; name another place")
-    beside, replaced = passing(folder), passing(folder.with_name(f"{folder.name}.old"))
+    for left in _set_aside(folder):  # by a process that was killed between the two renamings below
+        if not folder.exists():
+            os.replace(left, folder)
+    beside, replaced = passing(folder), folder.with_name(f".{folder.name}.{os.getpid()}{SET_ASIDE}")
     kept = {
         "format": FORMAT,
         "networks": [n for n in NETWORKS if n in weights],
@@ -131,9 +138,18 @@ def save_model(
         raise UserError(f"cannot write the model folder {folder}: {error.strerror or error}") from error
     finally:
         if replaced.exists() and not folder.exists():  # ended between the two
-            os.replace(replaced, folder)
+            with suppress(OSError):
+                os.replace(replaced, folder)
         clear(beside)
-        clear(replaced)
+    for left in _set_aside(folder):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> list[Path]:
+    """Older model folders of that place, whole, which were to be replaced."""
+    with suppress(OSError):
+        return sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*{SET_ASIDE}"))
+    return []
 
 
 def find_model(folder: str | Path) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msr_jax.methods.consistency import distillation_loss, step_probabilities, teach
-from msr_jax.methods.denoiser import edm_scalings, make_consistency
+from msr_jax.methods.denoiser import edm_scalings
 from msr_jax.methods.diffusion import denoising_loss, mix_estimate
 from msr_jax.methods.losses import DISTANCES, STFT_WINDOWS, centred_stft, l1_multires_stft, safe_modulus
 from msr_jax.methods.samplers import (
@@ -128,7 +128,7 @@ def test_consistency_sampler(path):
 def test_heun_teacher_from_every_level_by_every_number_of_steps(path):
     for p, a, tolerance in cases(path):
         assert_close(step_probabilities(p["T"]), a["prob_of_h"], {"rtol": 1e-6})
-        grid = jnp.asarray(karras_sigmas(p["T"], p["sigma_min"], p["sigma_max"], p["rho"]))
+        grid = karras_sigmas(p["T"], p["sigma_min"], p["sigma_max"], p["rho"])
         assert_close(grid, a["grid"], {"rtol": 2e-5, "atol": 1e-9})
         grid = jnp.asarray(grid)
         denoise = gaussian_denoiser(jnp.asarray(a["mu"]), p["s_denoiser"])
@@ -175,7 +175,7 @@ def test_distillation_step(path):
     for p, a, tolerance in cases(path):
         clean, start, noise, dsm_noise = (channels_last(a[k]) for k in ("clean", "x_tilde", "noise", "dsm_noise"))
         distance = DISTANCES[LOSSES[p["loss_norm"]]]
-        grid = jnp.asarray(karras_sigmas(p["T"], p["sigma_min"], p["sigma_max"], p["rho"]))
+        grid = karras_sigmas(p["T"], p["sigma_min"], p["sigma_max"], p["rho"])
         target, teacher = (analytic_network(jnp.asarray(a[name])) for name in ("target", "teacher"))
         sigma = distillation_sigma(
             a["dsm_std_normal"],
@@ -193,12 +193,12 @@ def test_distillation_step(path):
             student, p=p, a=a, start=start, noise=noise, target=target, teacher=teacher, grid=grid, d=distance
         ):
             level = jnp.asarray(a["t_index"])
-            noised, solved = teach(teacher, start, noise, level, p["h"], grid, p["sigma_data"])
-            sizes = {"sigma_data": p["sigma_data"], "sigma_min": p["sigma_min"]}
-            target_out = make_consistency(target, **sizes)(solved, grid[level + p["h"]])
-            network = analytic_network(student)
-            loss, parts = distillation_loss(network, noised, grid[level], target_out, **sizes, distance=d)
-            return loss, {**parts, "teacher_out": solved, "target_out": target_out}
+            noised, solved = teach(teacher, start, noise, level, p["h"], grid, sigma_data=p["sigma_data"])
+            loss, parts = distillation_loss(
+                analytic_network(student), target, noised, solved, level, p["h"], grid,
+                sigma_data=p["sigma_data"], sigma_min=p["sigma_min"], distance=d,
+            )  # fmt: skip
+            return loss, {**parts, "teacher_out": solved}
 
         def denoised(student, p=p, clean=clean, start=start, sigma=sigma, noise=dsm_noise, d=distance):
             network = analytic_network(student)
