@@ -142,16 +142,29 @@ def make_optimizer(
 
 
 def _prodigy(schedule: optax.Schedule, decay: float, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Prodigy as the released training ran it, where lr is a factor (1.0) on a rate that it finds itself.
+    """Prodigy as the released training ran it: lr is a factor (1.0) on a rate that it finds itself, from the way that parameters
+    have come and how the gradients point along it (Mishchenko and Defazio 2023, algorithm 4); moments as they are, no correction
+    of their bias.
 
-    optax corrects the bias of the moments, the released program by default does not: the correction is divided out.
+    The state is optax's. Its update flattens what it multiplies, for which parameters that are split over devices are gathered in
+    float32 every step (findings/optax_prodigy_gathers.sh).
     """
+    first, b3 = 1e-6, b2**0.5  # the rate that it begins with, and what sums remember
+    total = lambda tree: sum(leaf.sum() for leaf in jax.tree.leaves(tree))
 
-    def uncorrected(count):
-        # The very expression that optax multiplies by, rounding and all.
-        return schedule(count) / ((1 - b2 ** (count + 1)) ** 0.5 / (1 - b1 ** (count + 1)))
+    def update(grads, state, params=None):
+        found = state.estim_lr
+        step = found * schedule(state.count)
+        along = total(jax.tree.map(lambda g, start, p: g * (start - p), grads, state.params0, params))
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * found * g, state.exp_avg, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(found * g), state.exp_avg_sq, grads)
+        sums = jax.tree.map(lambda s, g: b3 * s + step * found / first * g, state.grad_sum, grads)
+        weighted = b3 * state.numerator_weighted + step * found / first * along
+        found = jnp.maximum(found, weighted / total(jax.tree.map(jnp.abs, sums)))
+        updates = jax.tree.map(lambda m, v, p: -step * (m / (jnp.sqrt(v) + found * eps) + decay * p), mu, nu, params)
+        return updates, type(state)(mu, nu, sums, state.params0, found, weighted, optax.safe_increment(state.count))
 
-    return optax.contrib.prodigy(uncorrected, (b1, b2), eps=eps, weight_decay=decay)
+    return optax.GradientTransformation(optax.contrib.prodigy(1.0).init, update)
 
 
 def _muon(schedule: optax.Schedule, decay: float, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
