@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,12 @@ def runs(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Run]]:
     """(row, one run of it), in turns; byte code and compiled programs are there before the first."""
     model, weights = folder / "model", folder / "peer.pt"
     segment = TINY_SAMPLES if args.tiny else SHAPES[SHAPE].segment
-    _write_model(model, segment, args.tiny)
+    # Elsewhere: a process's peak begins with that of the one that starts it.
+    maker = get_context("spawn").Process(target=_write_model, args=(model, segment, args.tiny))
+    maker.start()
+    maker.join()
+    if maker.exitcode:
+        raise UserError("the model cannot be written; its message stands above")
     song = make_song(folder / "song.wav", args.seconds or (3 * TINY_SAMPLES / RATE if args.tiny else SECONDS), [])
     short = make_song(folder / "short.wav", 0.6 * segment / RATE, [])
     own = Build(sys.executable, Path(__file__).resolve().parents[2], folder / "home")
