@@ -90,7 +90,7 @@ def runs(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Run]]:
     short = make_song(folder / "short.wav", 0.6 * segment / RATE, [])
     own = Build(sys.executable, Path(__file__).resolve().parents[2], folder / "home")
     overlap = ("--overlap", str(1 - 1 / OVERLAPPING))
-    cases = {
+    cases: dict[str, tuple[Build, tuple[str, ...]]] = {
         f"song_{p}": (own._replace(options=("--model", str(model), "--dtype", p, *overlap)), ()) for p in PRECISIONS
     }
     if not args.no_peer:
