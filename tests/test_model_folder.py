@@ -47,11 +47,15 @@ def test_a_folder_that_is_being_replaced_is_there_again_if_that_is_ended(tiny_mo
     before, replace = sorted(p.name for p in folder.iterdir()), os.replace
 
     def ended_between_the_two(source, target):
-        if target == folder and "old" not in source.name:
+        if target == folder and not source.name.endswith(".old"):
             raise KeyboardInterrupt
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", ended_between_the_two)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(folder, model.config, {"deterministic": model.weights["deterministic"]})
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"] and sorted(p.name for p in folder.iterdir()) == before
+    replace(folder, tmp_path / ".copy.99999999.old")  # where a kill between the two leaves it
     with pytest.raises(KeyboardInterrupt):
         save_model(folder, model.config, {"deterministic": model.weights["deterministic"]})
     assert [p.name for p in tmp_path.iterdir()] == ["copy"] and sorted(p.name for p in folder.iterdir()) == before

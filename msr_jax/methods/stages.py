@@ -189,9 +189,8 @@ def _consistency(config: Mapping[str, Any], backbone: Backbone):
         teacher = _conditioned(backbone, frozen["teacher"], label, features)(None)
         noise = jax.random.normal(key_noise, target.shape)
         noised, solved = teach(teacher, start, noise, level, num_steps, grid, sigma_data=c["sigma_data"])
-        if (
-            backbone.defer and platform() != "cpu"
-        ):  # large features: made once more, they need not lie beside the teacher's
+        if backbone.defer and platform() != "cpu":
+            # Its features are large: made once more, they need not lie beside the teacher's.
             mixture, noised, solved = jax.lax.optimization_barrier((mixture, noised, solved))
             _, features = _estimate(backbone, frozen["deterministic"], mixture, label)
         student, averaged = (_conditioned(backbone, p, label, features, True) for p in (params, frozen["target"]))

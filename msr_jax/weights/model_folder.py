@@ -21,9 +21,8 @@ from msr_jax.runtime import clear, give_back_memory, passing
 from msr_jax.weights.streamed import write_tensors
 
 FORMAT = 1
-MAPPED = (
-    2**26
-)  # bytes, after which a file is opened anew: what was read of a mapped file stays in memory until it is closed
+# Bytes, after which a file is opened anew: what was read of a mapped file stays in memory until it is closed.
+MAPPED = 2**26
 ALIGNED = 64  # bytes, which JAX asks of memory that it takes over
 BUNDLED = Path(__file__).parents[1] / "bundled"  # the model that ships with the package
 SET_ASIDE = ".old"  # how the name of a folder ends that is being replaced
@@ -119,7 +118,8 @@ def save_model(
         raise UserError(f"{folder} exists and is no model folder; name another place")
     for left in _set_aside(folder):  # by a process that was killed between the two renamings below
         if not folder.exists():
-            os.replace(left, folder)
+            with suppress(OSError):  # what is wrong with the place is said below
+                os.replace(left, folder)
     beside, replaced = passing(folder), folder.with_name(f".{folder.name}.{os.getpid()}{SET_ASIDE}")
     kept = {
         "format": FORMAT,
