@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from msr_jax.audio.devices import traced_for
 from msr_jax.config import bsrf_base
 from msr_jax.errors import UserError
 from msr_jax.models import adapters, roformer
 from msr_jax.models.backbone import cast_params, make_backbone
-from msr_jax.models.platform import traced_for
 from msr_jax.models.roformer import attend, map_chunks
 from tests.test_backbones import TINY_BSRF, random_weights
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from msr_jax.audio.devices import traced_for
 from msr_jax.models.initial import draw_marked
 from msr_jax.models.layers import GroupNorm, Upsample
-from msr_jax.models.platform import traced_for
 from msr_jax.models.products import (
     _convolve_by_products,
     _convolve_directly,

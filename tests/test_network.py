@@ -4,6 +4,8 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from msr_jax.errors import UserError
-from msr_jax.separate.network import Network
+from msr_jax.separate.network import ABREAST, Network, by_threads
 
 WEIGHTS = {"gains": np.arange(1.0, 5.0, dtype=np.float32)}
 
@@ -60,19 +62,60 @@ def test_a_batch_that_takes_more_than_its_memory_is_halved_and_that_is_said(told
     network = Network(scaled, WEIGHTS, 4, 32, memory=3 * size)
     x = mixtures(9, 5000)
     np.testing.assert_allclose(network(x, places(9), 0), expected(x), rtol=1e-5, atol=1e-6)
-    assert network.batch_size == 8 and network.mixtures_per_call(5000, 1) == 2
+    assert network.batch_size == 8 and network.mixtures_at_once(5000, 1) == 2
     assert "32 stems at a time; going on with 16" in told() and "16 stems at a time; going on with 8" in told()
 
 
 def test_on_an_accelerator_the_batch_is_what_memory_holds():
     size = 4 * 5000 * 4  # bytes of a mixture's four stems
     network = Network(scaled, WEIGHTS, 4, memory=10 * size)
-    assert not network.is_growing and network.mixtures_per_call(5000, 1) == 2  # on a CPU
+    assert not network.is_growing and network.batch_size == 8  # on a CPU
     network.is_growing = True
-    assert network.mixtures_per_call(5000, 1) == 8
+    assert network.mixtures_at_once(5000, 1) == 8
     x = mixtures(11, 5000)
     np.testing.assert_allclose(network(x, places(11), 0), expected(x), rtol=1e-5, atol=1e-6)
-    assert network.batch_size == 32 and network.mixtures_per_call(2500, 1) == 8
+    assert network.batch_size == 32 and network.mixtures_at_once(2500, 1) >= 8
+
+
+def test_calls_that_run_abreast_on_a_cpu_are_as_many_as_memory_holds_and_give_the_same_bits(monkeypatch):
+    network = Network(scaled, WEIGHTS, 4, 4)
+    x = mixtures(11, 5000)
+    at_a_time, most, lock = 0, 0, threading.Lock()
+    network(x, places(11), 3)
+    ((key, program),) = network._programs.items()
+
+    def watched(*arguments):
+        nonlocal at_a_time, most
+        with lock:
+            at_a_time += 1
+            most = max(most, at_a_time)
+        time.sleep(0.02)
+        with lock:
+            at_a_time -= 1
+        return program(*arguments)
+
+    watched.memory_analysis = program.memory_analysis
+    network._programs[key] = watched
+    abreast = network(x, places(11), 3)
+    assert network.mixtures_at_once(5000, 1) == most == ABREAST
+    monkeypatch.setattr("msr_jax.separate.network.ABREAST_BYTES", 1)
+    most = 0
+    np.testing.assert_array_equal(network(x, places(11), 3), abreast)
+    assert network.mixtures_at_once(5000, 1) == most == 1
+
+
+def test_what_goes_wrong_in_one_of_the_calls_abreast_is_raised_and_no_further_one_begins():
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 1:
+            raise ValueError("the second")
+        time.sleep(0.1)
+
+    with pytest.raises(ValueError, match="the second"):
+        by_threads(work, range(20), 3)
+    assert len(begun) <= 5
 
 
 def test_a_device_that_runs_out_of_memory_gets_half_as_much_and_the_results_are_all_there(monkeypatch, told):
@@ -177,7 +220,7 @@ with jax.default_device(jax.devices()[3]):
     alone = one.separate(song, 8000)
 assert one.network.devices == [jax.devices()[3]]
 spread = make(8)
-assert spread.network.mixtures_per_call(512, 2) == 16
+assert spread.network.mixtures_at_once(512, 2) == 16
 for stem, audio in spread.separate(song, 8000).items():
     np.testing.assert_array_equal(audio, alone[stem])
 """

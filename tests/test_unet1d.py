@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from msr_jax.audio.devices import traced_for
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import cast_params, make_backbone
-from msr_jax.models.platform import traced_for
 from msr_jax.models.unet1d import patch, unpatch
 from tests.conftest import TINY_SIZES
 

@@ -1,15 +1,15 @@
-"""Real Fourier transforms of the last axis, in the form that suits the processor, on the devices that hold the examples."""
+"""Real Fourier transforms of the last axis, in the form that suits the processor."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
+
+from msr_jax.audio.devices import per_example, platform
 
 Array = jax.Array
 _BY_PRODUCTS: ContextVar[bool] = ContextVar("by_products", default=False)
@@ -25,34 +25,6 @@ def transforms_by_products() -> Iterator[None]:
         _BY_PRODUCTS.reset(token)
 
 
-def spread_over() -> int:
-    """Devices that the examples of what is being traced are spread over; 1 within `jax.shard_map`, which has each device's own."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty or mesh.are_all_axes_manual else mesh.size
-
-
-def per_example(
-    transform: Callable[..., Array], *x: Any, whole: tuple[Any, ...] = (), is_kernel: bool = False
-) -> Array:
-    """transform(*whole, *x) for trees x of (batch, …), where examples do not meet: each device of the mesh in use transforms its own.
-
-    Left to itself the compiler gathers all examples on every device for an FFT. `whole`: trees that every device has all of.
-    `is_kernel`: it holds a kernel, of which JAX does not know over which axes its results vary.
-    """
-    devices = spread_over()
-    if devices == 1 or len(x[0]) % devices:
-        return transform(*whole, *x)
-    batch = PartitionSpec(jax.sharding.get_abstract_mesh().axis_names)
-    specs = (*(PartitionSpec() for _ in whole), *(batch for _ in x))
-    return jax.shard_map(transform, in_specs=specs, out_specs=batch, check_vma=not is_kernel)(*whole, *x)
-
-
-def first_example(examples: int) -> Array | int:
-    """Number of the first of a device's examples within the batch, in `per_example`, where the device has so many; else 0."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return lax.axis_index(mesh.axis_names) * examples if not mesh.empty and mesh.are_all_axes_manual else 0
-
-
 def rfft(frames: Array) -> Array:
     """Real FFT of the last axis as real numbers: (batch, …, n) -> (batch, …, n/2 + 1, 2)."""
 
@@ -60,9 +32,7 @@ def rfft(frames: Array) -> Array:
         z = jnp.fft.rfft(frames)
         return jnp.stack([z.real, z.imag], axis=-1)
 
-    if _BY_PRODUCTS.get():
-        return rfft_by_products(frames)
-    return per_example(lambda x: lax.platform_dependent(x, tpu=rfft_by_products, default=fft), frames)
+    return _in_its_form(rfft_by_products, fft, frames)
 
 
 def irfft(spectrum: Array, n: int) -> Array:
@@ -71,10 +41,15 @@ def irfft(spectrum: Array, n: int) -> Array:
     def fft(spectrum: Array) -> Array:
         return jnp.fft.irfft(lax.complex(spectrum[..., 0], spectrum[..., 1]), n)
 
-    products = lambda z: irfft_by_products(z, n)
+    return _in_its_form(lambda z: irfft_by_products(z, n), fft, spectrum)
+
+
+def _in_its_form(products: Callable[[Array], Array], fft: Callable[[Array], Array], x: Array) -> Array:
     if _BY_PRODUCTS.get():
-        return products(spectrum)
-    return per_example(lambda z: lax.platform_dependent(z, tpu=products, default=fft), spectrum)
+        return products(x)
+    # What only a CPU will run is spared the products' matrices, which take a third of a second to trace.
+    chosen = fft if platform() == "cpu" else lambda x: lax.platform_dependent(x, tpu=products, default=fft)
+    return per_example(chosen, x)
 
 
 def rfft_by_products(frames: Array) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from msr_jax.audio.fft import per_example
+from msr_jax.audio.devices import per_example
 from msr_jax.audio.stft import cut_frames, periodic_hann
 
 Array = jax.Array

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from msr_jax.audio.devices import platform
 from msr_jax.errors import UserError
 from msr_jax.methods.consistency import distillation_loss, draw_levels, teach
 from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, per_example
@@ -24,7 +25,6 @@ from msr_jax.methods.schedules import (
     sampler_sigmas,
 )
 from msr_jax.models.interface import Backbone
-from msr_jax.models.platform import platform
 
 Array = jax.Array
 Params = Any

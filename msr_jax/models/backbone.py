@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from msr_jax.audio.devices import platform
 from msr_jax.errors import UserError
+from msr_jax.models.bfloat16 import bfloat16_is_faster
 from msr_jax.models.bs_roformer import make_bs_roformer
 from msr_jax.models.interface import Backbone
 from msr_jax.models.mel_band_roformer import make_mel_band_roformer
-from msr_jax.models.platform import bfloat16_is_faster, platform
 from msr_jax.models.slices import BITS
 from msr_jax.models.unet1d import make_unet1d
 

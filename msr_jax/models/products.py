@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from msr_jax.models.platform import platform
+from msr_jax.audio.devices import platform
 
 Array = jax.Array
 

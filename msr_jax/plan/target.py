@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from msr_jax.audio.devices import traced_for
 from msr_jax.errors import UserError
-from msr_jax.models.platform import traced_for
 from msr_jax.plan.chips import CHIPS, FLAT_SLICES, LARGEST_SLICE, TPUS, Chip, gpu_description
 
 MOST_DEVICES = 8960

@@ -230,9 +230,9 @@ class Separator(AudioSeparator):
             return
         moving = SHIFT_SECONDS * self.sample_rate if self.shifts > 1 else 0
         chunk, overlap = self._chunk(None if frames is None else frames + moving)
-        at_once = self._channels_of_run(channels)
-        per_call = self.network.mixtures_per_call(chunk, at_once)
-        group = 1 if is_live else max(1, per_call // len(channel_groups(channels, at_once)))
+        of_run = self._channels_of_run(channels)
+        runs_of_chunk = len(channel_groups(channels, of_run))
+        group = 1 if is_live else max(1, self.network.mixtures_at_once(chunk, of_run) // runs_of_chunk)
         songs = shared(without_offset(blocks, self.sample_rate), self.shifts)
         with ExitStack() as stack:
             runs = []

@@ -21,6 +21,9 @@ from msr_jax.runtime import give_back_memory, log, processor, saying, write_whol
 KEPT = 32  # programs that are kept beside each other
 SOURCES = ("audio", "methods", "models", "separate")  # folders of this package that a program is traced from
 MAX_BATCH = 64  # examples a call on an accelerator, per device: more is no faster
+# Calls at a time on a CPU, and the bytes that they may take together: operations are short, and cores that one call leaves idle
+# work for another. Measured on two cores: 1.35 times as fast for a small network, 1.1 to 1.4 for a large one.
+ABREAST, ABREAST_BYTES = 4, 1_200_000_000
 
 CONFIG: Any = jax.config  # whose fields have no types
 _HITS: list[str] = []  # programs that JAX had kept
@@ -97,10 +100,16 @@ class Network:
     def _mixtures(self, batch_size: int) -> int:
         return max(1, batch_size // self.stems)
 
-    def mixtures_per_call(self, samples: int, channels: int) -> int:
-        """On all devices. Where the batch is still to be chosen, by what memory holds, this compiles for it."""
-        batch_size = self._fitting((samples, channels))[0] if self.is_growing else self.batch_size
-        return self._mixtures(batch_size) * len(self.devices)
+    def mixtures_at_once(self, samples: int, channels: int) -> int:
+        """On all devices, and in all calls that run abreast; this compiles, as memory decides."""
+        batch_size, program = self._fitting((samples, channels))
+        return self._mixtures(batch_size) * len(self.devices) * self._abreast(program)
+
+    def _abreast(self, program: Any) -> int:
+        """Calls that run at a time: on accelerators one, which takes as much as they hold."""
+        if len(self.devices) > 1 or self.devices[0].platform != "cpu":
+            return 1
+        return max(1, min(ABREAST, min(self.memory, ABREAST_BYTES) // max(1, _bytes_of_call(program))))
 
     def lengths(self) -> list[int]:
         """Samples of the mixtures that there are programs for."""
@@ -124,14 +133,22 @@ class Network:
 
     def _in_calls(self, program: Any, size: int, mixtures: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
         """In batches of one size, the last filled up. A call begins before the results of the one before are fetched."""
-        done, running = [], None
-        for at in range(0, len(mixtures), size):
+        starts = range(0, len(mixtures), size)
+
+        def begin(at: int) -> Any:
             chosen = np.resize(np.arange(at, min(at + size, len(mixtures))), size)
-            begun = program(self.weights, mixtures[chosen], places[chosen], np.uint32(seed))
-            if running is not None:
+            return program(self.weights, mixtures[chosen], places[chosen], np.uint32(seed))
+
+        if (abreast := min(self._abreast(program), len(starts))) > 1:
+            done = by_threads(lambda at: np.asarray(begin(at)), starts, abreast)
+        else:
+            done, running = [], begin(0)
+            for at in starts[1:]:
+                begun = begin(at)
                 done.append(np.asarray(running))
-            running = begun
-        return np.concatenate([*done, np.asarray(running)])[: len(mixtures)]
+                running = begun
+            done.append(np.asarray(running))
+        return np.concatenate(done)[: len(mixtures)]
 
     def _fitting(self, shape: tuple[int, ...]) -> tuple[int, Any]:
         """The batch size, and the program for mixtures of a shape (time, channels) that takes no more than `memory`."""
@@ -224,6 +241,38 @@ class Network:
         }
         text = json.dumps(told, sort_keys=True, default=str)
         return Path(folder) / f"separate-{hashlib.sha256(text.encode()).hexdigest()}.program"
+
+
+def by_threads(work: Callable[[int], np.ndarray], items: Sequence[int], threads: int) -> list[np.ndarray]:
+    """What `work` makes of each item, so many at a time; the first error is raised when all threads have ended.
+
+    Nobody waits for these threads where the program ends.
+    """
+    done: list[Any] = [None] * len(items)
+    errors: list[BaseException] = []
+    waiting = iter(list(enumerate(items)))
+    lock = threading.Lock()
+
+    def run() -> None:
+        while not errors:
+            with lock:
+                number, item = next(waiting, (None, 0))
+            if number is None:
+                return
+            try:
+                done[number] = work(item)
+            except BaseException as error:
+                errors.append(error)
+
+    others = [threading.Thread(target=run, daemon=True) for _ in range(threads - 1)]
+    for thread in others:
+        thread.start()
+    run()
+    for thread in others:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return done
 
 
 def _bytes_of_call(program: Any) -> int:
