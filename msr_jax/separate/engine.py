@@ -23,7 +23,7 @@ from msr_jax.separate.chunks import abreast, ahead, cut_chunks, overlap_add, res
 from msr_jax.separate.demix import Demix, demix
 from msr_jax.separate.interface import AudioSeparator
 from msr_jax.separate.mixture import OFFSET_REACH, SHARE_SECONDS, Original, as_the_song, without_offset
-from msr_jax.separate.network import Network
+from msr_jax.separate.network import ABREAST, Network
 from msr_jax.separate.one_mask import with_one_mask
 from msr_jax.weights.model_folder import (
     BUNDLED,
@@ -207,7 +207,7 @@ class Separator(AudioSeparator):
         at_model_rate = (b for b in resampled(kept(), sample_rate, self.sample_rate, channels) if len(b))
         length = None if frames is None else frames * self.sample_rate / sample_rate
         parts = self._separated(at_model_rate, channels, length, is_live)
-        with closing(parts if is_live else ahead(parts)) as separated:
+        with closing(parts if is_live else ahead(parts, depth=2 * ABREAST)) as separated:
             wide = len(self.separated) * channels  # all stems share one resampler, as so many channels
             flat = (np.ascontiguousarray(b.swapaxes(0, 1)).reshape(b.shape[1], wide) for b in separated)
             back = resampled(flat, self.sample_rate, sample_rate, wide)
