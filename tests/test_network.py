@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from msr_jax.errors import UserError
-from msr_jax.separate.network import ABREAST, Network, by_threads
+from msr_jax.separate.network import ABREAST, Network
 
 WEIGHTS = {"gains": np.arange(1.0, 5.0, dtype=np.float32)}
 
@@ -104,20 +104,6 @@ def test_calls_that_run_abreast_on_a_cpu_are_as_many_as_memory_holds_and_give_th
     assert network.mixtures_at_once(5000, 1) == most == 1
 
 
-def test_what_goes_wrong_in_one_of_the_calls_abreast_is_raised_and_no_further_one_begins():
-    begun = []
-
-    def work(item):
-        begun.append(item)
-        if item == 1:
-            raise ValueError("the second")
-        time.sleep(0.1)
-
-    with pytest.raises(ValueError, match="the second"):
-        by_threads(work, range(20), 3)
-    assert len(begun) <= 5
-
-
 def test_a_device_that_runs_out_of_memory_gets_half_as_much_and_the_results_are_all_there(monkeypatch, told):
     compile_ = Network._compile
 
@@ -139,10 +125,16 @@ def test_a_device_that_runs_out_of_memory_gets_half_as_much_and_the_results_are_
 
 
 def test_where_one_example_is_too_much_that_is_a_sentence(monkeypatch):
-    def fail(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.")
+    compile_ = Network._compile
 
-    monkeypatch.setattr(Network, "_in_calls", fail)
+    def of_no_memory(self, batch_size, shape):
+        def run(*_):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.")
+
+        run.memory_analysis = compile_(self, batch_size, shape).memory_analysis
+        return run
+
+    monkeypatch.setattr(Network, "_compile", of_no_memory)
     with pytest.raises(UserError, match="memory does not hold a single stem of a chunk; take fewer --segments"):
         Network(scaled, WEIGHTS, 4, 8)(mixtures(2), places(2), 0)
 

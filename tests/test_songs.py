@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from msr_jax.audio.io import audio_info
 from msr_jax.cli import main
 from msr_jax.errors import UserError
-from msr_jax.separate.songs import Output, Task, separate_file
+from msr_jax.separate.songs import Output, Task, about_song, stems_of, write_stems
 
 RATE = 44_100
 
@@ -29,7 +28,9 @@ def song(path, level=0.1, samples=12_000):
 
 
 def written(path, folder, *output):
-    done = separate_file(Halves(), Task(path, folder), audio_info(path), Output(*output))
+    about = about_song(path, Output(*output))
+    parts = stems_of(Halves(), path, about.info)
+    done = write_stems(parts, Task(path, folder), about, Output(*output), Halves.stems)
     assert not list(folder.parent.rglob(".*"))
     return done, {stem: soundfile.read(place)[0] for stem, place in done.paths.items()}
 

@@ -2,23 +2,28 @@
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msr_jax.audio.io import AudioInfo, audio_info, seekable
+from msr_jax.audio.io import AudioInfo, seekable
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.runtime import log
+from msr_jax.separate.chunks import ahead
 from msr_jax.separate.demix import Demix
 from msr_jax.separate.engine import Separator, load
 from msr_jax.separate.ensemble import Ensemble, Member, load_ensemble, parse_member
 from msr_jax.separate.manifest import sha256_of
 from msr_jax.separate.places import at_hand
-from msr_jax.separate.songs import Output, Task, Written, levels_of, separate_file
+from msr_jax.separate.songs import Output, Task, Written, about_song, levels_of, stems_of, write_stems
 from msr_jax.weights.model_folder import BUNDLED
 from msr_jax.weights.registry import find_named
 
+SONGS = 2  # that are begun beside the one that is written
+PARTS = 2  # of a song that wait to be written, beside those within its separation
 # Options that are told of every song, beside what the model makes of those that are left out.
 TOLD = (
     "stems", "steps", "seed", "dtype", "demix", "shifts", "one_mask", "mixture_consistent", "residual", "format", "bits", "peak"
@@ -75,35 +80,48 @@ class Batch:
         chosen |= {"refine": refinement_of(separator), "segments": one.segments, "overlap": one.overlap}
         self.settings = {**chosen, **{name: getattr(args, name) for name in TOLD}}
 
-    def song(
-        self,
-        task: Task,
-        is_told: Callable[[str, dict[str, Path]], bool] = lambda *_: False,
-        progress: Callable[[AudioInfo], Callable[[int], Any]] | None = None,
-    ) -> Outcome:
-        """Separate a song, but for stems that are there. What is wrong with it comes back as the outcome's error.
+    def begin(self, task: Task, is_told: Callable[[str, dict[str, Path]], bool] = lambda *_: False) -> "Begun":
+        """Separate a song, but for stems that are there, in a thread of its own, as far ahead of `finish` as memory should hold.
 
         Args:
           is_told: whether a row of this source and these stems has been written; then one that is kept gets none.
-          progress: is given the song's sizes when they are known, and gives what is called with the samples done.
         """
-        started = time.perf_counter()
         paths = task.paths(self.separator.stems, self.output.suffix)
         kept = [] if self.overwrite else [stem for stem, path in paths.items() if path.exists()]
         missing = [stem for stem in paths if stem not in kept]
-        if not missing and is_told(task.source, paths):
+        is_known = not missing and is_told(task.source, paths)
+        return Begun(task, paths, kept, missing, None if is_known else ahead(self._made(task, bool(missing)), PARTS))
+
+    def _made(self, task: Task, is_missing: bool) -> Iterator[Any]:
+        """The song's hash; if stems are missing, what is known of it, and its stems part by part."""
+        with at_hand(task) as here:
+            yield sha256_of(seekable(here.song))
+            if is_missing:
+                about = about_song(here.song, self.output)
+                yield here, about
+                yield from stems_of(self.separator, here.song, about.info)
+
+    def finish(self, begun: "Begun", progress: Callable[[AudioInfo], Callable[[int], Any]] | None = None) -> Outcome:
+        """Write what is missing of a song. What is wrong with it comes back as the outcome's error.
+
+        Args:
+          progress: is given the song's sizes when they are known, and gives what is called with the samples done.
+        """
+        started = time.perf_counter()
+        task, paths, kept, missing, made = begun
+        if made is None:
             return Outcome(task, kept, None, None, None)
         written, error, sha256 = None, None, None
         stems = {stem: paths[stem] for stem in kept}
         levels: dict[str, float | None] = {}
         seconds = None
         try:
-            with at_hand(task) as here:
-                sha256 = sha256_of(seekable(here.song))
+            with closing(made):
+                sha256 = next(made)
                 if missing:
-                    info = audio_info(here.song)
-                    update = progress(info) if progress else None
-                    written = separate_file(self.separator, here, info, self.output, missing, update)
+                    here, about = next(made)
+                    update = progress(about.info) if progress else None
+                    written = write_stems(made, here, about, self.output, missing, update)
             levels, seconds = levels_of(stems)
             if written:
                 levels, seconds = levels | written.levels, written.seconds
@@ -123,6 +141,34 @@ class Batch:
             "error": error,
         }
         return Outcome(task, kept, written, error, row)
+
+
+class Begun(NamedTuple):
+    """A song that is being separated."""
+
+    task: Task
+    paths: dict[str, Path]  # of its stems
+    kept: list[str]  # stems that were there
+    missing: list[str]
+    made: Generator[Any, None, None] | None  # see `Batch._made`; None: there is nothing to do and to tell
+
+
+def begun_ahead(
+    batch: Batch, tasks: Iterable[Task], is_told: Callable[[str, dict[str, Path]], bool]
+) -> Iterator[Begun]:
+    """Every song in turn, the next ones begun: the network never waits for one to be read or written, and they share its calls."""
+    waiting: deque[Begun] = deque()
+    try:
+        for task in tasks:
+            waiting.append(batch.begin(task, is_told))
+            if len(waiting) > SONGS:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        for begun in waiting:
+            if begun.made is not None:
+                begun.made.close()
 
 
 def refinement_of(separator: Separator | Ensemble) -> str:

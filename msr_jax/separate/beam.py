@@ -40,7 +40,7 @@ def separate_task(task: Task, argv: Sequence[str]) -> dict[str, Any]:
     """
     with _loading:
         batch = _loaded(tuple(argv))
-    row = batch.song(task).row
+    row = batch.finish(batch.begin(task)).row
     assert row is not None  # nobody has told of it
     return row
 

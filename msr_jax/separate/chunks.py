@@ -44,31 +44,15 @@ def cut_chunks(blocks: Iterable[np.ndarray], segment: int, hop: int) -> Iterator
         yield end - segment, segment, held[-segment:]
 
 
-def overlap_add(
-    chunks: Iterator[tuple[int, int, np.ndarray]],
-    run: ChunkFunction,
-    stems: int,
-    segment: int,
-    overlap: int,
-    group: int,
-) -> Iterator[np.ndarray]:
-    """Run chunks through the model, `group` at a time, and cross-fade the results.
+def run_groups(
+    chunks: Iterator[tuple[int, int, np.ndarray]], run: ChunkFunction, group: int
+) -> Iterator[list[tuple[int, int, int, np.ndarray]]]:
+    """Run chunks through the model, `group` at a time.
 
     Yields:
-      Blocks (stems, samples, channels) that together are as long as the stream was.
+      For each group its chunks: start and length, up to where the stream is known then, the estimate (stems, samples, channels).
     """
-    fade = cross_fade(segment, overlap)[:, None]
-    total: Any = None  # until an estimate tells the number of channels
-    weight = np.zeros((0, 1), np.float32)
-    base = count = 0
-
-    def flush(upto: int) -> np.ndarray:
-        nonlocal total, weight, base
-        ready = total[:, : upto - base] / weight[: upto - base]
-        total, weight, base = total[:, upto - base :], weight[upto - base :], upto
-        return ready
-
-    following = next(chunks, None)
+    count, following = 0, next(chunks, None)
     while following is not None:
         batch = [following, *(chunk for _, chunk in zip(range(group - 1), chunks, strict=False))]
         estimates = run(np.stack([chunk for _, _, chunk in batch]), count)
@@ -77,15 +61,37 @@ def overlap_add(
         end = batch[-1][0] + batch[-1][1]
         # What lies before the chunk that follows is final: it can be heard while that one is still being computed.
         finals = [start for start, _, _ in [*batch[1:], following or (end, 0, None)]]
-        for (start, length, _), estimate, final in zip(batch, estimates, finals, strict=True):
-            if total is None:
-                total = np.zeros((stems, 0, estimate.shape[-1]), np.float32)
-            grow = start + length - base - total.shape[1]
-            total = np.pad(total, ((0, 0), (0, grow), (0, 0)))
-            weight = np.pad(weight, ((0, grow), (0, 0)))
-            total[:, start - base : start - base + length] += (estimate * fade)[:, :length]
-            weight[start - base : start - base + length] += fade[:length]
-            yield flush(final)
+        yield [(*chunk[:2], final, one) for chunk, final, one in zip(batch, finals, estimates, strict=True)]
+
+
+def overlap_add(
+    groups: Iterable[list[tuple[int, int, int, np.ndarray]]], stems: int, segment: int, overlap: int
+) -> Iterator[np.ndarray]:
+    """Cross-fade what `run_groups` gives.
+
+    Yields:
+      Blocks (stems, samples, channels) that together are as long as the stream was.
+    """
+    fade = cross_fade(segment, overlap)[:, None]
+    total: Any = None  # until an estimate tells the number of channels
+    weight = np.zeros((0, 1), np.float32)
+    base = 0
+
+    def flush(upto: int) -> np.ndarray:
+        nonlocal total, weight, base
+        ready = total[:, : upto - base] / weight[: upto - base]
+        total, weight, base = total[:, upto - base :], weight[upto - base :], upto
+        return ready
+
+    for start, length, final, estimate in itertools.chain.from_iterable(groups):
+        if total is None:
+            total = np.zeros((stems, 0, estimate.shape[-1]), np.float32)
+        grow = start + length - base - total.shape[1]
+        total = np.pad(total, ((0, 0), (0, grow), (0, 0)))
+        weight = np.pad(weight, ((0, grow), (0, 0)))
+        total[:, start - base : start - base + length] += (estimate * fade)[:, :length]
+        weight[start - base : start - base + length] += fade[:length]
+        yield flush(final)
 
 
 def resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channels: int) -> Iterator[np.ndarray]:

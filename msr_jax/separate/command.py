@@ -16,7 +16,7 @@ from msr_jax.audio.io import AudioInfo, audio_info
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.runtime import log
-from msr_jax.separate.batch import Batch, Outcome, refinement_of, separator_of
+from msr_jax.separate.batch import Batch, Outcome, begun_ahead, refinement_of, separator_of
 from msr_jax.separate.catalogue import FILENAME, check_stems, find_shard, find_tasks
 from msr_jax.separate.engine import OVERLAP, Separator
 from msr_jax.separate.ensemble import BY, Ensemble
@@ -213,14 +213,15 @@ def main(argv: list[str]) -> int:
     with Progress(*columns, console=console, disable=args.json or not console.is_terminal) as bar:
         told.say = lambda text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         whole = bar.add_task(f"{len(tasks)} songs", total=len(tasks), visible=len(tasks) > 1)
-        for task in tasks:
+        for begun in begun_ahead(batch, tasks, is_told):
+            task = begun.task
             shown = bar.add_task(task.song.name, total=None, visible=False)
 
             def update(info: AudioInfo, shown: TaskID = shown) -> Callable[[int], None]:
                 bar.reset(shown, total=info.frames, visible=True)
                 return lambda done: bar.update(shown, completed=done)
 
-            outcome = batch.song(task, is_told, update)
+            outcome = batch.finish(begun, update)
             if outcome.error:
                 if is_alone or (args.out.exists() and shutil.disk_usage(args.out).free < FULL_DISK):
                     raise UserError(outcome.error)

@@ -19,7 +19,16 @@ import numpy as np
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import BACKBONES, cast_params, compute_dtype, make_backbone
-from msr_jax.separate.chunks import abreast, ahead, cut_chunks, overlap_add, resampled, resampling_delay, shared
+from msr_jax.separate.chunks import (
+    abreast,
+    ahead,
+    cut_chunks,
+    overlap_add,
+    resampled,
+    resampling_delay,
+    run_groups,
+    shared,
+)
 from msr_jax.separate.demix import Demix, demix
 from msr_jax.separate.interface import AudioSeparator
 from msr_jax.separate.mixture import OFFSET_REACH, SHARE_SECONDS, Original, as_the_song, without_offset
@@ -183,7 +192,8 @@ class Separator(AudioSeparator):
         places = index + np.array([first, 0])
         for (chunk, group), stems in zip(index, self.network(mixtures, places, self.seed), strict=True):
             for own, channel in enumerate(groups[group]):  # a doubled channel gets the mean of its two results
-                out[chunk, :, :, channel] += stems[..., own] / np.count_nonzero(groups[group] == channel)
+                times = np.count_nonzero(groups[group] == channel)
+                out[chunk, :, :, channel] += stems[..., own] if times == 1 else stems[..., own] / times
         return out
 
     def _flow(
@@ -242,7 +252,10 @@ class Separator(AudioSeparator):
                 if not is_live:
                     chunks = stack.enter_context(closing(ahead(chunks, depth=2 * group)))
                 run = partial(self._run_numbered, k * CHUNKS)
-                runs.append(_without_first(overlap_add(chunks, run, len(self.separated), chunk, overlap, group), shift))
+                groups = run_groups(chunks, run, group)
+                if not is_live and self.shifts == 1:  # several runs keep the network busy by themselves
+                    groups = stack.enter_context(closing(ahead(groups, depth=1)))
+                runs.append(_without_first(overlap_add(groups, len(self.separated), chunk, overlap), shift))
             yield from runs[0] if self.shifts == 1 else (parts.mean(0) for parts in abreast(runs))
 
     def _shifts(self, hop: int) -> list[int]:

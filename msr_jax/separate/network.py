@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from msr_jax.errors import UserError
 from msr_jax.runtime import give_back_memory, log, processor, saying, write_whole
+from msr_jax.separate.gather import Calls
 
 KEPT = 32  # programs that are kept beside each other
 SOURCES = ("audio", "methods", "models", "separate")  # folders of this package that a program is traced from
@@ -90,26 +92,36 @@ class Network:
         self.devices = local_devices()
         self.mesh = Mesh(np.array(self.devices), ("devices",))
         self.weights = jax.device_put(weights, self._placed(PartitionSpec()))
+        self.is_one_cpu = len(self.devices) == 1 and self.devices[0].platform == "cpu"
         self.is_growing = batch_size is None and self.devices[0].platform != "cpu"
         self.batch_size = batch_size or mixtures * stems
         self.memory = memory if memory is not None else free_memory(self.devices[0]) // 2
         self._programs: dict[tuple[int, ...], Any] = {}  # by examples, samples and channels
+        self._bytes: dict[int, int] = {}  # by the program's id
         self._read: dict[tuple[int, ...], Path] = {}  # files of those that were kept
         self._compiling = threading.Lock()
+        self._calls = Calls()
 
     def _mixtures(self, batch_size: int) -> int:
         return max(1, batch_size // self.stems)
 
     def mixtures_at_once(self, samples: int, channels: int) -> int:
-        """On all devices, and in all calls that run abreast; this compiles, as memory decides."""
+        """What keeps all devices busy: a call's, or on a CPU those of all that run abreast. This compiles, as memory decides."""
         batch_size, program = self._fitting((samples, channels))
-        return self._mixtures(batch_size) * len(self.devices) * self._abreast(program)
+        return self._mixtures(batch_size) * (self._abreast(program) if self.is_one_cpu else len(self.devices))
 
     def _abreast(self, program: Any) -> int:
-        """Calls that run at a time: on accelerators one, which takes as much as they hold."""
-        if len(self.devices) > 1 or self.devices[0].platform != "cpu":
-            return 1
-        return max(1, min(ABREAST, min(self.memory, ABREAST_BYTES) // max(1, _bytes_of_call(program))))
+        """Calls that run at a time: elsewhere than on a CPU one, and another that is on its way there."""
+        if not self.is_one_cpu:
+            return 2
+        return max(1, min(ABREAST, min(self.memory, ABREAST_BYTES) // max(1, self._bytes_of_call(program))))
+
+    def _bytes_of_call(self, program: Any) -> int:
+        """What one device holds during a call, besides weights."""
+        if id(program) not in self._bytes:
+            told = program.memory_analysis()  # which takes as long as a tenth of a second of audio
+            self._bytes[id(program)] = told.temp_size_in_bytes + told.output_size_in_bytes if told else 0
+        return self._bytes[id(program)]
 
     def lengths(self) -> list[int]:
         """Samples of the mixtures that there are programs for."""
@@ -118,37 +130,37 @@ class Network:
     def __call__(self, mixtures: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
         """Mixtures (n, time, channels) and each one's place in its song (n, 2) -> stems (n, stems, time, channels).
 
+        Those of several threads share calls.
+
         Raises:
           UserError: memory does not hold a single example.
         """
-        while True:
-            batch_size, program = self._fitting(mixtures.shape[1:])
+        shape = mixtures.shape[1:]
+        batch_size, program = self._fitting(shape)
+        size = self._mixtures(batch_size) * len(self.devices)
+        run = partial(self._run, shape, seed)
+        return np.stack(
+            self._calls(list(zip(mixtures, places, strict=True)), (shape, seed), run, size, self._abreast(program))
+        )
+
+    def _run(self, shape: tuple[int, ...], seed: int, examples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """One call for all of the examples, the batch filled up; several, if memory turns out not to hold it."""
+        done: list[np.ndarray] = []
+        while (at := sum(map(len, done))) < len(examples):
+            batch_size, program = self._fitting(shape)
+            size = self._mixtures(batch_size) * len(self.devices)
+            chosen = examples[at : at + size]
+            mixtures, places = (np.stack([pair[k] for pair in chosen]) for k in (0, 1))
+            filled = np.resize(np.arange(len(chosen)), size)
             try:
-                return self._in_calls(program, self._mixtures(batch_size) * len(self.devices), mixtures, places, seed)
+                stems = program(self.weights, mixtures[filled], places[filled], np.uint32(seed))
+                done.append(np.asarray(stems)[: len(chosen)])
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" in str(error):
                     self._halve(batch_size, "memory does not hold")
-                elif not self._forget(batch_size, mixtures.shape[1:], program):
+                elif not self._forget(batch_size, shape, program):
                     raise
-
-    def _in_calls(self, program: Any, size: int, mixtures: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
-        """In batches of one size, the last filled up. A call begins before the results of the one before are fetched."""
-        starts = range(0, len(mixtures), size)
-
-        def begin(at: int) -> Any:
-            chosen = np.resize(np.arange(at, min(at + size, len(mixtures))), size)
-            return program(self.weights, mixtures[chosen], places[chosen], np.uint32(seed))
-
-        if (abreast := min(self._abreast(program), len(starts))) > 1:
-            done = by_threads(lambda at: np.asarray(begin(at)), starts, abreast)
-        else:
-            done, running = [], begin(0)
-            for at in starts[1:]:
-                begun = begin(at)
-                done.append(np.asarray(running))
-                running = begun
-            done.append(np.asarray(running))
-        return np.concatenate(done)[: len(mixtures)]
+        return np.concatenate(done)
 
     def _fitting(self, shape: tuple[int, ...]) -> tuple[int, Any]:
         """The batch size, and the program for mixtures of a shape (time, channels) that takes no more than `memory`."""
@@ -159,7 +171,7 @@ class Network:
                 if program is not None:
                     return batch_size, program
                 program = self._compile(batch_size, shape)
-                needed = _bytes_of_call(program)
+                needed = self._bytes_of_call(program)
                 if needed > self.memory and batch_size > 1 and batch_size >= self.stems:
                     self._halve(batch_size, f"a call takes {needed / 1e9:.3g} GB of the {self.memory / 1e9:.3g} GB for")
                     continue
@@ -241,44 +253,6 @@ class Network:
         }
         text = json.dumps(told, sort_keys=True, default=str)
         return Path(folder) / f"separate-{hashlib.sha256(text.encode()).hexdigest()}.program"
-
-
-def by_threads(work: Callable[[int], np.ndarray], items: Sequence[int], threads: int) -> list[np.ndarray]:
-    """What `work` makes of each item, so many at a time; the first error is raised when all threads have ended.
-
-    Nobody waits for these threads where the program ends.
-    """
-    done: list[Any] = [None] * len(items)
-    errors: list[BaseException] = []
-    waiting = iter(list(enumerate(items)))
-    lock = threading.Lock()
-
-    def run() -> None:
-        while not errors:
-            with lock:
-                number, item = next(waiting, (None, 0))
-            if number is None:
-                return
-            try:
-                done[number] = work(item)
-            except BaseException as error:
-                errors.append(error)
-
-    others = [threading.Thread(target=run, daemon=True) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    run()
-    for thread in others:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return done
-
-
-def _bytes_of_call(program: Any) -> int:
-    """What one device holds during a call, besides weights."""
-    told = program.memory_analysis()
-    return told.temp_size_in_bytes + told.output_size_in_bytes if told else 0
 
 
 def _sources() -> str:

@@ -81,48 +81,69 @@ class Written(NamedTuple):
     gain: float  # of all stems, 1 but for `peak` "scale"
 
 
-def separate_file(
-    separator: AudioSeparator,
+class About(NamedTuple):
+    """What is known of a song before it is separated."""
+
+    info: AudioInfo
+    tags: Tags | None
+
+
+def about_song(song: Path, output: Output) -> About:
+    """Raises UserError if it cannot be read."""
+    return About(audio_info(song), read_tags(seekable(song)) if output.with_tags else None)
+
+
+def stems_of(separator: AudioSeparator, song: Path, info: AudioInfo) -> Iterator[dict[str, np.ndarray]]:
+    """The stems (samples, channels) of a song, part by part, as they are taken; memory holds a few parts.
+
+    Raises:
+      UserError: the song turns out damaged.
+    """
+    blocks = read_blocks(song, BLOCK_SECONDS * info.sample_rate)
+    return separator.stream(blocks, info.sample_rate, info.channels, info.frames)
+
+
+def write_stems(
+    parts: Iterable[Mapping[str, np.ndarray]],
     task: Task,
-    info: AudioInfo,
-    output: Output = Output(),  # noqa: B008 it is immutable
-    stems: Sequence[str] | None = None,
+    about: About,
+    output: Output,
+    stems: Sequence[str],
     progress: Callable[[int], Any] | None = None,
 ) -> Written:
-    """Separate one file into its stems, by default `task.folder`/<stem>.<suffix>; all appear together, or none.
+    """Write the stems of a song, from what `stems_of` gives, as `task.folder`/<stem>.<suffix>; all appear together, or none.
 
     What runs that were killed left there is cleared.
 
     Args:
-      stems: those to write (default: all).
+      stems: those to write.
+      progress: called with the samples done.
 
     Raises:
       UserError: the song turns out damaged, or a stem cannot be written.
     """
+    info, found = about
     folder = task.folder
     new_folders = [place for place in folder.parents if not place.exists()]  # innermost first
     PASSING.update(new_folders)
     unscaled_name = f"{folder.name}.unscaled"
-    chosen = list(separator.stems if stems is None else stems)
     clear_left_over(folder.parent, [folder.name])
     if not task.is_shared:
-        for place in {path.parent for path in task.paths(chosen, output.suffix).values()}:
+        for place in {path.parent for path in task.paths(stems, output.suffix).values()}:
             clear_left_over(place)
     # A new folder gets its name when all is in it, unless others write to it too.
     beside = folder if folder.exists() or task.is_shared else passing(folder)
     unscaled = passing(folder.with_name(unscaled_name))
-    paths = task.paths(chosen, output.suffix, beside)
-    found = read_tags(seekable(task.song)) if output.with_tags else None
+    paths = task.paths(stems, output.suffix, beside)
     title = task.song.stem if task.is_shared else folder.name
-    tags = {stem: stem_tags(found, stem, title) for stem in chosen} if found else {}
+    tags = {stem: stem_tags(found, stem, title) for stem in stems} if found else {}
     try:
-        blocks = read_blocks(task.song, BLOCK_SECONDS * info.sample_rate)
-        parts = separator.stream(blocks, info.sample_rate, info.channels, info.frames, progress)
+        counted = _counted(parts, progress) if progress else parts
         if output.peak == "scale":  # the gain is known when all is there
-            first = _write(parts, Task(task.song, unscaled).paths(chosen, "wav"), info, Output(), {})
+            first = _write(counted, Task(task.song, unscaled).paths(stems, "wav"), info, Output(), {})
             written = _write(_read_back(first.paths, info), paths, info, output, tags, 1 / max(1.0, first.peak))
         else:
-            written = _write(parts, paths, info, output, tags)
+            written = _write(counted, paths, info, output, tags)
         if beside != folder:
             try:
                 os.replace(beside, folder)
@@ -132,7 +153,17 @@ def separate_file(
         temporary = {unscaled, beside} - {folder}
         for place in (*temporary, *new_folders):  # of these, those that stayed empty
             clear(place)
-    return written._replace(paths=task.paths(chosen, output.suffix))
+    return written._replace(paths=task.paths(stems, output.suffix))
+
+
+def _counted(
+    parts: Iterable[Mapping[str, np.ndarray]], progress: Callable[[int], Any]
+) -> Iterator[Mapping[str, np.ndarray]]:
+    done = 0
+    for part in parts:
+        yield part
+        done += len(next(iter(part.values())))
+        progress(done)
 
 
 def _write(
@@ -161,9 +192,10 @@ def _write(
             done += len(next(iter(part.values())))
             for stem, writer in writers.items():
                 audio = part[stem] if gain == 1 else part[stem] * np.float32(gain)
-                squares[stem] += float(np.square(audio, dtype=np.float64).sum())
-                peak = max(peak, float(np.abs(audio).max(initial=0)))
-                if not output.keeps_peaks or output.peak == "clip":
+                squares[stem] += _energy(audio)
+                highest = max(float(audio.max(initial=0)), -float(audio.min(initial=0)))
+                peak = max(peak, highest)
+                if highest > 1 and (not output.keeps_peaks or output.peak == "clip"):
                     clipped[stem] += int(np.count_nonzero(np.abs(audio) > 1 + ROUNDING))
                     audio = np.clip(audio, -1, 1)
                 writer.write(audio)
@@ -195,10 +227,16 @@ def levels_of(paths: Mapping[str, Path]) -> tuple[dict[str, float | None], float
     for stem, path in paths.items():
         info, square, samples = audio_info(path), 0.0, 0
         for block in read_blocks(path, BLOCK_SECONDS * info.sample_rate):
-            square += float(np.square(block, dtype=np.float64).sum())
+            square += _energy(block)
             samples += len(block)
         levels[stem], seconds = _level(square / max(1, samples * info.channels)), samples / info.sample_rate
     return levels, seconds
+
+
+def _energy(audio: np.ndarray) -> float:
+    """The sum of squares, in float32 over a second or two at a time: right to 1e-4 dB."""
+    flat = audio.reshape(-1)
+    return sum(float(np.dot(part, part)) for part in np.split(flat, range(2**16, len(flat), 2**16)))
 
 
 def _level(power: float) -> float | None:
