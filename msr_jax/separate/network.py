@@ -24,8 +24,9 @@ KEPT = 32  # programs that are kept beside each other
 SOURCES = ("audio", "methods", "models", "separate")  # folders of this package that a program is traced from
 MAX_BATCH = 64  # examples a call on an accelerator, per device: more is no faster
 # Calls at a time on a CPU, and the bytes that they may take together: operations are short, and cores that one call leaves idle
-# work for another. Measured on two cores: 1.35 times as fast for a small network, 1.1 to 1.4 for a large one.
-ABREAST, ABREAST_BYTES = 4, 1_200_000_000
+# work for another. Measured on two cores: two calls are 1.35 times as fast for a small network and 1.1 to 1.4 for a large one,
+# four no faster than two. On more cores it is not measured.
+ABREAST, ABREAST_BYTES = min(4, max(2, (os.cpu_count() or 1) // 2)), 1_200_000_000
 
 CONFIG: Any = jax.config  # whose fields have no types
 _HITS: list[str] = []  # programs that JAX had kept
