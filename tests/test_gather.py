@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from msr_jax.separate.chunks import ahead
 from msr_jax.separate.gather import Calls
 
 
@@ -77,3 +78,20 @@ def test_what_goes_wrong_in_one_call_is_raised_and_no_further_one_begins_but_oth
     assert len(begun) <= 5
     assert calls([30, 31], "x", run, 1, 3) == [30, 31]
     assert len(begun) <= 7
+
+
+def test_what_is_made_ahead_begins_before_it_is_asked_for_and_ends_where_nobody_wants_it():
+    made, ended = threading.Event(), threading.Event()
+
+    def items():
+        try:
+            made.set()
+            yield from range(100)
+        finally:
+            ended.set()
+
+    waiting = ahead(items())
+    assert made.wait(5)
+    waiting.close()
+    assert ended.wait(5) and list(waiting) == []
+    assert list(ahead(range(5))) == [0, 1, 2, 3, 4]

@@ -153,7 +153,7 @@ def abreast(streams: Sequence[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:
 
 
 def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
-    """The same items, made in a thread of their own, at most `depth` of them before they are asked for.
+    """The same items, made in a thread of their own from now on, at most `depth` of them before they are asked for.
 
     What the thread raises comes out here. Whoever stops early closes the iterator; the thread then ends after the item that
     it is at, and nobody waits for it.
@@ -182,15 +182,21 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
             if hasattr(iterator, "close"):
                 iterator.close()
 
+    def taken() -> Generator[Any, None, None]:
+        try:
+            yield None  # what has not begun cannot be closed
+            while True:
+                is_item, value = made.get()
+                if is_item:
+                    yield value
+                elif value is None:
+                    return
+                else:
+                    raise value
+        finally:
+            is_over.set()
+
+    items_taken = taken()
+    next(items_taken)
     threading.Thread(target=work, daemon=True).start()
-    try:
-        while True:
-            is_item, value = made.get()
-            if is_item:
-                yield value
-            elif value is None:
-                return
-            else:
-                raise value
-    finally:
-        is_over.set()
+    return items_taken
