@@ -169,6 +169,7 @@ def run_as_process(command: str, run: Callable[[], int]) -> int:
     """
     into, out = socket.socketpair()
     into.setblocking(False)
+    ends: list[tuple[str, Any]] = []
 
     def watch() -> None:
         while data := out.recv(1):
@@ -177,8 +178,9 @@ def run_as_process(command: str, run: Callable[[], int]) -> int:
             if handler is signal.default_int_handler:
                 code, told = INTERRUPTED, "interrupted"
             if code is not None:
+                ends.append((f"{command}: {told}", code))
                 time.sleep(GRACE)
-                _end(f"{command}: {told}", code)
+                _end(*ends[-1])
             elif told:
                 log.info(told)
 
@@ -186,7 +188,19 @@ def run_as_process(command: str, run: Callable[[], int]) -> int:
     threading.Thread(target=watch, daemon=True).start()
     try:
         with handling_sigterm():
-            return run()
+            try:
+                code = run()
+            except Exception:
+                time.sleep(0.05)  # `watch` tells
+                if ends:  # a library's callback has swallowed the signal's exception, and then missed what it was to do
+                    _end(*ends[-1])
+                raise
+        if (
+            code and threading.active_count() > 2
+        ):  # more than this one and `watch`: Python would abort one that computes
+            _flush()
+            os._exit(code)
+        return code
     except KeyboardInterrupt:
         _end(f"{command}: interrupted", INTERRUPTED)
     except Ended as end:  # threads that compute would keep the process
@@ -210,10 +224,14 @@ def _end(told: str, code: Any) -> NoReturn:
             child.terminate()
     if sys.stdout and sys.stdout.isatty():
         print("\x1b[?25h", end="")  # the cursor, which a progress bar hides
+    _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
-    os._exit(code)
 
 
 def end_with_parent() -> None:

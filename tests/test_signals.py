@@ -91,6 +91,33 @@ def test_workers_end_with_the_process_that_started_them(number):
     assert time.monotonic() - started < 2 and run.returncode in (130, 143, -signal.SIGKILL)
 
 
+SWALLOWING = """
+import sys, time
+from msr_jax.runtime import run_as_process
+
+def main():
+    print("ready", flush=True)
+    try:
+        time.sleep(60)
+    except BaseException:  # as a callback from C does
+        pass
+    assert False, "what the callback was to do"
+
+run_as_process("script", main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+def test_a_signal_whose_exception_a_library_swallows_ends_the_process_all_the_same(number, code, told):
+    run = subprocess.Popen([sys.executable, "-c", SWALLOWING], stdout=-1, stderr=-1, text=True)
+    assert run.stdout.readline() == "ready\n"
+    run.send_signal(number)
+    said = run.communicate(timeout=10)[1]
+    assert run.returncode == code and said == f"script: {told}\n"
+
+
 def test_what_a_killed_process_left_is_cleared_and_what_others_write_is_not(tmp_path):
     own = passing(tmp_path / "bass.wav")
     gone = subprocess.Popen([sys.executable, "-c", ""])
