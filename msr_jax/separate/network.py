@@ -98,7 +98,7 @@ class Network:
         self.batch_size = batch_size or mixtures * stems
         self.memory = memory if memory is not None else free_memory(self.devices[0]) // 2
         self._programs: dict[tuple[int, ...], Any] = {}  # by examples, samples and channels
-        self._bytes: dict[int, int] = {}  # by the program's id
+        self._bytes: dict[tuple[int, ...], int] = {}  # that a call of each takes: asking takes 8 ms
         self._read: dict[tuple[int, ...], Path] = {}  # files of those that were kept
         self._compiling = threading.Lock()
         self._calls = Calls()
@@ -108,21 +108,15 @@ class Network:
 
     def mixtures_at_once(self, samples: int, channels: int) -> int:
         """What keeps all devices busy: a call's, or on a CPU those of all that run abreast. This compiles, as memory decides."""
-        batch_size, program = self._fitting((samples, channels))
-        return self._mixtures(batch_size) * (self._abreast(program) if self.is_one_cpu else len(self.devices))
+        batch_size, _ = self._fitting((samples, channels))
+        abreast = self._abreast(batch_size, (samples, channels))
+        return self._mixtures(batch_size) * (abreast if self.is_one_cpu else len(self.devices))
 
-    def _abreast(self, program: Any) -> int:
+    def _abreast(self, batch_size: int, shape: tuple[int, ...]) -> int:
         """Calls that run at a time: elsewhere than on a CPU one, and another that is on its way there."""
         if not self.is_one_cpu:
             return 2
-        return max(1, min(ABREAST, min(self.memory, ABREAST_BYTES) // max(1, self._bytes_of_call(program))))
-
-    def _bytes_of_call(self, program: Any) -> int:
-        """What one device holds during a call, besides weights."""
-        if id(program) not in self._bytes:
-            told = program.memory_analysis()  # which takes as long as a tenth of a second of audio
-            self._bytes[id(program)] = told.temp_size_in_bytes + told.output_size_in_bytes if told else 0
-        return self._bytes[id(program)]
+        return max(1, min(ABREAST, min(self.memory, ABREAST_BYTES) // max(1, self._bytes[batch_size, *shape])))
 
     def lengths(self) -> list[int]:
         """Samples of the mixtures that there are programs for."""
@@ -137,12 +131,10 @@ class Network:
           UserError: memory does not hold a single example.
         """
         shape = mixtures.shape[1:]
-        batch_size, program = self._fitting(shape)
+        batch_size, _ = self._fitting(shape)
         size = self._mixtures(batch_size) * len(self.devices)
-        run = partial(self._run, shape, seed)
-        return np.stack(
-            self._calls(list(zip(mixtures, places, strict=True)), (shape, seed), run, size, self._abreast(program))
-        )
+        run, examples = partial(self._run, shape, seed), list(zip(mixtures, places, strict=True))
+        return np.stack(self._calls(examples, (shape, seed), run, size, self._abreast(batch_size, shape)))
 
     def _run(self, shape: tuple[int, ...], seed: int, examples: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """One call for all of the examples, the batch filled up; several, if memory turns out not to hold it."""
@@ -172,7 +164,7 @@ class Network:
                 if program is not None:
                     return batch_size, program
                 program = self._compile(batch_size, shape)
-                needed = self._bytes_of_call(program)
+                needed = self._bytes[batch_size, *shape] = _bytes_of_call(program)
                 if needed > self.memory and batch_size > 1 and batch_size >= self.stems:
                     self._halve(batch_size, f"a call takes {needed / 1e9:.3g} GB of the {self.memory / 1e9:.3g} GB for")
                     continue
@@ -254,6 +246,12 @@ class Network:
         }
         text = json.dumps(told, sort_keys=True, default=str)
         return Path(folder) / f"separate-{hashlib.sha256(text.encode()).hexdigest()}.program"
+
+
+def _bytes_of_call(program: Any) -> int:
+    """What one device holds during a call, besides weights."""
+    told = program.memory_analysis()
+    return told.temp_size_in_bytes + told.output_size_in_bytes if told else 0
 
 
 def _sources() -> str:
