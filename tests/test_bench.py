@@ -48,6 +48,25 @@ def test_the_dispatch_benchmark_has_a_row_for_each_number_of_steps(tmp_path):
     assert all(row["steps_per_second"] == pytest.approx(1 / row["seconds"]) for row in rows)
 
 
+def test_an_older_build_s_engines_take_their_turns(tmp_path):
+    folder = tmp_path / "old" / "msr_jax" / "bench"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("")
+    (folder / "__init__.py").write_text("")
+    program = """
+        import json, sys
+        print(json.dumps({"parameters": 1}), flush=True)
+        for _ in sys.stdin:
+            print(1000.0, 1, 0.0, flush=True)
+    """
+    (folder / "unet.py").write_text(textwrap.dedent(program))
+    rows = {r["name"]: r for r in bench(tmp_path, "--no-peer", "--against", str(tmp_path / "old"))["rows"]}
+    assert list(rows) == ["unet_float32", "unet_bfloat16", "unet_float32_older", "unet_bfloat16_older"]
+    for name in ("unet_float32", "unet_bfloat16"):
+        assert rows[name]["speedup_over_older"] == pytest.approx(1000 / rows[name]["seconds"])
+        assert rows[name + "_older"]["seconds"] == 1000 and rows[name + "_older"]["speedup_over_older"] is None
+
+
 @pytest.mark.torch
 def test_the_peer_has_the_same_number_of_parameters(tmp_path):
     pytest.importorskip("torch")

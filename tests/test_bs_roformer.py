@@ -86,6 +86,33 @@ def test_attention_is_the_softmax_average(length):
     np.testing.assert_allclose(jax.nn.dot_product_attention(q, k, v), attend(q, k, v), atol=1e-5)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("length", [4, 20, 57])  # within reach, in one piece, in several
+def test_attention_within_reach_is_the_softmax_average_of_near_tokens(length, platform):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, length, 3, 8))
+    logits = jnp.einsum("bqhe,bkhe->bhqk", q, k) / np.sqrt(8)
+    distance = np.abs(np.arange(length)[:, None] - np.arange(length))
+    weights = jax.nn.softmax(jnp.where(distance <= 5, logits, -jnp.inf), axis=-1)
+    with traced_for(platform):
+        near = attend(q, k, v, reach=5)
+    np.testing.assert_allclose(near, jnp.einsum("bhqk,bkhe->bqhe", weights, v), atol=1e-5)
+
+
+def test_a_long_segment_s_frames_hear_no_farther_than_in_one_of_training(weights):
+    trained, samples = 160, 4000  # frames of 16 samples: 10 either way, in each of two layers and blocks
+    within = make_backbone(SIZES, within=trained)
+    of_training = [b.separate(weights["deterministic"], mixture(trained))[0] for b in (within, make_backbone(SIZES))]
+    np.testing.assert_array_equal(*of_training)
+    reach = 10 * SIZES["depth"] * SIZES["time_transformer_depth"] * 16 + 3 * SIZES["stft_n_fft"]
+    assert reach < samples // 2
+    x = mixture(samples)
+    other = x.at[:, samples // 2 + reach :].set(0)
+    for backbone, is_near in ((within, True), (make_backbone(SIZES), False)):
+        run = jax.jit(lambda x, backbone=backbone: backbone.separate(weights["deterministic"], x)[0])
+        apart = np.abs(run(x) - run(other))[:, :, : samples // 2].max()
+        assert (apart < 1e-6) == is_near
+
+
 def test_chunks_of_any_size_give_the_whole():
     x = jnp.arange(28.0).reshape(2, 7, 2)
     for size in (1, 2, 3, 5, 7, 20):

@@ -6,15 +6,18 @@ The engines take turns, so that a noisy machine slows all alike; medians are com
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from msr_jax.bench.builds import Build, environment_of
 from msr_jax.errors import UserError
 
 THREADS = 2
+OLDER = "_older"  # what the name of an older build's row ends with
 
 
 class Timing(NamedTuple):
@@ -24,6 +27,14 @@ class Timing(NamedTuple):
     peak: int
     about: dict[str, Any]
     rates: list[float]
+
+
+class Engine(NamedTuple):
+    """A process that answers as `serve`: `python -m module ARGUMENTS`, of this build or of `build`."""
+
+    module: str
+    arguments: Sequence[str]
+    build: Build | None = None
 
 
 def limit_threads() -> None:
@@ -76,14 +87,21 @@ def serve(
         print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, best, flush=True)
 
 
-def take_turns(module: str, engines: Mapping[str, Sequence[str]], repeats: int) -> dict[str, Timing]:
-    """Start `python -m module ARGUMENTS` for each engine and time `repeats` passes of each, in turns.
+def _start(engine: Engine) -> Any:  # a Popen with pipes
+    command = [engine.build.python if engine.build else sys.executable, "-m", engine.module, *engine.arguments]
+    more: dict[str, Any] = {}
+    if engine.build:  # `-m` looks into the folder that one is in before anything else
+        more = {"env": environment_of(engine.build), "cwd": engine.build.sources or engine.build.home.parent}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **more)
+
+
+def take_turns(engines: Mapping[str, Engine], repeats: int) -> dict[str, Timing]:
+    """Start each engine and time `repeats` passes of each, in turns.
 
     Raises:
       UserError: an engine stopped.
     """
-    command = [sys.executable, "-m", module]
-    workers: dict[str, Any] = {}  # each a Popen with pipes
+    workers: dict[str, Any] = {}
 
     def answer(name: str) -> str:
         line = workers[name].stdout.readline()
@@ -96,9 +114,8 @@ def take_turns(module: str, engines: Mapping[str, Sequence[str]], repeats: int) 
     peaks = {}
     try:
         about = {}
-        for name, arguments in engines.items():  # one after the other: compilation would slow the others' warming up
-            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            workers[name] = subprocess.Popen([*command, *arguments], **pipes)
+        for name, engine in engines.items():  # one after the other: compilation would slow the others' warming up
+            workers[name] = _start(engine)
             about[name] = json.loads(answer(name))
         for _ in range(repeats):
             for name, process in workers.items():
@@ -113,3 +130,9 @@ def take_turns(module: str, engines: Mapping[str, Sequence[str]], repeats: int) 
             process.kill()
             process.wait()
     return {name: Timing(seconds[name], peaks[name], about[name], rates[name]) for name in workers}
+
+
+def over_older(timings: Mapping[str, Timing], name: str) -> float | None:
+    """How many times as fast as the older build's engine of that name, where there is one."""
+    older = timings.get(name + OLDER)
+    return statistics.median(older.seconds) / statistics.median(timings[name].seconds) if older else None

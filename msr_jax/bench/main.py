@@ -23,6 +23,7 @@ BENCHMARKS = {
 }
 # Fields that some benchmarks add to a row, and what the table calls them.
 MORE = {
+    "speedup_over_older": "over older",
     "rtf": "RTF",
     "flops": "FLOP",
     "share_of_matmul_rate": "of the matmul rate",
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--against",
         metavar="COMMIT|FOLDER",
-        help="separate: an older build: a commit, sources, or an environment with it",
+        help="unet, bs_roformer, separate: an older build: a commit, sources, or an environment with it",
     )
     parser.add_argument(
         "--tracks", metavar="FOLDER", type=Path, nargs="+", help="separate: of tracks, for its songs and to be scored"

@@ -8,10 +8,13 @@ import argparse
 import importlib.util
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from msr_jax.bench.engines import THREADS, limit_threads, matmul_rate, serve, take_turns
+from msr_jax.bench.builds import Build, has_module, older_build
+from msr_jax.bench.engines import OLDER, THREADS, Engine, limit_threads, matmul_rate, over_older, serve, take_turns
 from msr_jax.errors import UserError
 
 RATE = 44_100
@@ -19,6 +22,7 @@ SECONDS = 3
 TINY = {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "num_stems": 2}
 TINY_SAMPLES = 4410
 PEER = "peer_float32"
+WORKER = "msr_jax.bench.roformers"
 
 
 class Shape(NamedTuple):
@@ -157,16 +161,33 @@ def compare(shape: str, args: argparse.Namespace, samples: int, with_peer: bool 
     """Rows of one shape: ours in both precisions over the peer in float32, and the peer's own.
 
     Raises:
-      UserError: the peer is wanted and not installed, or an engine fails.
+      UserError: the peer is wanted and not installed, `--against` names no build with this shape, or an engine fails.
     """
     rest = [str(samples), *(["--tiny"] if args.tiny else [])]
-    engines = {f"{shape}_{p}": ["jax", shape, p, *rest] for p in ("float32", "bfloat16")}
+    own = {f"{shape}_{p}": Engine(WORKER, ["jax", shape, p, *rest]) for p in ("float32", "bfloat16")}
+    engines = dict(own)
     if with_peer and not args.no_peer:
         if not all(importlib.util.find_spec(name) for name in ("torch", "bs_roformer")):
             raise UserError("the peer is not installed: pip install 'msr_jax[torch]', or give --no-peer")
-        engines[f"{shape}_{PEER}"] = ["torch", shape, "float32", *rest]
-    timings = take_turns("msr_jax.bench.roformers", engines, args.repeats if with_peer else 1)
+        engines[f"{shape}_{PEER}"] = Engine(WORKER, ["torch", shape, "float32", *rest])
+    with tempfile.TemporaryDirectory() as folder:
+        if args.against:
+            build = older_build(args.against, Path(folder))
+            engines |= {name + OLDER: _of_older(engine, build) for name, engine in own.items()}
+        timings = take_turns(engines, args.repeats if with_peer else 1)
     return _rows(timings, sizes_of(shape, args.tiny), samples)
+
+
+def _of_older(engine: Engine, build: Build) -> Engine:
+    """The older build's engine. Builds from before this benchmark have the BS-RoFormer's alone, which knows one shape."""
+    if has_module(build, WORKER):
+        return engine._replace(build=build)
+    kind, shape, *rest = engine.arguments
+    if shape != "bs_384_8":
+        raise UserError(
+            f"the build that --against names has no benchmark of {shape}; `msr bench bs_roformer` compares with it"
+        )
+    return Engine("msr_jax.bench.bs_roformer", [kind, *rest], build)
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -192,9 +213,10 @@ def _rows(timings: Mapping[str, Any], sizes: Mapping[str, Any], samples: int) ->
                 "seconds": medians[name],
                 "speedup_over_peer": medians[peer] / medians[name] if peer and name != peer else None,
                 "peak_memory_bytes": timing.peak,
+                "speedup_over_older": over_older(timings, name),
                 "rtf": medians[name] / (samples / RATE),
                 "flops": flops,
-                "computed_in": timing.about["computed_in"],
+                "computed_in": timing.about.get("computed_in"),  # older builds do not say
                 "matmul_rate": rate,
                 "share_of_matmul_rate": statistics.median(shares) if shares else None,
                 "parameters": timing.about["parameters"],

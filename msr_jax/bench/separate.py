@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from msr_jax.bench.builds import Build, environment_of, older_build
+from msr_jax.bench.engines import OLDER
 from msr_jax.errors import UserError
 
 RATE = 44_100  # Hz of the songs
@@ -28,16 +30,7 @@ LONG, SHORT = 180.0, 13.0  # seconds
 TINY = 3.0  # seconds of both
 REFINED = ("none", "consistency")
 MAIN = "import sys; from msr_jax.cli import main; sys.exit(main())"  # of a build
-OWN, ONE_MASK, OLDER = "", "_one_mask", "_older"  # what a row's name ends with
-
-
-class Build(NamedTuple):
-    """A build of this package: the interpreter and the folder of sources (none: it is installed there)."""
-
-    python: str
-    sources: Path | None
-    home: Path  # for what it keeps
-    options: tuple[str, ...] = ()
+OWN, ONE_MASK = "", "_one_mask"  # what a row's name ends with
 
 
 class Run(NamedTuple):
@@ -49,38 +42,6 @@ class Run(NamedTuple):
     peak: int
 
 
-def older_build(against: str, folder: Path) -> Build:
-    """The build that `--against` names: a commit of the repository that this one is in, a folder of sources, or an environment
-    that has it installed.
-
-    Raises:
-      UserError: neither.
-    """
-    given, home = Path(against), folder / "home_older"
-    if given.is_dir():
-        if (python := given / "bin" / "python").exists():
-            return Build(str(python.absolute()), None, home)
-        if (given / "msr_jax").is_dir():
-            return Build(sys.executable, given.resolve(), home)
-        raise UserError(
-            f"--against {against} holds neither msr_jax/ nor bin/python; name sources, an environment or a commit"
-        )
-    sources = folder / "older"
-    sources.mkdir()
-    repository = Path(__file__).resolve().parents[2]
-    git = subprocess.Popen(
-        ["git", "-C", str(repository), "archive", against, "msr_jax"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    unpacked = subprocess.run(["tar", "-x", "-C", str(sources)], stdin=git.stdout, stderr=subprocess.PIPE)
-    _, told = git.communicate()
-    if git.returncode or unpacked.returncode:
-        reason = told.decode(errors="replace").strip().splitlines()
-        raise UserError(
-            f"--against {against} is neither a folder nor a commit of {repository} ({reason[0] if reason else 'git'})"
-        )
-    return Build(sys.executable, sources, home)
-
-
 def run_build(build: Build, songs: Sequence[Path], out: Path, refine: str, byte_code: Path, program: str = MAIN) -> Run:
     """Separate songs in a new process into a new folder `out`. Raises UserError if it fails.
 
@@ -88,11 +49,7 @@ def run_build(build: Build, songs: Sequence[Path], out: Path, refine: str, byte_
       program: Python that takes the arguments of `msr`.
     """
     shutil.rmtree(out, ignore_errors=True)
-    dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "JAX_COMPILATION_CACHE_DIR")
-    environment = {name: value for name, value in os.environ.items() if name not in dropped}
-    environment |= {"MSR_HOME": str(build.home), "PYTHONPYCACHEPREFIX": str(byte_code)}
-    if build.sources:
-        environment["PYTHONPATH"] = str(build.sources)
+    environment = environment_of(build, ("PYTHONDONTWRITEBYTECODE",)) | {"PYTHONPYCACHEPREFIX": str(byte_code)}
     # Not `-m`: that would put the folder that one is in before the sources.
     command = [build.python, "-c", program, "separate"]
     command += [*map(str, songs), "-o", str(out), "--refine", refine, *build.options]

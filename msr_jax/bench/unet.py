@@ -8,11 +8,13 @@ import importlib.util
 import platform
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from msr_jax.bench.engines import THREADS, limit_threads, serve, take_turns
+from msr_jax.bench.builds import older_build
+from msr_jax.bench.engines import OLDER, THREADS, Engine, limit_threads, over_older, serve, take_turns
 from msr_jax.errors import UserError
 
 SEGMENT = 262_144
@@ -108,10 +110,10 @@ def peer_has_bfloat16() -> bool:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of the table: ours in both precisions over the peer's float32 and the peer's best, and the peer's own.
+    """Rows of the table: ours in both precisions over the peer's float32 and the peer's best, the peer's own and an older build's.
 
     Raises:
-      UserError: the peer is wanted and not installed, or an engine fails.
+      UserError: the peer is wanted and not installed, `--against` names no build, or an engine fails.
     """
     engines = {"unet_float32": ("jax", "float32"), "unet_bfloat16": ("jax", "bfloat16")}
     if not args.no_peer:
@@ -122,7 +124,12 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             engines.pop(PEER["bfloat16"])
             print(f"{PEER['bfloat16']} is left out: without units for it, a pass takes minutes", flush=True)
     extra = ["--tiny"] if args.tiny else []
-    timings = take_turns("msr_jax.bench.unet", {name: [*what, *extra] for name, what in engines.items()}, args.repeats)
+    started = {name: Engine("msr_jax.bench.unet", [*what, *extra]) for name, what in engines.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        if args.against:
+            build = older_build(args.against, Path(folder))
+            started |= {f"{n}{OLDER}": e._replace(build=build) for n, e in started.items() if engines[n][0] == "jax"}
+        timings = take_turns(started, args.repeats)
     medians = {name: statistics.median(timing.seconds) for name, timing in timings.items()}
     peer = [medians[name] for name in PEER.values() if name in medians]
     over = {"unet_float32": peer[0], "unet_bfloat16": min(peer)} if peer else {}
@@ -131,9 +138,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             "name": name,
             "seconds": medians[name],
             "speedup_over_peer": over[name] / medians[name] if name in over else None,
+            "speedup_over_older": over_older(timings, name),
             "peak_memory_bytes": timing.peak,
             "parameters": timing.about["parameters"],
-            "computed_in": computed_in(*engines[name]),
+            "computed_in": computed_in(*engines[name.removesuffix(OLDER)]),
             "all_seconds": timing.seconds,
         }
         for name, timing in timings.items()

@@ -87,12 +87,13 @@ def copy_shared(params: Mapping[str, Any], source: Mapping[str, Any], keep_zeros
     return choose(params, source)
 
 
-def make_backbone(model: Mapping[str, Any], dtype: str = "float32") -> Backbone:
+def make_backbone(model: Mapping[str, Any], dtype: str = "float32", within: int | None = None) -> Backbone:
     """Build the backbone of a config's `model` section (`name` and the network's sizes); its functions are jitted.
 
     Args:
       dtype: "float32" or "bfloat16", the precision of matrix products and activations, see `compute_dtype`; parameters
         stay float32.
+      within: samples that it was trained on, for inference on longer segments, see `Backbone.within`.
 
     Raises:
       UserError: unknown name, unknown or contradictory sizes, unknown dtype.
@@ -103,6 +104,7 @@ def make_backbone(model: Mapping[str, Any], dtype: str = "float32") -> Backbone:
     if name not in BACKBONES:
         raise UserError(f"there is no backbone '{name}'; known are {', '.join(BACKBONES)}")
     made = BACKBONES[name](sizes, compute_dtype(dtype))
+    made = made.within(within) if within and made.within else made
     # Called on its own, each is one program instead of thousands; called inside a step, it is traced once per shape.
     fields = ("separate", "condition", "refine", *(("defer",) if made.defer else ()))
     compiled: dict[str, Any] = {field: jax.jit(getattr(made, field)) for field in fields}

@@ -31,6 +31,9 @@ class Backbone(NamedTuple):
     looped: how the paths of those parameters begin that are taken slice by slice; of bfloat16 ones it then takes the bits too, see
       `slices`.
 
+    within(samples) -> Backbone: the same network for inference on segments longer than the so many samples it was trained on, no part
+      of which hears farther than it did then; None where there is none.
+
     `key` is of dropout, in training; None runs without.
     """
 
@@ -44,6 +47,7 @@ class Backbone(NamedTuple):
     defer: Callable[[Any, Any], Any] | None = None
     exact: tuple[str, ...] = ()
     looped: tuple[str, ...] = ()
+    within: Callable[[int], "Backbone"] | None = None
 
     def check_length(self, samples: int) -> None:
         """Raises UserError unless a segment of so many samples goes through the network."""

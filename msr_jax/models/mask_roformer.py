@@ -32,7 +32,7 @@ Params = Mapping[str, Any]
 AXES = ("linear", "time", "freq")  # in the order that a layer runs them
 # Parameters with a first axis that a loop runs over.
 LOOPED = ("layers/", "mask_estimators/", "adapters/time/", "adapters/freq/")
-INNER = {"timed", "conditioned", "dtype", "parent", "name"}  # fields of the module that are no sizes
+INNER = {"timed", "conditioned", "reach", "dtype", "parent", "name"}  # fields of the module that are no sizes
 
 
 class MaskRoformer(nn.Module):
@@ -43,7 +43,8 @@ class MaskRoformer(nn.Module):
     `pass_mixture` starts the adapter of the spectrum as a relay of so many times the mixture's, instead of zero (as published):
     the masks of a refiner then meet the mixture from the first step on, not only what the separator left of it. `mask_scale`
     multiplies what a refiner's masks give (1 as published), so that they keep their size where `pass_mixture` is large.
-    `attention_bias` gives the projections of attention biases, as a few public weights have them.
+    `attention_bias` gives the projections of attention biases, as a few public weights have them. `reach`: frames attend to those at
+    most so far away; 0 is to all.
     """
 
     dim: int = 384
@@ -73,6 +74,7 @@ class MaskRoformer(nn.Module):
     mask_scale: float = 1.0
     timed: bool = False
     conditioned: bool = False
+    reach: int = 0
     dtype: Any = jnp.float32
 
     has_output_norms: ClassVar[bool] = False  # one after each transformer, on the residual stream; else one at the end
@@ -275,7 +277,8 @@ class MaskRoformer(nn.Module):
             if not own:
                 return h
             blocks = [(block["attention"], block["feed_forward"]) for block in own]
-            h = transformer(blocks, h, [films(block) for block in own], sizes, key)
+            reach = self.reach if axis == "time" else 0
+            h = transformer(blocks, h, [films(block) for block in own], sizes._replace(reach=reach), key)
             return rms_norm(h, p[f"{axis}_norm"]) if self.has_output_norms else h
 
         def add(h: Array, injection: Array | tuple[Params, Array] | None) -> Array:
@@ -398,6 +401,9 @@ def read_network(kind: type[MaskRoformer], sizes: Mapping[str, Any], dtype: jnp.
 def as_backbone(net: MaskRoformer) -> Backbone:
     """The functions of a network of the family."""
 
+    def within(samples: int) -> Backbone:
+        return as_backbone(net.clone(reach=samples // net.stft_hop_length))
+
     def of_kind(timed: bool, conditioned: bool) -> MaskRoformer:
         return net.clone(timed=timed, conditioned=conditioned)
 
@@ -424,5 +430,5 @@ def as_backbone(net: MaskRoformer) -> Backbone:
 
     return Backbone(
         init, separate, condition, refine, min_length=net.stft_n_fft // 2 + 1, stems_together=True, defer=defer,
-        exact=("conditioning", "to_scale_shift"), looped=LOOPED,
+        exact=("conditioning", "to_scale_shift"), looped=LOOPED, within=within,
     )  # fmt: skip

@@ -30,7 +30,10 @@ BLOCK_LOGITS = 5 * 2**17  # on a CPU in bfloat16, logits at a time: what the cac
 
 
 class Sizes(NamedTuple):
-    """What the functions here must know beside the parameters; dropout rates count only where a key is given."""
+    """What the functions here must know beside the parameters; dropout rates count only where a key is given.
+
+    `reach`: tokens attend to those at most so far away; 0 is to all.
+    """
 
     heads: int
     dim_head: int
@@ -38,6 +41,7 @@ class Sizes(NamedTuple):
     attn_dropout: float = 0.0
     ff_dropout: float = 0.0
     remat: bool = False
+    reach: int = 0
 
 
 def gelu(x: Array) -> Array:
@@ -76,13 +80,15 @@ def rotate(x: Array, angles: Array | np.ndarray) -> Array:
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
 
 
-def attend(q: Array, k: Array, v: Array, rate: float = 0.0, keys: Array | None = None) -> Array:
-    """softmax(q kᵀ/√E) v for q, k, v (sequences, length, heads, E), full; float32 or the arguments' dtype.
+def attend(q: Array, k: Array, v: Array, rate: float = 0.0, keys: Array | None = None, reach: int = 0) -> Array:
+    """softmax(q kᵀ/√E) v for q, k, v (sequences, length, heads, E); float32 or the arguments' dtype.
 
     `keys` of dropout (n,): sequence i has key i mod n. Memory is linear in length where a fused kernel runs (see `is_fused`); on
     a CPU one matrix of logits exists at a time, elsewhere those of the sequences that `transformer` lets through together. No
     logits are kept for the gradient.
     """
+    if 0 < reach < q.shape[1] - 1:
+        return _attend_near(q, k, v, reach)
     if keys is not None and rate:
         return jax.checkpoint(partial(_attend_with_dropout, rate=rate), prevent_cse=False)(q, k, v, keys=keys)
     if platform() == "cpu":
@@ -142,40 +148,70 @@ def _attend_even(q: Array, k: Array, v: Array) -> Array:
 _attend_fused.defvjp(lambda q, k, v: jax.vjp(_attend_even, q, k, v), lambda pull_back, cotangent: pull_back(cotangent))
 
 
-def _softmax_numerators(q: Array, k: Array, batch: tuple[int, ...]) -> Array:
-    """Of the softmax over keys, float32; axes (*batch, length, E) to (*batch, queries, keys)."""
+def _softmax_numerators(q: Array, k: Array, batch: tuple[int, ...], near: np.ndarray | None = None) -> Array:
+    """Of the softmax over keys, or those that are `near`, float32; axes (*batch, length, E) to (*batch, queries, keys)."""
     last = len(batch) + 1
     logits = lax.dot_general(q, k, (((last,), (last,)), (batch, batch)), preferred_element_type=jnp.float32)
     logits = logits * q.shape[-1] ** -0.5
+    logits = logits if near is None else jnp.where(near, logits, -jnp.inf)
     return jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
 
 
-def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
-    # XLA's own form of batched products leaves a CPU idle: for long sequences, a loop over plain ones is 4 to 5 times
-    # faster than `jax.nn.dot_product_attention`, and its logits stay in the cache.
+def _mixed_on_cpu(q: Array, k: Array, v: Array, batch: tuple[int, ...], near: np.ndarray | None = None) -> Array:
+    # The sum is that of the weights as they are multiplied: what rounding took is taken from both.
+    weights = _softmax_numerators(q, k, batch, near).astype(v.dtype)
+    axis = len(batch)
+    mixed = lax.dot_general(weights, v, (((axis + 1,), (axis,)), (batch, batch)), preferred_element_type=jnp.float32)
+    return mixed / weights.astype(jnp.float32).sum(-1, keepdims=True)
+
+
+def _one_by_one(function: Callable[..., Array], q: Array, k: Array, v: Array) -> Array:
+    """function((length, E), …) of every sequence and head of (sequences, length, heads, E).
+
+    XLA's own form of batched products leaves a CPU idle: for long sequences, a loop over plain ones is 4 to 5 times
+    faster than `jax.nn.dot_product_attention`, and its logits stay in the cache.
+    """
     sequences, length, heads, features = q.shape
-    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+    flat = [a.swapaxes(1, 2).reshape(sequences * heads, length, features) for a in (q, k, v)]
+    mixed = lax.map(jax.checkpoint(lambda a: function(*a)), tuple(flat))
+    return mixed.reshape(sequences, heads, length, features).swapaxes(1, 2)
 
-    def form(q: Array, k: Array, v: Array, batch: tuple[int, ...]) -> Array:
-        # The sum is that of the weights as they are multiplied: what rounding took is taken from both.
-        weights = _softmax_numerators(q, k, batch).astype(v.dtype)
-        axis = len(batch)
-        dimensions = (((axis + 1,), (axis,)), (batch, batch))
-        mixed = lax.dot_general(weights, v, dimensions, preferred_element_type=jnp.float32)
-        return mixed / weights.astype(jnp.float32).sum(-1, keepdims=True)
 
+def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
+    length = q.shape[1]
     if length <= SHORT:
-        return form(q, k, v, (0, 1)).swapaxes(1, 2)
+        q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+        return _mixed_on_cpu(q, k, v, (0, 1)).swapaxes(1, 2)
     # In float32 a product takes so long that the cache does not matter.
     size = length if v.dtype == jnp.float32 else -(-length // -(-(length**2) // BLOCK_LOGITS))
 
-    def one(a: tuple[Array, Array, Array]) -> Array:
-        q, k, v = a
-        return jnp.concatenate([form(q[i : i + size], k, v, ()) for i in range(0, length, size)])
+    def one(q: Array, k: Array, v: Array) -> Array:
+        return jnp.concatenate([_mixed_on_cpu(q[i : i + size], k, v, ()) for i in range(0, length, size)])
 
-    flat = [a.reshape(sequences * heads, length, features) for a in (q, k, v)]
-    mixed = lax.map(jax.checkpoint(one), tuple(flat))
-    return mixed.reshape(sequences, heads, length, features).swapaxes(1, 2)
+    return _one_by_one(one, q, k, v)
+
+
+def _attend_near(q: Array, k: Array, v: Array, reach: int) -> Array:
+    """Each token to those at most `reach` away: piece by piece of the sequence, each with the tokens that one of it reaches."""
+    length = q.shape[1]
+    # Of a few segments, pieces would save no time and cost some of compiling.
+    size = length if length <= 4 * (reach + 1) else 2 * reach + 1
+
+    def pieces(axis: int, mix: Callable[..., Array], q: Array, k: Array, v: Array) -> Array:
+        cut = lambda a, start, end: lax.slice_in_dim(a, start, end, axis=axis)
+        mixed = []
+        for start in range(0, length, size):
+            end = min(length, start + size)
+            reached = max(0, start - reach), min(length, end + reach)
+            near = np.abs(np.arange(start, end)[:, None] - np.arange(*reached)) <= reach
+            mixed.append(mix(cut(q, start, end), cut(k, *reached), cut(v, *reached), near))
+        return jnp.concatenate(mixed, axis)
+
+    if platform() == "cpu":
+        one = lambda q, k, v, near: _mixed_on_cpu(q, k, v, (), near)
+        return _one_by_one(partial(pieces, 0, one), q, k, v)
+    masked = lambda q, k, v, near: jax.nn.dot_product_attention(q, k, v, mask=near[None, None])
+    return features_last(pieces(1, masked, q, k, v))
 
 
 def _attend_with_dropout(q: Array, k: Array, v: Array, rate: float, keys: Array) -> Array:
@@ -207,7 +243,7 @@ def attention(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, keys: 
         qk, v = qk + halves.reshape(2, heads, features), v + bias[2]
     angles = np.arange(length, dtype=np.float32)[:, None] * lax.stop_gradient(p["freqs"])
     q, k = (rotate(qk[:, :, i], angles).astype(sizes.dtype) for i in (0, 1))
-    mixed = attend(q, k, v.astype(sizes.dtype), sizes.attn_dropout, keys_weights)
+    mixed = attend(q, k, v.astype(sizes.dtype), sizes.attn_dropout, keys_weights, sizes.reach)
     gates = jax.nn.sigmoid(product_first(p["to_gates"], u, sizes.dtype) + p["to_gates_bias"].reshape(-1, 1, 1, 1))
     mixed = mixed * jnp.moveaxis(gates, 0, -1).reshape(-1, length, heads, 1)
     out = product(mixed.reshape(batch, sequences, length, heads * features), p["to_out"], sizes.dtype)
@@ -281,7 +317,8 @@ def _together(batch: int, length: int, sizes: Sizes, is_dropping: bool) -> int:
         return max(1, CHUNK_TOKENS["cpu"] // (batch * length))
     local = -(-batch // spread_over())
     size = CHUNK_TOKENS["accelerator"] // (local * length)
-    if not is_fused(sizes.dtype, length, sizes.dim_head, sizes.attn_dropout if is_dropping else 0.0):
+    is_near = 0 < sizes.reach < length - 1
+    if is_near or not is_fused(sizes.dtype, length, sizes.dim_head, sizes.attn_dropout if is_dropping else 0.0):
         size = min(size, CHUNK_LOGITS // (local * sizes.heads * length**2))
     return max(1, size)
 

@@ -143,7 +143,7 @@ class Separator(AudioSeparator):
         self.stems: list[str] = [*self.separated, *([residual] if residual else [])]
         self.segment, self.sample_rate = config["segment"], config["sample_rate"]
         self.overlap, self.segments = overlap, 1 if reference else segments
-        backbone = make_backbone(config["model"], dtype)
+        backbone = make_backbone(config["model"], dtype, within=self.segment if self.segments > 1 else None)
         backbone.check_length(self.segment)
         needed = {"deterministic", network_of(config, refine)}
         weights = {k: cast_params(v, dtype, backbone.looped) for k, v in model.weights.items() if k in needed}
