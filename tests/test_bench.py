@@ -57,7 +57,7 @@ def test_an_older_build_s_engines_take_their_turns(tmp_path):
         import json, sys
         print(json.dumps({"parameters": 1}), flush=True)
         for _ in sys.stdin:
-            print(1000.0, 1, 0.0, flush=True)
+            print(1000.0, 1, flush=True)  # builds that measured no rates yet
     """
     (folder / "unet.py").write_text(textwrap.dedent(program))
     rows = {r["name"]: r for r in bench(tmp_path, "--no-peer", "--against", str(tmp_path / "old"))["rows"]}

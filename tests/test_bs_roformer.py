@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import msr_jax
 from msr_jax.audio.devices import traced_for
 from msr_jax.config import bsrf_base
 from msr_jax.errors import UserError
 from msr_jax.models import adapters, roformer
 from msr_jax.models.backbone import cast_params, make_backbone
 from msr_jax.models.roformer import attend, map_chunks
-from tests.test_backbones import TINY_BSRF, random_weights
+from msr_jax.weights.model_folder import save_model
+from tests.test_backbones import TINY_BSRF, random_weights, tiny_bsrf
 
 SIZES = {**bsrf_base().model.to_dict(), **TINY_BSRF, "attn_dropout": 0.0, "ff_dropout": 0.0}
 
@@ -87,7 +89,7 @@ def test_attention_is_the_softmax_average(length):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("length", [4, 20, 57])  # within reach, in one piece, in several
+@pytest.mark.parametrize("length", [4, 20, 300])  # within reach, in one piece, in several
 def test_attention_within_reach_is_the_softmax_average_of_near_tokens(length, platform):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, length, 3, 8))
     logits = jnp.einsum("bqhe,bkhe->bhqk", q, k) / np.sqrt(8)
@@ -111,6 +113,18 @@ def test_a_long_segment_s_frames_hear_no_farther_than_in_one_of_training(weights
         run = jax.jit(lambda x, backbone=backbone: backbone.separate(weights["deterministic"], x)[0])
         apart = np.abs(run(x) - run(other))[:, :, : samples // 2].max()
         assert (apart < 1e-6) == is_near
+
+
+@pytest.mark.parametrize(("segments", "is_heard"), [(8, False), (1, True)])
+def test_chunks_of_several_segments_attend_no_farther_than_one(tmp_path, weights, segments, is_heard):
+    chunk, part = 4096, 512
+    save_model(tmp_path / "m", tiny_bsrf() | {"model": SIZES, "segment": chunk // segments}, weights)
+    separator = msr_jax.load(tmp_path / "m", "none", segments=segments)
+    x = 0.1 * np.random.default_rng(0).standard_normal((1, chunk, 2)).astype(np.float32)
+    other = x.copy()
+    other[:, 6 * part :] = 0
+    beginning = lambda x: separator._run_chunks(x, 0)[..., :part, :]
+    assert (np.abs(beginning(x) - beginning(other)).max() > 1e-6) == is_heard
 
 
 def test_chunks_of_any_size_give_the_whole():

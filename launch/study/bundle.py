@@ -23,7 +23,7 @@ from msr_jax.weights.model_folder import (
 )
 
 LIMIT = 20_000_000  # bytes: what a package may weigh
-# Within 0.01 dB of chunks of one segment that overlap by half, at half the computing.
+# A tenth of a dB below chunks of one segment that overlap by half, or less (`chunks.py`), at half the computing.
 CHUNKS = {DEFAULT_SEGMENTS: 4, DEFAULT_OVERLAP: 0.0625}
 CARD = Path(__file__).with_name("bundled_card.md")
 

@@ -19,6 +19,11 @@ class Build(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+def own_build(folder: Path) -> Build:
+    """This build, with what it keeps in `folder`: what an older one runs beside on equal terms."""
+    return Build(sys.executable, Path(__file__).resolve().parents[2], folder / "home")
+
+
 def older_build(against: str, folder: Path) -> Build:
     """The build that `--against` names: a commit of the repository that this one is in, a folder of sources, or an environment
     that has it installed.

@@ -17,6 +17,7 @@ from msr_jax.bench.builds import Build, environment_of
 from msr_jax.errors import UserError
 
 THREADS = 2
+ROUNDS = 2  # in which builds that are compared are started anew
 OLDER = "_older"  # what the name of an older build's row ends with
 
 
@@ -121,15 +122,29 @@ def take_turns(engines: Mapping[str, Engine], repeats: int) -> dict[str, Timing]
             for name, process in workers.items():
                 process.stdin.write("go\n")
                 process.stdin.flush()
-                took, peak, rate = answer(name).split()
+                took, peak, *rate = answer(name).split()
                 seconds[name].append(float(took))
-                rates[name].append(float(rate))
+                rates[name].append(float(rate[0]) if rate else 0.0)  # the first builds did not measure any
                 peaks[name] = int(peak)
     finally:
         for process in workers.values():
             process.kill()
             process.wait()
     return {name: Timing(seconds[name], peaks[name], about[name], rates[name]) for name in workers}
+
+
+def take_rounds(engines: Mapping[str, Engine], repeats: int, rounds: int = ROUNDS) -> dict[str, Timing]:
+    """`take_turns` with new processes in every round, started in the other order in every second; `repeats` in all or a few more.
+
+    For builds that are nearly alike: of two processes of one build, one can be a third slower for as long as it lives.
+    """
+    found: dict[str, Timing] = {}
+    for k in range(rounds):
+        names = list(engines)[:: -1 if k % 2 else 1]
+        for name, new in take_turns({name: engines[name] for name in names}, -(-repeats // rounds)).items():
+            old = found.get(name, Timing([], 0, {}, []))
+            found[name] = Timing(old.seconds + new.seconds, max(old.peak, new.peak), new.about, old.rates + new.rates)
+    return {name: found[name] for name in engines}
 
 
 def over_older(timings: Mapping[str, Timing], name: str) -> float | None:

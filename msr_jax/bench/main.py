@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--against",
         metavar="COMMIT|FOLDER",
-        help="unet, bs_roformer, separate: an older build: a commit, sources, or an environment with it",
+        help="unet, bs_roformer, roformers, separate: an older build: a commit, sources, or an environment with it",
     )
     parser.add_argument(
         "--tracks", metavar="FOLDER", type=Path, nargs="+", help="separate: of tracks, for its songs and to be scored"

@@ -13,8 +13,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msr_jax.bench.builds import Build, has_module, older_build
-from msr_jax.bench.engines import OLDER, THREADS, Engine, limit_threads, matmul_rate, over_older, serve, take_turns
+from msr_jax.bench.builds import Build, has_module, older_build, own_build
+from msr_jax.bench.engines import (
+    OLDER,
+    THREADS,
+    Engine,
+    limit_threads,
+    matmul_rate,
+    over_older,
+    serve,
+    take_rounds,
+    take_turns,
+)
 from msr_jax.errors import UserError
 
 RATE = 44_100
@@ -172,9 +182,12 @@ def compare(shape: str, args: argparse.Namespace, samples: int, with_peer: bool 
         engines[f"{shape}_{PEER}"] = Engine(WORKER, ["torch", shape, "float32", *rest])
     with tempfile.TemporaryDirectory() as folder:
         if args.against:
-            build = older_build(args.against, Path(folder))
-            engines |= {name + OLDER: _of_older(engine, build) for name, engine in own.items()}
-        timings = take_turns(engines, args.repeats if with_peer else 1)
+            older, this = older_build(args.against, Path(folder)), own_build(Path(folder))
+            engines |= {name: engine._replace(build=this) for name, engine in own.items()}
+            engines |= {name + OLDER: _of_older(engine, older) for name, engine in own.items()}
+            timings = take_rounds(engines, args.repeats)
+        else:
+            timings = take_turns(engines, args.repeats if with_peer else 1)
     return _rows(timings, sizes_of(shape, args.tiny), samples)
 
 
@@ -216,7 +229,7 @@ def _rows(timings: Mapping[str, Any], sizes: Mapping[str, Any], samples: int) ->
                 "speedup_over_older": over_older(timings, name),
                 "rtf": medians[name] / (samples / RATE),
                 "flops": flops,
-                "computed_in": timing.about.get("computed_in"),  # older builds do not say
+                "computed_in": timing.about.get("computed_in"),  # the first builds did not say
                 "matmul_rate": rate,
                 "share_of_matmul_rate": statistics.median(shares) if shares else None,
                 "parameters": timing.about["parameters"],

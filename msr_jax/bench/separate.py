@@ -12,7 +12,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from msr_jax.bench.builds import Build, environment_of, older_build
+from msr_jax.bench.builds import Build, environment_of, older_build, own_build
 from msr_jax.bench.engines import OLDER
 from msr_jax.errors import UserError
 
@@ -155,7 +154,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         mixtures.append(load_references(track, stems, RATE, channels).sum(0).T)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        own = Build(sys.executable, Path(__file__).resolve().parents[2], folder / "home")
+        own = own_build(folder)
         builds = {OWN: own, ONE_MASK: own._replace(options=("--one-mask",))}
         if args.against:
             builds[OLDER] = older_build(args.against, folder)

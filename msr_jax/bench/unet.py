@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from msr_jax.bench.builds import older_build
-from msr_jax.bench.engines import OLDER, THREADS, Engine, limit_threads, over_older, serve, take_turns
+from msr_jax.bench.builds import older_build, own_build
+from msr_jax.bench.engines import OLDER, THREADS, Engine, limit_threads, over_older, serve, take_rounds, take_turns
 from msr_jax.errors import UserError
 
 SEGMENT = 262_144
@@ -127,9 +127,11 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     started = {name: Engine("msr_jax.bench.unet", [*what, *extra]) for name, what in engines.items()}
     with tempfile.TemporaryDirectory() as folder:
         if args.against:
-            build = older_build(args.against, Path(folder))
-            started |= {f"{n}{OLDER}": e._replace(build=build) for n, e in started.items() if engines[n][0] == "jax"}
-        timings = take_turns(started, args.repeats)
+            own = {name: engine for name, engine in started.items() if engines[name][0] == "jax"}
+            older, this = older_build(args.against, Path(folder)), own_build(Path(folder))
+            started |= {name: engine._replace(build=this) for name, engine in own.items()}
+            started |= {name + OLDER: engine._replace(build=older) for name, engine in own.items()}
+        timings = (take_rounds if args.against else take_turns)(started, args.repeats)
     medians = {name: statistics.median(timing.seconds) for name, timing in timings.items()}
     peer = [medians[name] for name in PEER.values() if name in medians]
     over = {"unet_float32": peer[0], "unet_bfloat16": min(peer)} if peer else {}

@@ -93,7 +93,7 @@ def make_backbone(model: Mapping[str, Any], dtype: str = "float32", within: int 
     Args:
       dtype: "float32" or "bfloat16", the precision of matrix products and activations, see `compute_dtype`; parameters
         stay float32.
-      within: samples that it was trained on, for inference on longer segments, see `Backbone.within`.
+      within: samples of its own segment, for inference on longer ones, see `Backbone.within`.
 
     Raises:
       UserError: unknown name, unknown or contradictory sizes, unknown dtype.

@@ -31,8 +31,8 @@ class Backbone(NamedTuple):
     looped: how the paths of those parameters begin that are taken slice by slice; of bfloat16 ones it then takes the bits too, see
       `slices`.
 
-    within(samples) -> Backbone: the same network for inference on segments longer than the so many samples it was trained on, no part
-      of which hears farther than it did then; None where there is none.
+    within(samples) -> Backbone: the same network for inference on segments longer than so many samples, in which softmax attention
+      along time, in each layer, goes no farther than in those; None where there is none.
 
     `key` is of dropout, in training; None runs without.
     """

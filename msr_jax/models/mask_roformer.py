@@ -44,7 +44,7 @@ class MaskRoformer(nn.Module):
     the masks of a refiner then meet the mixture from the first step on, not only what the separator left of it. `mask_scale`
     multiplies what a refiner's masks give (1 as published), so that they keep their size where `pass_mixture` is large.
     `attention_bias` gives the projections of attention biases, as a few public weights have them. `reach`: frames attend to those at
-    most so far away; 0 is to all.
+    most so far away (but for linear attention); 0 is to all.
     """
 
     dim: int = 384

@@ -83,6 +83,8 @@ def rotate(x: Array, angles: Array | np.ndarray) -> Array:
 def attend(q: Array, k: Array, v: Array, rate: float = 0.0, keys: Array | None = None, reach: int = 0) -> Array:
     """softmax(q kᵀ/√E) v for q, k, v (sequences, length, heads, E); float32 or the arguments' dtype.
 
+    `reach`: to tokens at most so far away, for inference: without dropout.
+
     `keys` of dropout (n,): sequence i has key i mod n. Memory is linear in length where a fused kernel runs (see `is_fused`); on
     a CPU one matrix of logits exists at a time, elsewhere those of the sequences that `transformer` lets through together. No
     logits are kept for the gradient.
@@ -148,7 +150,7 @@ def _attend_even(q: Array, k: Array, v: Array) -> Array:
 _attend_fused.defvjp(lambda q, k, v: jax.vjp(_attend_even, q, k, v), lambda pull_back, cotangent: pull_back(cotangent))
 
 
-def _softmax_numerators(q: Array, k: Array, batch: tuple[int, ...], near: np.ndarray | None = None) -> Array:
+def _softmax_numerators(q: Array, k: Array, batch: tuple[int, ...], near: Array | None = None) -> Array:
     """Of the softmax over keys, or those that are `near`, float32; axes (*batch, length, E) to (*batch, queries, keys)."""
     last = len(batch) + 1
     logits = lax.dot_general(q, k, (((last,), (last,)), (batch, batch)), preferred_element_type=jnp.float32)
@@ -157,7 +159,7 @@ def _softmax_numerators(q: Array, k: Array, batch: tuple[int, ...], near: np.nda
     return jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
 
 
-def _mixed_on_cpu(q: Array, k: Array, v: Array, batch: tuple[int, ...], near: np.ndarray | None = None) -> Array:
+def _mixed_on_cpu(q: Array, k: Array, v: Array, batch: tuple[int, ...], near: Array | None = None) -> Array:
     # The sum is that of the weights as they are multiplied: what rounding took is taken from both.
     weights = _softmax_numerators(q, k, batch, near).astype(v.dtype)
     axis = len(batch)
@@ -194,8 +196,7 @@ def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
 def _attend_near(q: Array, k: Array, v: Array, reach: int) -> Array:
     """Each token to those at most `reach` away: piece by piece of the sequence, each with the tokens that one of it reaches."""
     length = q.shape[1]
-    # Of a few segments, pieces would save no time and cost some of compiling.
-    size = length if length <= 4 * (reach + 1) else 2 * reach + 1
+    size = max(SHORT, -(-reach // 2))  # on a CPU as fast as any; smaller ones take longer to compile
 
     def pieces(axis: int, mix: Callable[..., Array], q: Array, k: Array, v: Array) -> Array:
         cut = lambda a, start, end: lax.slice_in_dim(a, start, end, axis=axis)
@@ -203,7 +204,9 @@ def _attend_near(q: Array, k: Array, v: Array, reach: int) -> Array:
         for start in range(0, length, size):
             end = min(length, start + size)
             reached = max(0, start - reach), min(length, end + reach)
-            near = np.abs(np.arange(start, end)[:, None] - np.arange(*reached)) <= reach
+            # Made where it runs: as a constant it would be as large as the program.
+            places = [lax.broadcasted_iota(jnp.int32, (end - start, reached[1] - reached[0]), axis) for axis in (0, 1)]
+            near = jnp.abs(places[0] + (start - reached[0]) - places[1]) <= reach
             mixed.append(mix(cut(q, start, end), cut(k, *reached), cut(v, *reached), near))
         return jnp.concatenate(mixed, axis)
 
