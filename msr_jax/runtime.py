@@ -195,9 +195,8 @@ def run_as_process(command: str, run: Callable[[], int]) -> int:
                 if ends:  # a library's callback has swallowed the signal's exception, and then missed what it was to do
                     _end(*ends[-1])
                 raise
-        if (
-            code and threading.active_count() > 2
-        ):  # more than this one and `watch`: Python would abort one that computes
+        # Besides this thread and `watch` there may be one that computes, which Python would abort.
+        if code and threading.active_count() > 2:
             _flush()
             os._exit(code)
         return code

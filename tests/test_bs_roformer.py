@@ -100,8 +100,8 @@ def test_attention_within_reach_is_the_softmax_average_of_near_tokens(length, pl
     np.testing.assert_allclose(near, jnp.einsum("bhqk,bkhe->bqhe", weights, v), atol=1e-5)
 
 
-def test_a_long_segment_s_frames_hear_no_farther_than_in_one_of_training(weights):
-    trained, samples = 160, 4000  # frames of 16 samples: 10 either way, in each of two layers and blocks
+def test_attention_on_a_long_segment_goes_no_farther_than_in_one_of_training(weights):
+    trained, samples = 160, 4000  # frames of 16 samples: 10 either way, in each block
     within = make_backbone(SIZES, within=trained)
     of_training = [b.separate(weights["deterministic"], mixture(trained))[0] for b in (within, make_backbone(SIZES))]
     np.testing.assert_array_equal(*of_training)

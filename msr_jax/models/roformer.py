@@ -90,7 +90,9 @@ def attend(q: Array, k: Array, v: Array, rate: float = 0.0, keys: Array | None =
     logits are kept for the gradient.
     """
     if 0 < reach < q.shape[1] - 1:
-        return _attend_near(q, k, v, reach)
+        if platform() == "cpu":
+            return _one_by_one(partial(_attend_near, reach=reach), q, k, v)
+        return features_last(jax.nn.dot_product_attention(q, k, v, local_window_size=reach))
     if keys is not None and rate:
         return jax.checkpoint(partial(_attend_with_dropout, rate=rate), prevent_cse=False)(q, k, v, keys=keys)
     if platform() == "cpu":
@@ -194,27 +196,17 @@ def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
 
 
 def _attend_near(q: Array, k: Array, v: Array, reach: int) -> Array:
-    """Each token to those at most `reach` away: piece by piece of the sequence, each with the tokens that one of it reaches."""
-    length = q.shape[1]
-    size = max(SHORT, -(-reach // 2))  # on a CPU as fast as any; smaller ones take longer to compile
-
-    def pieces(axis: int, mix: Callable[..., Array], q: Array, k: Array, v: Array) -> Array:
-        cut = lambda a, start, end: lax.slice_in_dim(a, start, end, axis=axis)
-        mixed = []
-        for start in range(0, length, size):
-            end = min(length, start + size)
-            reached = max(0, start - reach), min(length, end + reach)
-            # Made where it runs: as a constant it would be as large as the program.
-            places = [lax.broadcasted_iota(jnp.int32, (end - start, reached[1] - reached[0]), axis) for axis in (0, 1)]
-            near = jnp.abs(places[0] + (start - reached[0]) - places[1]) <= reach
-            mixed.append(mix(cut(q, start, end), cut(k, *reached), cut(v, *reached), near))
-        return jnp.concatenate(mixed, axis)
-
-    if platform() == "cpu":
-        one = lambda q, k, v, near: _mixed_on_cpu(q, k, v, (), near)
-        return _one_by_one(partial(pieces, 0, one), q, k, v)
-    masked = lambda q, k, v, near: jax.nn.dot_product_attention(q, k, v, mask=near[None, None])
-    return features_last(pieces(1, masked, q, k, v))
+    """Each token of (length, E) to those at most `reach` away: piece by piece, each with all tokens that it reaches."""
+    length, mixed = len(q), []
+    size = max(SHORT, -(-reach // 2))  # as fast as any; smaller ones take longer to compile
+    for start in range(0, length, size):
+        end = min(length, start + size)
+        first, last = max(0, start - reach), min(length, end + reach)
+        # Made where it runs: as a constant it would be as large as the program.
+        query, key = (lax.broadcasted_iota(jnp.int32, (end - start, last - first), axis) for axis in (0, 1))
+        near = jnp.abs(start + query - (first + key)) <= reach
+        mixed.append(_mixed_on_cpu(q[start:end], k[first:last], v[first:last], (), near))
+    return jnp.concatenate(mixed)
 
 
 def _attend_with_dropout(q: Array, k: Array, v: Array, rate: float, keys: Array) -> Array:
