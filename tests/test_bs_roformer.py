@@ -9,7 +9,7 @@ import msr_jax
 from msr_jax.audio.devices import traced_for
 from msr_jax.config import bsrf_base
 from msr_jax.errors import UserError
-from msr_jax.models import adapters, roformer
+from msr_jax.models import adapters, mask_roformer, roformer
 from msr_jax.models.backbone import cast_params, make_backbone
 from msr_jax.models.roformer import attend, map_chunks
 from msr_jax.weights.model_folder import save_model
@@ -86,6 +86,23 @@ def test_attention_is_the_softmax_average(length):
     weights = jax.nn.softmax(jnp.einsum("bqhe,bkhe->bhqk", q, k) / np.sqrt(8), axis=-1)
     np.testing.assert_allclose(attend(q, k, v), jnp.einsum("bhqk,bkhe->bqhe", weights, v), atol=1e-5)
     np.testing.assert_allclose(jax.nn.dot_product_attention(q, k, v), attend(q, k, v), atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_wide_heads_go_one_by_one_on_a_cpu_and_give_what_narrow_ones_give_at_once(weights, monkeypatch, remat):
+    def loss(params):
+        return jnp.square(make_backbone({**SIZES, "remat": remat}).separate(params, mixture())[0]).sum()
+
+    def loops():
+        # A function of its own: JAX keeps what it traced of one.
+        return str(jax.make_jaxpr(lambda params: loss(params))(weights["deterministic"])).count("scan[")
+
+    at_once, few = jax.value_and_grad(loss)(weights["deterministic"]), loops()
+    monkeypatch.setattr(mask_roformer, "NARROW", 0)
+    assert loops() > few
+    one_by_one = jax.value_and_grad(loss)(weights["deterministic"])
+    for one, other in zip(jax.tree.leaves(at_once), jax.tree.leaves(one_by_one), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * float(jnp.abs(one).max()))
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])

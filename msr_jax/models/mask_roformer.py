@@ -25,13 +25,16 @@ from msr_jax.models.initial import draw_marked, linear_params, uniform_fan
 from msr_jax.models.interface import Backbone, read_fields
 from msr_jax.models.products import product
 from msr_jax.models.roformer import Film, Sizes, rms_norm, transformer
-from msr_jax.models.slices import is_narrow, map_slices, scan_slices
+from msr_jax.models.slices import is_narrow, map_slices, scan_slices, unpack
 
 Array = jax.Array
 Params = Mapping[str, Any]
 AXES = ("linear", "time", "freq")  # in the order that a layer runs them
 # Parameters with a first axis that a loop runs over.
 LOOPED = ("layers/", "mask_estimators/", "adapters/time/", "adapters/freq/")
+# Widest mask head whose bands and stems a CPU computes all at once: as fast as one by one up to here, and compiled in two
+# thirds of the time. Wider ones take up to a third longer and hold everything at once.
+NARROW = 256
 INNER = {"timed", "conditioned", "reach", "dtype", "parent", "name"}  # fields of the module that are no sizes
 
 
@@ -128,11 +131,21 @@ class MaskRoformer(nn.Module):
         """Whether no gradient is wanted: parameters are stored in bfloat16 for inference alone."""
         return is_narrow(self.band_split["group_0"]["to_features"])
 
+    @property
+    def _hidden(self) -> int:
+        """Features within a mask head."""
+        return self.dim * self.mlp_expansion_factor
+
+    @property
+    def _goes_one_by_one(self) -> bool:
+        return platform() == "cpu" and self._hidden > NARROW
+
     def _over(self, function: Callable) -> Callable:
-        """Map over first axes: all at once on accelerators; one by one on a CPU, which does batches of products badly."""
-        if platform() != "cpu":
-            return jax.vmap(function)
-        return lambda args: map_slices(function, args, self._is_fixed)
+        """Map over first axes: all at once, but one by one for wide heads on a CPU, which does batches of products badly."""
+        if self._goes_one_by_one:
+            return lambda args: map_slices(function, args, self._is_fixed)
+        # JAX maps no NumPy arrays over functions with a gradient of their own, such as products, while it traces.
+        return lambda args: jax.vmap(function)(jax.tree.map(jnp.asarray, unpack(args)))
 
     def _init_band_split(self, key: Array) -> dict[str, Any]:
         return {
@@ -170,7 +183,7 @@ class MaskRoformer(nn.Module):
         return layers
 
     def _init_masks(self, key: Array) -> dict[str, Any]:
-        linears, hidden = self.mask_linears, self.dim * self.mlp_expansion_factor
+        linears, hidden = self.mask_linears, self._hidden
         return {
             f"group_{g}": {
                 name: value
@@ -252,7 +265,8 @@ class MaskRoformer(nn.Module):
             return wave, {"band_masks": flat, "masks": masks} if keep else {}
 
         # Where memory counts, one stem after another: what lies inside of the heads is wider than anything in the layers.
-        over_rows = (lambda args: lax.map(jax.checkpoint(row), args)) if self.remat else self._over(row)
+        is_saving = self.remat and (self._goes_one_by_one or platform() != "cpu")
+        over_rows = (lambda args: lax.map(jax.checkpoint(row), args)) if is_saving else self._over(row)
         return over_rows((heads, (by_band, spectrum) if own else None))
 
     def _run_layers(

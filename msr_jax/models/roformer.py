@@ -91,7 +91,7 @@ def attend(q: Array, k: Array, v: Array, rate: float = 0.0, keys: Array | None =
     """
     if 0 < reach < q.shape[1] - 1:
         if platform() == "cpu":
-            return _one_by_one(partial(_attend_near, reach=reach), q, k, v)
+            return _attend_on_cpu(q, k, v, reach)
         return features_last(jax.nn.dot_product_attention(q, k, v, local_window_size=reach))
     if keys is not None and rate:
         return jax.checkpoint(partial(_attend_with_dropout, rate=rate), prevent_cse=False)(q, k, v, keys=keys)
@@ -181,32 +181,39 @@ def _one_by_one(function: Callable[..., Array], q: Array, k: Array, v: Array) ->
     return mixed.reshape(sequences, heads, length, features).swapaxes(1, 2)
 
 
-def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
+def _near(queries: range, keys: range, reach: int) -> Array | None:
+    """Which keys are at most `reach` away: (queries, keys), or None for all."""
+    if not reach:
+        return None
+    # Made where it runs: as a constant it would be as large as the program.
+    query, key = (lax.broadcasted_iota(jnp.int32, (len(queries), len(keys)), axis) for axis in (0, 1))
+    return jnp.abs(queries.start + query - (keys.start + key)) <= reach
+
+
+def _attend_on_cpu(q: Array, k: Array, v: Array, reach: int = 0) -> Array:
+    """Short sequences many at a time, longer ones piece by piece, each with all tokens that it reaches."""
     length = q.shape[1]
     if length <= SHORT:
         q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-        return _mixed_on_cpu(q, k, v, (0, 1)).swapaxes(1, 2)
-    # In float32 a product takes so long that the cache does not matter.
-    size = length if v.dtype == jnp.float32 else -(-length // -(-(length**2) // BLOCK_LOGITS))
+        return _mixed_on_cpu(q, k, v, (0, 1), _near(range(length), range(length), reach)).swapaxes(1, 2)
+    if reach:
+        size = max(SHORT, -(-reach // 2))  # as fast as any; smaller ones take longer to compile
+    elif v.dtype == jnp.float32:
+        size = length  # a product takes so long that the cache does not matter
+    else:
+        size = -(-length // -(-(length**2) // BLOCK_LOGITS))
 
     def one(q: Array, k: Array, v: Array) -> Array:
-        return jnp.concatenate([_mixed_on_cpu(q[i : i + size], k, v, ()) for i in range(0, length, size)])
+        mixed = []
+        for start in range(0, length, size):
+            queries = range(start, min(length, start + size))
+            keys = range(max(0, start - reach), min(length, queries.stop + reach)) if reach else range(length)
+            of_keys = slice(keys.start, keys.stop)
+            near = _near(queries, keys, reach)
+            mixed.append(_mixed_on_cpu(q[start : queries.stop], k[of_keys], v[of_keys], (), near))
+        return jnp.concatenate(mixed)
 
     return _one_by_one(one, q, k, v)
-
-
-def _attend_near(q: Array, k: Array, v: Array, reach: int) -> Array:
-    """Each token of (length, E) to those at most `reach` away: piece by piece, each with all tokens that it reaches."""
-    length, mixed = len(q), []
-    size = max(SHORT, -(-reach // 2))  # as fast as any; smaller ones take longer to compile
-    for start in range(0, length, size):
-        end = min(length, start + size)
-        first, last = max(0, start - reach), min(length, end + reach)
-        # Made where it runs: as a constant it would be as large as the program.
-        query, key = (lax.broadcasted_iota(jnp.int32, (end - start, last - first), axis) for axis in (0, 1))
-        near = jnp.abs(start + query - (first + key)) <= reach
-        mixed.append(_mixed_on_cpu(q[start:end], k[first:last], v[first:last], (), near))
-    return jnp.concatenate(mixed)
 
 
 def _attend_with_dropout(q: Array, k: Array, v: Array, rate: float, keys: Array) -> Array:
