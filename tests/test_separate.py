@@ -79,7 +79,9 @@ def test_memory_does_not_grow_with_the_song(copier):
         return most
 
     short, long = peak(1), peak(5)
-    assert long < 1.05 * short and long < 16e6  # the song itself: 106 MB
+    four_minutes = 4 * 60 * RATE * 2 * 4  # bytes at the model's rate: the least that any stage would keep more of
+    assert long - short < four_minutes / 4  # how full the queues between threads get is chance, up to their few blocks
+    assert long < 16e6  # the song itself: 106 MB
 
 
 @pytest.mark.parametrize("samples", [1, 700, TINY_SEGMENT, 3 * TINY_SEGMENT + 17])
