@@ -91,7 +91,8 @@ def test_recomputation_changes_neither_names_nor_gradients(tiny_backbone):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_accelerators_keep_less_for_the_gradient_and_compute_the_same(tiny_backbone):
+@pytest.mark.parametrize("name", ["tpu", "gpu"])
+def test_accelerators_keep_less_for_the_gradient_and_compute_the_same(tiny_backbone, name):
     params = tiny_backbone.init(jax.random.key(0), False)
     x, label = inputs(tiny_backbone)
 
@@ -99,7 +100,7 @@ def test_accelerators_keep_less_for_the_gradient_and_compute_the_same(tiny_backb
         return jax.jit(jax.value_and_grad(lambda p: jnp.square(backbone.separate(p, x, label)[0]).sum()))(params)
 
     expected = gradient(tiny_backbone)
-    with traced_for("tpu"):
+    with traced_for(name):
         found = gradient(make_backbone({"name": "unet1d", **TINY_SIZES}))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(b).max()))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from msr_jax.audio.devices import platform
 
@@ -144,15 +145,25 @@ def converting(convolution: Callable[[Array, Array], Array], dtype: jnp.dtype) -
 
     def backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
         x, weight = saved
-        narrow = _again(weight, dtype, cotangent)
+        narrow = _again(_as_it_lies(weight), dtype, cotangent)
         (x_bar,) = jax.linear_transpose(lambda x: convolution(x, narrow), x)(cotangent)
         (weight_bar,) = jax.linear_transpose(lambda weight: convolution(x, weight), narrow)(cotangent)
         x_bar, weight_bar = _together(x_bar, weight_bar)
-        return x_bar, weight_bar.astype(weight.dtype)
+        return x_bar, _as_it_lies(weight_bar).astype(weight.dtype)
 
-    converted = jax.custom_vjp(lambda x, weight: convolution(x, weight.astype(dtype)))
-    converted.defvjp(lambda x, weight: (convolution(x, weight.astype(dtype)), (x, weight)), backward)
+    forward = lambda x, weight: convolution(x, _as_it_lies(weight).astype(dtype))
+    converted = jax.custom_vjp(forward)
+    converted.defvjp(lambda x, weight: (forward(x, weight), (x, weight)), backward)
     return converted
+
+
+def _as_it_lies(weight: Array) -> Array:
+    """A weight (k, in, out), or its gradient, in the order of the parameter's bytes, on a GPU.
+
+    cuDNN wants another order. Left to itself the compiler has every kernel of every network in it before the loop over
+    micro-batches, a second copy that takes more than a step's activations; so each is turned where it is used.
+    """
+    return with_layout_constraint(weight, Layout((0, 1, 2))) if platform() == "gpu" else weight
 
 
 def _convolve_directly(x: Array, weight: Array, stride: int, padding: int) -> Array:
