@@ -6,12 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from msr_jax.cli import main
 from msr_jax.plan import compiled, target
 from msr_jax.plan.advice import largest_batch, split_batch, what_would_fit
 from msr_jax.plan.chips import CHIPS, GPUS, gpu_description, peak_flops
+from msr_jax.plan.necessary import necessary_bytes
 from msr_jax.plan.plan import expected_time, make_plan
 from msr_jax.plan.target import find_target
 from tests import toy
@@ -59,8 +64,34 @@ def test_state_falls_with_the_devices_and_nothing_but_parameters_is_gathered(tmp
     assert set(many["collectives"]) <= {"all-gather", "all-reduce", "reduce-scatter"}
     assert many["collectives"]["all-gather"]["result_bytes"] == whole["parameters"]
     assert many["largest_gather"] <= many["largest_parameter"]
-    for words in ("data 1 × fsdp 8", "2,304 trained", "all-gather", "by jaxlib", "work space"):
+    seven_of_eight = 7 / 8 * whole["parameters"]
+    assert many["necessary_bytes"] == dict.fromkeys(("gathers", "gradients", "narrow_gradients"), seven_of_eight)
+    assert one["necessary_bytes"]["gathers"] == one["necessary_bytes"]["gradients"] == 0
+    for words in (
+        "data 1 × fsdp 8",
+        "gathered once 0.000 GB",
+        "2,304 trained",
+        "all-gather",
+        "by jaxlib",
+        "work space",
+    ):
         assert words in said
+
+
+def test_what_parameters_make_necessary_follows_the_mesh_and_the_precision():
+    tree = {"a": {"weight": jax.ShapeDtypeStruct((8, 4), np.float32), "bias": jax.ShapeDtypeStruct((4,), np.float32)}}
+
+    def necessary(data, fsdp, frozen=None):
+        mesh = AbstractMesh((data, fsdp), ("data", "fsdp"))
+        return necessary_bytes(mesh, tree, frozen, 8, jnp.bfloat16)
+
+    whole, part = 32, 4  # numbers of the matrix, which fsdp splits, and of the vector
+    assert necessary(1, 1) == {"gathers": 0, "gradients": 0, "narrow_gradients": 0}
+    assert necessary(2, 1) == {"gathers": 0, "gradients": 4 * (whole + part), "narrow_gradients": 2 * whole + 4 * part}
+    both = necessary(2, 4, tree)
+    assert both["gathers"] == 2 * 2 * whole * 3 / 4  # the trained network and the frozen one
+    of_vector = 2 * part * 7 / 8  # summed over all eight
+    assert both["gradients"] == 4 * (whole * 3 / 4 + whole / 4 + of_vector)
 
 
 def test_a_plan_of_the_later_stages_and_of_separation_needs_no_models_on_disk():

@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
-from msr_jax.models.backbone import cast_params, make_backbone
+from msr_jax.models.backbone import cast_params, compute_dtype, make_backbone
 from msr_jax.models.interface import Backbone
+from msr_jax.plan.necessary import necessary_bytes
 from msr_jax.plan.target import Target, tracing
 from msr_jax.separate.engine import batch_function
 from msr_jax.train.batches import check_batch
@@ -64,6 +65,14 @@ def training_program(config: Mapping[str, Any], target: Target) -> Program:
         "crop": config["data"]["crop"],
         "parameters": sum(sizes),
         "largest_parameter": max(sizes),
+        "necessary_bytes": necessary_bytes(
+            mesh,
+            state.params,
+            (inputs, state.target_params),
+            config["mesh"]["fsdp_min_size"],
+            compute_dtype(config["compute_dtype"]),
+            backbone.exact,
+        ),
         "bytes_per_device": {
             "parameters": _bytes(state.params),
             "optimiser": _bytes(state.opt_state),
@@ -112,6 +121,7 @@ def separation_program(
         "crop": config["segment"],
         "parameters": sum(sizes),
         "largest_parameter": max(sizes),
+        "necessary_bytes": {},
         "bytes_per_device": {"parameters": _bytes(cast), "optimiser": 0, "averages": 0, "frozen": 0},
     }
     return Program(traced, mesh, mixtures, facts)

@@ -39,6 +39,8 @@ def print_plan(plan: Mapping[str, Any], target: Target) -> None:
     for kind, row in plan["collectives"].items():
         sizes = f"results {row['result_bytes'] / 1e9:.3f} GB, sent {row['sent_bytes'] / 1e9:.3f} GB"
         _line(kind, f"{row['count']:.0f}, {sizes}, {row['hidden']:.0f} beside products")
+    if plan["collectives"] and plan["necessary_bytes"]:
+        _line("necessary", _necessary(plan))
     if plan["forms"]:
         _line("forms", ", ".join(f"{name}: {count}" for name, count in plan["forms"].items()))
     if "expected" in plan:
@@ -48,6 +50,19 @@ def print_plan(plan: Mapping[str, Any], target: Target) -> None:
             f"at least {e['at_least']:.3f} s at the data sheet's rates; {e['overlapped']:.3f} to {e['exposed']:.3f} s if "
             f"computing reaches {ASSUMED_UTILISATION:.0%} of them ({e['compute']:.3f} s; sending {e['communication']:.3f} s)",
         )
+
+
+def _necessary(plan: Mapping[str, Any]) -> str:
+    sent = sum(row["sent_bytes"] for row in plan["collectives"].values())
+    need = plan["necessary_bytes"]
+    gathers, gradients, narrow = need["gathers"], need["gradients"], need["narrow_gradients"]
+    said = f"parameters gathered once {gathers / 1e9:.3f} GB, gradients summed once {gradients / 1e9:.3f} GB in float32"
+    if not gathers + gradients:
+        return said
+    said += f"; sent {sent / (gathers + gradients):.2f} times that"
+    if narrow < gradients:
+        said += f", {sent / (gathers + narrow):.2f} times if gradients cross in the compute precision"
+    return said
 
 
 def print_advice(advice: list[str]) -> None:

@@ -99,6 +99,15 @@ def stacked_batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, None, mesh.axis_names))
 
 
+def sent_dtype(path: tuple[Any, ...], leaf: Any, dtype: Any, exact: Collection[str] = ()) -> Any:
+    """The precision in which a parameter crosses devices: matrices in `dtype`, in which they are multiplied, but for those
+    under a name in `exact`; vectors, however many are stacked, as they are.
+    """
+    names = [str(key.key) for key in path]
+    is_vector = leaf.ndim < 2 or names[-1].endswith("bias") or names[-1] in ("norm", "freqs")
+    return leaf.dtype if is_vector or not set(exact).isdisjoint(names) else dtype
+
+
 def gathered(
     mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED, dtype: Any = jax.numpy.float32, exact: Collection[str] = ()
 ) -> Any:
@@ -106,9 +115,7 @@ def gathered(
 
     Said outright, because a compiler left to itself may move activations instead: it then gathers parameters before
     they are used, sums gradients into each device's part, and nothing else crosses devices but what a batch is averaged by.
-
-    Matrices cross in `dtype`, in which they are multiplied, but for those under a name in `exact`; vectors, however many are
-    stacked, as they are.
+    Each crosses in its `sent_dtype`.
     """
     if mesh.shape["fsdp"] == 1:
         return tree
@@ -117,9 +124,7 @@ def gathered(
         split = parameter_sharding(mesh, leaf, min_size)
         if split.is_fully_replicated:
             return leaf
-        names = [str(key.key) for key in path]
-        is_vector = leaf.ndim < 2 or names[-1].endswith("bias") or names[-1] in ("norm", "freqs")
-        sent = leaf.dtype if is_vector or not set(exact).isdisjoint(names) else dtype
+        sent = sent_dtype(path, leaf, dtype, exact)
         constrain = jax.lax.with_sharding_constraint
 
         def gather_whole(x: Any) -> Any:
