@@ -41,15 +41,15 @@ def test_overlap_add_of_the_identity_is_the_identity(overlap, group):
         blocks = (x[i : i + 37] for i in range(0, samples, 37))
         chunks = cut_chunks(blocks, 100, 100 - overlap)
         twice = lambda c, first: np.stack([c, 2 * c], 1)
-        out = np.concatenate(list(overlap_add(run_groups(chunks, twice, group), 2, 100, overlap)), 1)
+        out = np.concatenate(list(overlap_add(run_groups(chunks, twice, group), 100, overlap)), 1)
         np.testing.assert_allclose(out, np.stack([x, 2 * x]), atol=1e-6)
 
 
 def test_neighbouring_chunks_are_cross_faded():
     numbered = lambda chunks, first: np.broadcast_to(
-        np.arange(first, first + len(chunks))[:, None, None, None], chunks[:, None].shape
+        np.arange(first, first + len(chunks), dtype=np.float32)[:, None, None, None], chunks[:, None].shape
     )
-    out = np.concatenate(list(overlap_add(run_groups(cut_chunks([song(250)], 100, 75), numbered, 2), 1, 100, 25)), 1)[
+    out = np.concatenate(list(overlap_add(run_groups(cut_chunks([song(250)], 100, 75), numbered, 2), 100, 25)), 1)[
         0, :, 0
     ]
     assert (out[:75] == 0).all() and (out[100:150] == 1).all() and (out[175:] == 2).all()
@@ -59,7 +59,7 @@ def test_neighbouring_chunks_are_cross_faded():
 def test_what_is_final_comes_before_the_next_chunk_is_run():
     run = []
     network = lambda chunks, first: run.append(first) or chunks[:, None]
-    blocks = overlap_add(run_groups(cut_chunks([song(250)], 100, 75), network, 1), 1, 100, 25)
+    blocks = overlap_add(run_groups(cut_chunks([song(250)], 100, 75), network, 1), 100, 25)
     assert [(block.shape[1], len(run)) for block in blocks] == [(75, 1), (75, 2), (100, 3)]
 
 

@@ -65,7 +65,7 @@ def run_groups(
 
 
 def overlap_add(
-    groups: Iterable[list[tuple[int, int, int, np.ndarray]]], stems: int, segment: int, overlap: int
+    groups: Iterable[list[tuple[int, int, int, np.ndarray]]], segment: int, overlap: int
 ) -> Iterator[np.ndarray]:
     """Cross-fade what `run_groups` gives.
 
@@ -73,25 +73,24 @@ def overlap_add(
       Blocks (stems, samples, channels) that together are as long as the stream was.
     """
     fade = cross_fade(segment, overlap)[:, None]
-    total: Any = None  # until an estimate tells the number of channels
-    weight = np.zeros((0, 1), np.float32)
-    base = 0
-
-    def flush(upto: int) -> np.ndarray:
-        nonlocal total, weight, base
-        ready = total[:, : upto - base] / weight[: upto - base]
-        total, weight, base = total[:, upto - base :], weight[upto - base :], upto
-        return ready
-
+    tail: Any = None  # of the chunk before, from where this one begins: not final yet
+    tail_weight = fade[:0]
     for start, length, final, estimate in itertools.chain.from_iterable(groups):
-        if total is None:
-            total = np.zeros((stems, 0, estimate.shape[-1]), np.float32)
-        grow = start + length - base - total.shape[1]
-        total = np.pad(total, ((0, 0), (0, grow), (0, 0)))
-        weight = np.pad(weight, ((0, grow), (0, 0)))
-        total[:, start - base : start - base + length] += (estimate * fade)[:, :length]
-        weight[start - base : start - base + length] += fade[:length]
-        yield flush(final)
+        # Weights are 1 but at the edges, and most of a chunk is its middle.
+        total, weight = np.array(estimate[:, :length]), fade[:length].copy()
+        rising, falling = min(overlap, length), max(min(overlap, length), segment - overlap)
+        total[:, :rising] *= fade[:rising]
+        total[:, falling:] *= fade[falling:length]
+        if met := len(tail_weight):
+            total[:, :met] += tail
+            weight[:met] += tail_weight
+        ready = final - start
+        tail, tail_weight = total[:, ready:].copy(), weight[ready:]
+        total, weight = total[:, :ready], weight[:ready]
+        uneven = max(rising, met)
+        total[:, :uneven] /= weight[:uneven]
+        total[:, max(uneven, falling) :] /= weight[max(uneven, falling) :]
+        yield total
 
 
 def resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channels: int) -> Iterator[np.ndarray]:

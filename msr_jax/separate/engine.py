@@ -255,7 +255,7 @@ class Separator(AudioSeparator):
                 groups = run_groups(chunks, run, group)
                 if not is_live and self.shifts == 1:  # several runs keep the network busy by themselves
                     groups = stack.enter_context(closing(ahead(groups, depth=1)))
-                runs.append(_without_first(overlap_add(groups, len(self.separated), chunk, overlap), shift))
+                runs.append(_without_first(overlap_add(groups, chunk, overlap), shift))
             yield from runs[0] if self.shifts == 1 else (parts.mean(0) for parts in abreast(runs))
 
     def _shifts(self, hop: int) -> list[int]:

@@ -43,10 +43,15 @@ def _pieces(blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
 
 def _running_mean(x: np.ndarray, width: int) -> np.ndarray:
     """(samples, channels) -> (samples - 3 (width - 1), channels) float32."""
-    for _ in range(3):
-        total = np.cumsum(np.pad(x, ((1, 0), (0, 0))), 0, dtype=np.float64)
-        x = (total[width:] - total[:-width]) / width
-    return (np.round(x * 2.0**40) / 2.0**40).astype(np.float32)  # without what sums of silence leave of rounding
+    means = np.empty((len(x) - 3 * (width - 1), x.shape[1]), np.float32)
+    for channel, mean in zip(x.T, means.T, strict=True):  # along memory, a sum is twice as fast
+        for _ in range(3):
+            total = np.cumsum(channel, dtype=np.float64)
+            channel = total[width - 1 :].copy()
+            channel[1:] -= total[:-width]
+            channel /= width
+        mean[:] = np.rint(channel * 2.0**40) / 2.0**40  # without what sums of silence leave of rounding
+    return means
 
 
 class Original:
@@ -72,7 +77,7 @@ class Original:
         if len(self.held) < samples:
             self.held = np.pad(self.held, ((0, samples - len(self.held)), (0, 0)))
         part, self.held = self.held[:samples], self.held[samples:]
-        zero = (np.concatenate([part, self.held[: self.least]]) == 0).all(1)
+        zero = np.concatenate([_is_zero(part), _is_zero(self.held[: self.least])])
         edges = np.flatnonzero(np.diff(np.concatenate([[False], zero, [False]]).astype(np.int8))).reshape(-1, 2)
         lengths = edges[:, 1] - edges[:, 0] + np.where(edges[:, 0] == 0, self.zeros_before, 0)
         silent = np.zeros(len(zero), bool)
@@ -81,6 +86,14 @@ class Original:
         sounding = np.flatnonzero(~zero[:samples])
         self.zeros_before = len(part) - 1 - sounding[-1] if len(sounding) else self.zeros_before + len(part)
         return part, silent[:samples]
+
+
+def _is_zero(x: np.ndarray) -> np.ndarray:
+    """Which samples of (samples, channels) are zero in all channels; channel by channel, as NumPy is slow along a short axis."""
+    zero = x[:, 0] == 0
+    for channel in range(1, x.shape[1]):
+        zero &= x[:, channel] == 0
+    return zero
 
 
 class Shares:
@@ -127,7 +140,8 @@ def as_the_song(
     shares = Shares(sample_rate) if is_consistent else None
     for block in blocks:
         mixture, silent = original.take(block.shape[1])
-        block[:, silent] = 0
+        if silent.any():
+            block[:, silent] = 0
         if has_residual:
             block = np.concatenate([block, (mixture - block.sum(0))[None]])
         yield shares.add(block, mixture) if shares else block

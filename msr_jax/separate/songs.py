@@ -191,7 +191,10 @@ def _write(
         for part in _at_rate(parts, list(paths), info, rate):
             done += len(next(iter(part.values())))
             for stem, writer in writers.items():
-                audio = part[stem] if gain == 1 else part[stem] * np.float32(gain)
+                audio = np.ascontiguousarray(
+                    part[stem]
+                )  # stems come side by side; what follows goes through it four times
+                audio = audio if gain == 1 else audio * np.float32(gain)
                 squares[stem] += _energy(audio)
                 highest = max(float(audio.max(initial=0)), -float(audio.min(initial=0)))
                 peak = max(peak, highest)
