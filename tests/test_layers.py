@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from msr_jax.audio.devices import traced_for
 from msr_jax.models.initial import draw_marked
@@ -106,3 +107,15 @@ def test_a_product_with_its_columns_first_has_the_gradients_of_the_usual_one(nam
     with traced_for(name):
         ours = jax.grad(lambda weight, x: (product_first(weight, x, jnp.float32) * target).sum(), (0, 1))(weight, x)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, usual)
+
+
+def test_a_gpu_s_kernels_keep_their_order_where_no_device_gathers_them():
+    x, weight = jnp.ones((1, 8, 2)), jnp.ones((3, 2, 2))
+
+    def constraints(axes):
+        mesh = AbstractMesh((4,), axes, axis_types=(AxisType.Auto,))
+        with traced_for("gpu"), jax.sharding.use_abstract_mesh(mesh):
+            step = jax.make_jaxpr(jax.grad(lambda w: convolve(x, w, 1, 1, jnp.bfloat16).astype(jnp.float32).sum()))
+            return str(step(weight)).count("layout_constraint")
+
+    assert constraints(("data",)) > 0 == constraints(("fsdp",))

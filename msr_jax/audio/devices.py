@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 Array = jax.Array
+FSDP = "fsdp"  # the axis of a mesh over which parameters are split
 _PLATFORM: ContextVar[str] = ContextVar("platform", default="")
 
 
@@ -32,6 +33,12 @@ def spread_over() -> int:
     """Devices that the examples of what is being traced are spread over; 1 within `jax.shard_map`, which has each device's own."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty or mesh.are_all_axes_manual else mesh.size
+
+
+def has_whole_parameters() -> bool:
+    """Whether each device of the mesh in use holds parameters whole, and gathers none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.shape.get(FSDP, 1) == 1
 
 
 def per_example(

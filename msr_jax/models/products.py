@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from msr_jax.audio.devices import platform
+from msr_jax.audio.devices import has_whole_parameters, platform
 
 Array = jax.Array
 
@@ -161,9 +161,12 @@ def _as_it_lies(weight: Array) -> Array:
     """A weight (k, in, out), or its gradient, in the order of the parameter's bytes, on a GPU.
 
     cuDNN wants another order. Left to itself the compiler has every kernel of every network in it before the loop over
-    micro-batches, a second copy that takes more than a step's activations; so each is turned where it is used.
+    micro-batches, a second copy that takes more than a step's activations; so each is turned where it is used. (Not where it
+    is gathered for each use: the compiler would gather it in both orders.)
     """
-    return with_layout_constraint(weight, Layout((0, 1, 2))) if platform() == "gpu" else weight
+    if platform() != "gpu" or not has_whole_parameters():
+        return weight
+    return with_layout_constraint(weight, Layout((0, 1, 2)))
 
 
 def _convolve_directly(x: Array, weight: Array, stride: int, padding: int) -> Array:

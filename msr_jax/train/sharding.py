@@ -14,9 +14,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from msr_jax.audio.devices import FSDP
 from msr_jax.errors import UserError
 
-AXES = ("data", "fsdp")
+AXES = ("data", FSDP)
 # A wider fsdp is two axes of the mesh, of so many devices and the rest: networks are 384 or 768 wide, and what no axis of an
 # array divides by 256 can still be split along two.
 WIDEST = 128
