@@ -164,7 +164,11 @@ def which_chip(found: list[dict[str, Any]], wanted: list[Row]) -> str:
         batch = released_batch(program)
         shown = " | ".join(_share(cells.get((program, target)), batch) for target in targets)
         lines.append(f"| {program} | {batch} | {shown} |")
-    lines += ["", "Cells: examples that fit one device, GB of work space for each; devices for the batch, at that."]
+    lines += [
+        "",
+        "Cells: at least so many examples fit one device (part of the work space does not grow with them), GB of work space for"
+        " each; devices for the batch, at that.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ import resource
 import pytest
 from safetensors.numpy import load_file
 
+from msr_jax.audio.devices import traced_for
 from msr_jax.cli import main
 from msr_jax.methods.stages import own_steps
 from msr_jax.weights import programs
@@ -22,6 +23,11 @@ def test_safetensors_are_the_networks_own_and_have_the_mode_of_other_files(tiny_
         published_tensors(load_model(tiny_model), "deterministic"),
     )
     assert written.keys() == expected.keys() and all((written[k] == v).all() for k, v in expected.items())
+
+
+def test_a_machine_with_a_gpu_exports_a_program_for_all(tiny_model):
+    with traced_for("gpu"):  # whose own forms cannot be exported
+        assert programs._for_all_platforms(load_model(tiny_model)).platforms == ("cpu", "cuda", "tpu")
 
 
 def test_stablehlo_without_its_extra_is_a_sentence(tiny_model, tmp_path, capsys, monkeypatch):

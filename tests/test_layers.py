@@ -20,6 +20,7 @@ from msr_jax.models.products import (
     product_first,
 )
 from msr_jax.models.unet1d import patch, unpatch
+from msr_jax.train.sharding import AXES
 
 
 def transposed_convolution(x, weight, bias, f):
@@ -112,10 +113,10 @@ def test_a_product_with_its_columns_first_has_the_gradients_of_the_usual_one(nam
 def test_a_gpu_s_kernels_keep_their_order_where_no_device_gathers_them():
     x, weight = jnp.ones((1, 8, 2)), jnp.ones((3, 2, 2))
 
-    def constraints(axes):
-        mesh = AbstractMesh((4,), axes, axis_types=(AxisType.Auto,))
+    def constraints(data, fsdp):
+        mesh = AbstractMesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
         with traced_for("gpu"), jax.sharding.use_abstract_mesh(mesh):
             step = jax.make_jaxpr(jax.grad(lambda w: convolve(x, w, 1, 1, jnp.bfloat16).astype(jnp.float32).sum()))
             return str(step(weight)).count("layout_constraint")
 
-    assert constraints(("data",)) > 0 == constraints(("fsdp",))
+    assert constraints(4, 1) == constraints(1, 1) > 0 == constraints(1, 4)

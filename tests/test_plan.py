@@ -81,9 +81,9 @@ def test_state_falls_with_the_devices_and_nothing_but_parameters_is_gathered(tmp
 def test_what_parameters_make_necessary_follows_the_mesh_and_the_precision():
     tree = {"a": {"weight": jax.ShapeDtypeStruct((8, 4), np.float32), "bias": jax.ShapeDtypeStruct((4,), np.float32)}}
 
-    def necessary(data, fsdp, frozen=None):
+    def necessary(data, fsdp, frozen=None, **options):
         mesh = AbstractMesh((data, fsdp), ("data", "fsdp"))
-        return necessary_bytes(mesh, tree, frozen, 8, jnp.bfloat16)
+        return necessary_bytes(mesh, tree, frozen, 8, jnp.bfloat16, **options)
 
     whole, part = 32, 4  # numbers of the matrix, which fsdp splits, and of the vector
     assert necessary(1, 1) == {"gathers": 0, "gradients": 0, "narrow_gradients": 0}
@@ -91,7 +91,21 @@ def test_what_parameters_make_necessary_follows_the_mesh_and_the_precision():
     both = necessary(2, 4, tree)
     assert both["gathers"] == 2 * 2 * whole * 3 / 4  # the trained network and the frozen one
     of_vector = 2 * part * 7 / 8  # summed over all eight
-    assert both["gradients"] == 4 * (whole * 3 / 4 + whole / 4 + of_vector)
+    of_matrix = whole * 3 / 4 + whole / 4
+    assert both["gradients"] == 4 * (of_matrix + of_vector)
+    assert both["narrow_gradients"] == 2 * of_matrix + 4 * of_vector
+    held = necessary(2, 4, mask={"a": {"weight": False, "bias": True}})
+    assert held["gathers"] == both["gathers"] / 2 and held["gradients"] == 4 * of_vector
+
+
+@pytest.mark.multiprocess
+def test_adapters_make_a_network_cross_in_float32_and_its_gradients_stay(tmp_path):
+    settings = {"mesh.fsdp": 8, "mesh.fsdp_min_size": 1, "data.batch": 8, "compute_dtype": "bfloat16"}
+    settings |= {"model.dim": 16, "model.depth": 1, "model.heads": 1, "model.lora_rank": 2}
+    argv = [f"--config.{k}={v}" for k, v in settings.items()]
+    plan, _ = plan_of(tmp_path, "cpu:8", *argv, config=str(ROOT / "configs" / "bsrf_det_small.py"))
+    assert plan["necessary_bytes"]["gathers"] > 3 * plan["parameters"]  # bytes, with all in float32
+    assert 0 < plan["necessary_bytes"]["gradients"] < plan["parameters"]  # of the adapters alone
 
 
 def test_a_plan_of_the_later_stages_and_of_separation_needs_no_models_on_disk():

@@ -36,7 +36,7 @@ def spread_over() -> int:
 
 
 def has_whole_parameters() -> bool:
-    """Whether each device of the mesh in use holds parameters whole, and gathers none."""
+    """Whether no parameter is split over the mesh in use."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.shape.get(FSDP, 1) == 1
 

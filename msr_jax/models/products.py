@@ -161,8 +161,8 @@ def _as_it_lies(weight: Array) -> Array:
     """A weight (k, in, out), or its gradient, in the order of the parameter's bytes, on a GPU.
 
     cuDNN wants another order. Left to itself the compiler has every kernel of every network in it before the loop over
-    micro-batches, a second copy that takes more than a step's activations; so each is turned where it is used. (Not where it
-    is gathered for each use: the compiler would gather it in both orders.)
+    micro-batches, a second copy of all of them; so each is turned where it is used. (Not where parameters are gathered: the
+    compiler would gather them in both orders.)
     """
     if platform() != "gpu" or not has_whole_parameters():
         return weight

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
-from msr_jax.models.backbone import cast_params, compute_dtype, make_backbone
+from msr_jax.models.backbone import cast_params, make_backbone
 from msr_jax.models.interface import Backbone
 from msr_jax.plan.necessary import necessary_bytes
 from msr_jax.plan.target import Target, tracing
@@ -70,8 +70,9 @@ def training_program(config: Mapping[str, Any], target: Target) -> Program:
             state.params,
             (inputs, state.target_params),
             config["mesh"]["fsdp_min_size"],
-            compute_dtype(config["compute_dtype"]),
+            stage.sent,
             backbone.exact,
+            stage.mask,
         ),
         "bytes_per_device": {
             "parameters": _bytes(state.params),

@@ -62,7 +62,7 @@ def _necessary(plan: Mapping[str, Any]) -> str:
     said += f"; sent {sent / (gathers + gradients):.2f} times that"
     if narrow < gradients:
         said += f", {sent / (gathers + narrow):.2f} times if gradients cross in the compute precision"
-    return said
+    return said + (f"; each of {plan['accumulate']} micro-batches sends" if plan["accumulate"] > 1 else "")
 
 
 def print_advice(advice: list[str]) -> None:

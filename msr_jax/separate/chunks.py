@@ -77,20 +77,22 @@ def overlap_add(
     tail_weight = fade[:0]
     for start, length, final, estimate in itertools.chain.from_iterable(groups):
         # Weights are 1 but at the edges, and most of a chunk is its middle.
-        total, weight = np.array(estimate[:, :length]), fade[:length].copy()
         rising, falling = min(overlap, length), max(min(overlap, length), segment - overlap)
-        total[:, :rising] *= fade[:rising]
-        total[:, falling:] *= fade[falling:length]
-        if met := len(tail_weight):
-            total[:, :met] += tail
-            weight[:met] += tail_weight
-        ready = final - start
-        tail, tail_weight = total[:, ready:].copy(), weight[ready:]
-        total, weight = total[:, :ready], weight[:ready]
+        ready, met, weight = final - start, len(tail_weight), fade[:length].copy()
+        weight[:met] += tail_weight
+        # Copies apart: a block that waits must not hold the rest of its chunk.
+        block, rest = np.array(estimate[:, :ready]), np.array(estimate[:, ready:length])
+        for part, first in ((block, 0), (rest, ready)):
+            before, after = max(0, rising - first), max(0, falling - first)
+            part[:, :before] *= fade[first : first + before][: part.shape[1]]
+            part[:, after:] *= fade[first + after : first + part.shape[1]]
+            if met > first:
+                part[:, : met - first] += tail[:, first:met][:, : part.shape[1]]
         uneven = max(rising, met)
-        total[:, :uneven] /= weight[:uneven]
-        total[:, max(uneven, falling) :] /= weight[max(uneven, falling) :]
-        yield total
+        block[:, :uneven] /= weight[:ready][:uneven]
+        block[:, max(uneven, falling) :] /= weight[:ready][max(uneven, falling) :]
+        tail, tail_weight = rest, weight[ready:]
+        yield block
 
 
 def resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channels: int) -> Iterator[np.ndarray]:

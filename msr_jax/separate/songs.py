@@ -191,9 +191,8 @@ def _write(
         for part in _at_rate(parts, list(paths), info, rate):
             done += len(next(iter(part.values())))
             for stem, writer in writers.items():
-                audio = np.ascontiguousarray(
-                    part[stem]
-                )  # stems come side by side; what follows goes through it four times
+                # Stems come side by side, and what follows goes through each four times.
+                audio = np.ascontiguousarray(part[stem])
                 audio = audio if gain == 1 else audio * np.float32(gain)
                 squares[stem] += _energy(audio)
                 highest = max(float(audio.max(initial=0)), -float(audio.min(initial=0)))

@@ -41,12 +41,15 @@ LORA_KEY = 2**31 - 4
 
 class Stage(NamedTuple):
     """start() -> the first state, on the mesh; abstract: that state's shapes and shardings; steps: compiled on first use,
-    steps(state, frozen, batches) -> (state, metrics), with the state donated.
+    steps(state, frozen, batches) -> (state, metrics), with the state donated. sent: the precision in which matrices cross
+    devices; mask: which parameters are trained, as of `trained_mask`.
     """
 
     start: Callable[[], TrainState]
     abstract: TrainState
     steps: jax.stages.Wrapped
+    sent: Any
+    mask: Any
 
 
 def make_stage(
@@ -109,6 +112,8 @@ def make_stage(
         lambda: jax.jit(initial, out_shardings=shardings)(put(source, tree_sharding(mesh, source, min_size))),
         with_shardings(shapes, shardings),
         jax.jit(steps, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+        sent,
+        mask,
     )
 
 

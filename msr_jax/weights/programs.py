@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from msr_jax.audio.devices import traced_for
 from msr_jax.audio.fft import transforms_by_products
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import make_refiner
@@ -18,6 +19,7 @@ from msr_jax.models.backbone import make_backbone
 from msr_jax.weights.model_folder import Model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+FORMS = "cpu"  # a program for all of them has the forms that all can run, whatever machine exports it
 
 
 def _separator(model: Model) -> tuple[Callable[[jax.Array], jax.Array], jax.ShapeDtypeStruct]:
@@ -41,8 +43,13 @@ def export_stablehlo(model: Model) -> bytes:
       UserError: as `check_stablehlo`.
     """
     check_stablehlo()
-    separate, mixture = _separator(model)
-    return bytes(export.export(jax.jit(separate), platforms=PLATFORMS)(mixture).serialize())
+    return bytes(_for_all_platforms(model).serialize())
+
+
+def _for_all_platforms(model: Model) -> export.Exported:
+    with traced_for(FORMS):
+        separate, mixture = _separator(model)
+        return export.export(jax.jit(separate), platforms=PLATFORMS)(mixture)
 
 
 def export_onnx(model: Model) -> bytes:
@@ -59,8 +66,8 @@ def export_onnx(model: Model) -> bytes:
         raise UserError(
             f"export to ONNX needs {error.name}: pip install 'msr_jax[export]', and pip install --no-deps jax2onnx==0.17.1"
         ) from error
-    separate, mixture = _separator(model)
-    with transforms_by_products():
+    with traced_for(FORMS), transforms_by_products():
+        separate, mixture = _separator(model)
         program = to_onnx(separate, [mixture.shape])
     try:
         return program.SerializeToString()
