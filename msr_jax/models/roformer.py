@@ -20,8 +20,8 @@ from msr_jax.models.products import product, product_first
 
 Array = jax.Array
 Film = tuple[Array, ...] | None  # scale and shift, each (batch, 1, 1, dim)
-# Tokens that go through a transformer at a time, on one device: what a CPU's caches hold; on an accelerator, enough for its
-# matrix units, while what lies between two products stays small beside what is kept for the gradient.
+# Tokens that go through a transformer at a time, on one device: what a CPU's cache holds beside another call's; on an
+# accelerator, enough for its matrix units, while what lies between two products stays small beside what is kept for the gradient.
 CHUNK_TOKENS = {"cpu": 2**10, "accelerator": 2**14}
 CHUNK_LOGITS = 3 * 2**24  # on an accelerator without a fused kernel, logits of all heads at a time, on one device
 SHORT = 128  # sequences up to this length are attended to many at a time

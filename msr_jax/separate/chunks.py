@@ -67,7 +67,8 @@ def run_groups(
 def overlap_add(
     groups: Iterable[list[tuple[int, int, int, np.ndarray]]], segment: int, overlap: int
 ) -> Iterator[np.ndarray]:
-    """Cross-fade what `run_groups` gives.
+    """Cross-fade what `run_groups` gives, estimates (stems, samples, channels) float32; `segment` and `overlap` in samples, the
+    overlap at most half of a segment.
 
     Yields:
       Blocks (stems, samples, channels) that together are as long as the stream was.
@@ -77,21 +78,20 @@ def overlap_add(
     tail_weight = fade[:0]
     for start, length, final, estimate in itertools.chain.from_iterable(groups):
         # Weights are 1 but at the edges, and most of a chunk is its middle.
+        total, weight = np.array(estimate[:, :length]), fade[:length].copy()
         rising, falling = min(overlap, length), max(min(overlap, length), segment - overlap)
-        ready, met, weight = final - start, len(tail_weight), fade[:length].copy()
-        weight[:met] += tail_weight
-        # Copies apart: a block that waits must not hold the rest of its chunk.
-        block, rest = np.array(estimate[:, :ready]), np.array(estimate[:, ready:length])
-        for part, first in ((block, 0), (rest, ready)):
-            before, after = max(0, rising - first), max(0, falling - first)
-            part[:, :before] *= fade[first : first + before][: part.shape[1]]
-            part[:, after:] *= fade[first + after : first + part.shape[1]]
-            if met > first:
-                part[:, : met - first] += tail[:, first:met][:, : part.shape[1]]
+        total[:, :rising] *= fade[:rising]
+        total[:, falling:] *= fade[falling:length]
+        if met := len(tail_weight):
+            total[:, :met] += tail
+            weight[:met] += tail_weight
+        # Copies: a block that waits must not hold the rest of its chunk.
+        block, tail = np.split(total, [final - start], 1)
+        block, tail = block.copy(), tail.copy()
+        weight, tail_weight = np.split(weight, [final - start])
         uneven = max(rising, met)
-        block[:, :uneven] /= weight[:ready][:uneven]
-        block[:, max(uneven, falling) :] /= weight[:ready][max(uneven, falling) :]
-        tail, tail_weight = rest, weight[ready:]
+        for part in (slice(uneven), slice(max(uneven, falling), None)):
+            block[:, part] /= weight[part]
         yield block
 
 
