@@ -159,6 +159,7 @@ def test_a_setting_that_the_pypi_package_lacks_is_named(published):
     params = params_of(published_network(TINY, "deterministic"), published, "here")
     for change, words in (
         ({"skip_connection": True}, "no skip_connection"),
+        ({"attention_bias": True}, "no attention_bias"),
         ({"mlp_expansion_factor": 2}, "no mlp_exp"),
     ):
         with pytest.raises(UserError, match=words):

@@ -161,6 +161,20 @@ def test_a_kept_program_is_taken_without_tracing_and_a_damaged_one_is_made_again
     assert traced == [1, 1]
 
 
+def test_a_model_whose_networks_are_those_of_another_is_kept_too(monkeypatch, tmp_path):
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    own = lambda one_by_one: lambda *a: scaled(one_by_one)(*a) + float(len(str(tmp_path)))
+    try:
+        for model in "ab":  # JAX would know the second model's program from the first one's
+            file = tmp_path / f"separate-{64 * model}.program"
+            monkeypatch.setattr(Network, "_kept", lambda *_, file=file: file)
+            Network(own, WEIGHTS, 4)(mixtures(3), places(3), 0)
+            assert file.exists()
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
 def test_a_kept_program_that_fails_is_forgotten_and_made_again(monkeypatch, tmp_path):
     def broken(*_):
         raise jax.errors.JaxRuntimeError("NOT_FOUND: Function fusion.1 not found")

@@ -4,6 +4,7 @@ import argparse
 import json
 import tracemalloc
 
+import ml_dtypes
 import numpy as np
 import pytest
 import yaml
@@ -95,6 +96,43 @@ def test_wrappers_and_prefixes_do_not_hide_a_network(kind, wrapper, prefix, told
     model, found = imported(tmp_path / "w.ckpt", tmp_path / "model", "--config", told(kind))
     assert model.config["model"]["name"] == kind and model.config["stems"] == ["Vocals", "No Vocals"]
     assert_same(found, tensors)
+
+
+@pytest.mark.parametrize(
+    ("nest", "left"),
+    [
+        (lambda state, counter: {"model": {"state_dict": state}}, ""),
+        (lambda state, counter: {"ema": {"module": state, "decay": 0.9}}, ""),
+        (lambda state, counter: {"ema": {"n_averaged": counter, **_under("module.", state)}}, "n_averaged"),
+        (lambda state, counter: {"state_dict": {"loss.window": counter, **_under("model.", state)}}, "loss.window"),
+        (lambda state, counter: {"ema": _under("x.", state), "model": state}, "ema"),
+    ],
+)
+def test_what_lies_beside_a_network_or_around_it_is_told_and_left(nest, left, told, tmp_path, capsys):
+    tensors = weights_of("mel_band_roformer")
+    write_torch(tmp_path / "w.ckpt", nest(tensors, np.ones(1, np.float32)))
+    _, found = imported(tmp_path / "w.ckpt", tmp_path / "m", "--config", told("mel_band_roformer"))
+    assert_same(found, tensors)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("ignored ")] == (
+        [
+            f"ignored {left}.* (1 tensors of no known network)"
+            if left in ("n_averaged", "loss.window")
+            else f"ignored {left}"
+        ]
+        if left
+        else []
+    )
+
+
+def _under(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def test_of_two_networks_in_a_file_both_are_named(told, tmp_path, capsys):
+    tensors = weights_of("bs_roformer")
+    write_torch(tmp_path / "w.ckpt", {"state_dict": {**_under("model.", tensors), **_under("ema_model.", tensors)}})
+    message = refused(tmp_path / "w.ckpt", tmp_path / "m", capsys, "--config", told("bs_roformer"))
+    assert "holds 2 networks, among them model.… and ema_model.…" in message
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -189,6 +227,22 @@ def test_mel_bands_without_a_yaml_tell_rate_and_fft(tmp_path):
     save_file(weights_of("mel_band_roformer", **bands), tmp_path / "w.safetensors")
     model, _ = imported(tmp_path / "w.safetensors", tmp_path / "m")
     assert {k: model.config["model"][k] for k in bands} == bands and model.config["model"]["stereo"]
+    assert model.config["sample_rate"] == 48_000
+
+
+def test_a_rate_of_the_songs_that_is_not_that_of_the_mel_bands_is_taken_and_said(told, tmp_path, capsys):
+    bands = {"num_bands": 12, "sample_rate": 48_000, "stft_n_fft": 1024, "stft_win_length": 1024}
+    save_file(weights_of("mel_band_roformer", **bands), tmp_path / "w.safetensors")
+    model, _ = imported(tmp_path / "w.safetensors", tmp_path / "m", "--config", told("mel_band_roformer", **bands))
+    assert model.config["sample_rate"] == 44_100
+    assert "assumed songs of 44100 Hz, as audio.sample_rate says, though" in capsys.readouterr().out
+
+
+def test_bands_that_fit_mono_and_stereo_are_what_the_yaml_says(told, tmp_path):
+    mono = {"stft_n_fft": 66, "stft_win_length": 66, "freqs_per_bands": (4, 10, 20), "stereo": False}
+    save_file(weights_of("bs_roformer", **mono), tmp_path / "w.safetensors")
+    model, _ = imported(tmp_path / "w.safetensors", tmp_path / "m", "--config", told("bs_roformer", **mono))
+    assert model.config["channels"] == 1 and tuple(model.config["model"]["freqs_per_bands"]) == (4, 10, 20)
 
 
 def test_an_import_holds_one_tensor_at_a_time(told, tmp_path):
@@ -267,6 +321,15 @@ def test_ten_kinds_of_bad_files_get_a_sentence_each(told, tmp_path, capsys):
     write_torch(tmp_path / "surplus.ckpt", {**tensors, "layers.0.0.layers.0.0.extra": tensors[name]})
     bands = {k: v for k, v in tensors.items() if not k.startswith("band_split.to_features.3")}
     write_torch(tmp_path / "bands.ckpt", bands)
+    write_torch(tmp_path / "number.ckpt", {**tensors, 0: tensors[name]})
+    write_torch(tmp_path / "whole_numbers.ckpt", {k: v.astype(np.int64) for k, v in tensors.items()})
+    quantised = {k: np.zeros(v.shape, ml_dtypes.float8_e4m3fn) for k, v in tensors.items()}
+    header, end = {}, 0
+    for k, v in quantised.items():
+        header[k] = {"dtype": "F8_E4M3", "shape": list(v.shape), "data_offsets": [end, end := end + v.nbytes]}
+    text = json.dumps(header).encode()
+    data = b"".join(v.tobytes() for v in quantised.values())
+    (tmp_path / "quantised.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
     for name, words in (
         ("none.ckpt", "does not exist"),
         ("cut.ckpt", "is cut off"),
@@ -279,6 +342,9 @@ def test_ten_kinds_of_bad_files_get_a_sentence_each(told, tmp_path, capsys):
         ("lacking.ckpt", "lacks layers.0.1.layers.0.1.net.4.bias; the file is damaged, or of a variant"),
         ("surplus.ckpt", "holds what the config does not know: layers.0.0.layers.0.0.extra; the file is damaged"),
         ("bands.ckpt", "lacks tensors of a RoFormer"),
+        ("number.ckpt", "the state_dict entry 0 is no name of a tensor"),
+        ("whole_numbers.ckpt", "as int64, and weights are read in float16"),
+        ("quantised.safetensors", "as F8_E4M3, and weights are read in float16"),
     ):
         message = refused(tmp_path / name, tmp_path / "m", capsys, "--config", config)
         assert words in message and "--arch" not in message, message
@@ -286,3 +352,7 @@ def test_ten_kinds_of_bad_files_get_a_sentence_each(told, tmp_path, capsys):
     assert "mel bands are not those of 22050 Hz" in message and "band " in message
     message = refused(whole, tmp_path / "m", capsys, "--config", told(kind, dim=7))
     assert "says dim = 7, but the weights of" in message
+    message = refused(whole, tmp_path / "m", capsys, "--config", told(kind, stft_hop_length=65))
+    assert "whole.ckpt with --config: stft_hop_length (65) ≤" in message
+    message = refused(whole, tmp_path / "m", capsys, "--config", config, "--arch", "bsrf_det")
+    assert "holds a mel_band_roformer and is no bsrf_det checkpoint; leave --arch out" in message

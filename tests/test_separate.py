@@ -186,7 +186,8 @@ def test_one_stem_cannot_add_up_but_has_a_residual(tiny_model):
     with pytest.raises(UserError, match="gives the mixture itself as bass"):
         Separator(alone, "none", mixture_consistent=True)
     for options, words in (
-        ({"residual": "bass"}, "another name than the stems"),
+        ({"residual": "Bass"}, "another name than the stems"),
+        ({"residual": "../other"}, "a file's name without a folder, not '../other'"),
         ({"residual": "other", "mixture_consistent": True}, "add up to the song already"),
     ):
         with pytest.raises(UserError, match=words):

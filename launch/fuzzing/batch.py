@@ -1,19 +1,26 @@
 """`python -m launch.fuzzing.batch OUT`: a batch of songs, killed at random moments and finished; what it must leave is checked.
 
-Every song once, no partial file, nothing left over, a manifest with every field of every song. Songs are cut out of noise and tones;
-`--model` is that of `msr separate` (default: the one in the package).
+Every song once, no partial file, nothing left over, a manifest with every field of every song. Songs are made of noise and tones;
+`--model` is that of `msr separate` (default: the one in the package). Beside it the time of all songs by the manifest, as a
+ratio to what the network alone takes for as many chunks, measured before and after since a machine's pace changes.
 """
 
 import argparse
 import json
+import math
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import soundfile
+
+from msr_jax.runtime import keep_compiled_programs, keep_freed_memory
+from msr_jax.separate.engine import Separator, channel_groups, load
 
 FIELDS = {"source", "sha256", "model", "settings", "stems", "levels", "seconds", "work_seconds", "kept", "error"}
 LIMIT = 3600  # seconds that a start may take
@@ -51,6 +58,33 @@ def kill_within(command: list[str], manifest: Path, rng: np.random.Generator, mo
     child.send_signal(signal.SIGKILL)
     child.wait()
     return len(lines_of(manifest))
+
+
+def runs_of(song: Path, separator: Separator) -> tuple[int, int]:
+    """Samples of a song's chunks, and how often the network runs one of them through."""
+    info = soundfile.info(song)
+    frames = info.frames * separator.sample_rate / info.samplerate
+    chunk, overlap = separator._chunk(frames)
+    chunks = 1 + max(0, math.ceil((frames - chunk) / (chunk - overlap)))
+    return chunk, chunks * len(channel_groups(info.channels, separator.config["channels"]))
+
+
+def network_seconds(songs: list[Path], separator: Separator, seconds: float = 10) -> float:
+    """What the network takes for the chunks of all songs if it has nothing else to wait for, from so many seconds of each length."""
+    channels, total = separator.config["channels"], 0.0
+    for samples, runs in sum(
+        (Counter({c: n}) for c, n in (runs_of(song, separator) for song in songs)), Counter()
+    ).items():
+        size = separator.network.mixtures_at_once(samples, channels)
+        mixtures = np.random.default_rng(0).standard_normal((size, samples, channels)).astype(np.float32)
+        call = lambda _, mixtures=mixtures: separator.network(mixtures, np.zeros((len(mixtures), 2), int), 0)
+        with ThreadPoolExecutor(2) as two:  # as songs that follow each other share calls
+            list(two.map(call, range(2)))
+            started, done = time.perf_counter(), 0
+            while time.perf_counter() - started < seconds:
+                done += sum(map(len, two.map(call, range(8))))
+            total += runs * (time.perf_counter() - started) / done
+    return total
 
 
 def faults(songs: list[Path], out: Path, manifest: Path) -> list[str]:
@@ -94,16 +128,22 @@ def main(argv: list[str] | None = None) -> int:
     out, manifest = args.out / "stems", args.out / "manifest.jsonl"
     command = [sys.executable, "-m", "msr_jax.cli", "separate", str(args.out / "songs"), "-o", str(out)]
     command += ["--manifest", str(manifest), *(["--model", args.model, "--refine", "none"] if args.model else [])]
+    keep_freed_memory()
+    keep_compiled_programs()
+    separator = load(args.model, refine="none") if args.model else load()
+    before = network_seconds(songs, separator)
     for k in range(args.kills):
         done = kill_within(command, manifest, rng, 2 * args.songs // (args.kills + 1))
         print(f"kill {k + 1}: {done} of {args.songs} songs told of", flush=True)
     began = time.monotonic()
     code = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=LIMIT).returncode
+    ended = time.monotonic()
     found = faults(songs, out, manifest) + ([f"exit code {code}"] if code else [])
-    seconds = sum(json.loads(line)["seconds"] for line in lines_of(manifest))
-    print(
-        f"finished in {time.monotonic() - began:.0f} s more: {len(lines_of(manifest))} songs, {seconds / 60:.1f} minutes of audio"
-    )
+    rows = [json.loads(line) for line in lines_of(manifest)]
+    seconds, work = (sum(row[name] for row in rows) for name in ("seconds", "work_seconds"))
+    network = (before + network_seconds(songs, separator)) / 2
+    print(f"finished in {ended - began:.0f} s more: {len(rows)} songs, {seconds / 60:.1f} minutes of audio")
+    print(f"{work:.0f} s of work, {work / network:.2f} times the network's own {network:.0f} s")
     print("\n".join(found) or "every song once, no partial file, nothing left over, the manifest complete")
     return 1 if found else 0
 

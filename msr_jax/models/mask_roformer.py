@@ -409,6 +409,8 @@ def read_network(kind: type[MaskRoformer], sizes: Mapping[str, Any], dtype: jnp.
             f"stft_hop_length ({net.stft_hop_length}) ≤ stft_win_length ({net.stft_win_length}) ≤ stft_n_fft "
             f"({net.stft_n_fft}) must hold, and dim_head ({net.dim_head}) must be even"
         )
+    if net.stft_n_fft % 2:
+        raise UserError(f"stft_n_fft must be even, not {net.stft_n_fft}")
     return net
 
 

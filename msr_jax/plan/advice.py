@@ -52,7 +52,7 @@ def what_would_fit(config: Mapping[str, Any], plan: Mapping[str, Any], target: T
     per_example = max(0.0, plan["needs"] - fixed - memory["frozen"]) / each
     room = plan["has"] - fixed - memory["frozen"]
     smaller = [n for n in range(each - 1, 0, -1) if each % n == 0]
-    if fixed > plan["has"] / 4 and plan["mesh"]["fsdp"] < devices:
+    if fixed > plan["has"] / 4 and plan["mesh"]["fsdp"] * plan["mesh"].get("fsdp_inner", 1) < devices:
         advice.append(
             f"--config.mesh.fsdp={devices} --config.mesh.data=1: the state of {fixed / 1e9:.1f} GB is then split over "
             f"{devices} devices"

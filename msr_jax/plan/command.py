@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
     from msr_jax.plan.target import find_target
 
     target = find_target(args.target)
+    if args.fit and target.chip is None:
+        raise UserError("--fit needs a chip whose memory is known; a CPU's is not part of the target")
     print(f"compiling for {target.name}; that can take minutes", file=sys.stderr)
     plan = _separation(args, config, target) if args.separate else _training(args, config, target)
     if args.json:
@@ -97,8 +99,6 @@ def _fit(compile_with: Any, start: int, target: Any) -> dict[str, Any]:
     from msr_jax.plan.advice import largest_batch
     from msr_jax.plan.report import print_fit
 
-    if target.chip is None:
-        raise UserError("--fit needs a chip whose memory is known; a CPU's is not part of the target")
     most, rows = largest_batch(compile_with, start)
     last = next((row for row in rows if row["examples"] == most and row["work_space"]), None)
     per_example = last["work_space"] / most if last else None

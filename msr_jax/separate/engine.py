@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from msr_jax.config_fields import is_plain_name
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import BACKBONES, cast_params, compute_dtype, make_backbone
@@ -137,7 +138,9 @@ class Separator(AudioSeparator):
             )
         if mixture_consistent and residual:
             raise UserError("with a residual the stems add up to the song already; leave mixture_consistent out")
-        if residual in self.separated:
+        if residual is not None and not is_plain_name(residual):
+            raise UserError(f"the residual is a file's name without a folder, not {residual!r}")
+        if residual is not None and residual.casefold() in [stem.casefold() for stem in self.separated]:
             raise UserError(f"the residual must have another name than the stems {', '.join(self.separated)}")
         self.mixture_consistent, self.residual = mixture_consistent, residual
         self.stems: list[str] = [*self.separated, *([residual] if residual else [])]

@@ -218,7 +218,8 @@ class Network:
                 function = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=each, check_vma=False)
             placed = tuple(self._placed(spec) for spec in specs)
             named = lambda *inputs: function(*inputs)
-            named.__name__ = f"separate_{version('msr_jax')}"  # a release compiles anew, and so is kept
+            # JAX keeps programs by name too: one that it gave back, of another release or model, could not be kept here.
+            named.__name__ = f"separate_{version('msr_jax')}_{kept.stem[-16:] if kept else ''}"
             jitted = jax.jit(named, in_shardings=placed, out_shardings=self._placed(each))
             program = jitted.lower(*arguments).compile()
             give_back_memory()

@@ -58,13 +58,24 @@ SINGLE = {"num_residual_streams": (*STANDARD, 1)}
 
 def clean_names(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict without what a wrapper puts into its names: `_orig_mod.` anywhere, and whole prefixes such as
-    `module.` or `model.` before the single network of it.
+    `module.` or `model.` before its RoFormer, if it has a single one; then also without what lies beside that, see `beside`.
     """
-    state = {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
-    prefixes = [name.removesuffix(BAND_SPLIT) for name in state if name.endswith(BAND_SPLIT)]
-    if len(prefixes) == 1 and all(name.startswith(prefixes[0]) for name in state):
-        return {name.removeprefix(prefixes[0]): tensor for name, tensor in state.items()}
-    return state
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    prefix = _single_prefix(state)
+    if prefix is None:
+        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def beside(state: Mapping[str, Any]) -> list[str]:
+    """Names of a state dict that `clean_names` leaves out: counters, buffers of a loss, and so on."""
+    names = [name.replace("_orig_mod.", "") for name in state]
+    return [name for name in names if not name.startswith(_single_prefix(names) or "")]
+
+
+def _single_prefix(names: Iterable[str]) -> str | None:
+    prefixes = [name.removesuffix(BAND_SPLIT) for name in names if name.endswith(BAND_SPLIT)]
+    return prefixes[0] if len(prefixes) == 1 else None
 
 
 def refuse_foreign(names: Iterable[str], where: str) -> None:
@@ -91,6 +102,13 @@ def refuse_foreign_fields(fields: Mapping[str, Any], where: str) -> None:
             )
 
 
+def family_of(names: Iterable[str]) -> str:
+    """`melrf` or `bsrf`: only in the former each transformer ends in a norm of its own."""
+    # `layers` once: the norm of a transformer, not of a block inside of one.
+    is_norm = lambda name: re.search(r"\blayers\.\d+\.\d+\.norm\.gamma$", name) and name.count("layers.") == 1
+    return "melrf" if any(map(is_norm, names)) else "bsrf"
+
+
 def detect_arch(names: Iterable[str], where: str) -> str:
     """The kind of checkpoint, a key of `PREFIXES`, from the names of all of its tensors (as of `clean_names`).
 
@@ -107,9 +125,15 @@ def detect_arch(names: Iterable[str], where: str) -> str:
             f"{where} holds no network that this package has: its tensors are {shown}, …, and neither {BAND_SPLIT}"
             f" (RoFormers) nor {U_NET} (the paper's U-Nets) is among them"
         )
-    # `layers` once: the norm of a transformer, not of a block inside of one.
-    has_norms = any(re.search(r"\blayers\.\d+\.\d+\.norm\.gamma$", k) and k.count("layers.") == 1 for k in names)
-    family = ("melrf" if has_norms else "bsrf") if is_roformer else "unet"
+    family = family_of(names) if is_roformer else "unet"
     if any(name.startswith("net.model.unet.") for name in networks):
         return f"{family}_consistency"
-    return f"{family}_diffusion" if any(name.startswith(EXTRACTOR) for name in networks) else f"{family}_det"
+    if any(name.startswith(EXTRACTOR) for name in networks):
+        return f"{family}_diffusion"
+    if len(networks) > 1:
+        shown = " and ".join(f"{name.removesuffix(BAND_SPLIT).removesuffix(U_NET)}…" for name in networks[:2])
+        raise UserError(
+            f"{where} holds {len(networks)} networks, among them {shown}, and nothing tells which is wanted; save the"
+            " state_dict of one of them and import that"
+        )
+    return f"{family}_det"

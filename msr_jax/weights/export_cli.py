@@ -63,7 +63,7 @@ def pypi_tensors(model: Model) -> dict[str, Any]:
         raise UserError(
             "the package BS-RoFormer has RoFormers alone; this model's separator is a U-Net: --format dicose"
         )
-    unknown = {"skip_connection": False, "mlp_expansion_factor": 4}  # to the package
+    unknown = {"skip_connection": False, "attention_bias": False, "mlp_expansion_factor": 4}  # to the package
     for field, value in unknown.items():
         if sizes.get(field, getattr(kind, field)) != value:
             raise UserError(f"the package BS-RoFormer has no {field}, which is {sizes[field]} here: take --format msst")
@@ -157,4 +157,6 @@ def main(argv: list[str]) -> int:
     finally:
         clear(beside)
     print(f"wrote {out} ({what})")
+    if args.format in ("msst", "safetensors") and model.config["model"].get("zero_dc") is False:
+        print("no tensor tells that the lowest bin is kept: the YAML beside it must say model.zero_dc: false")
     return 0

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from msr_jax.errors import UserError
-from msr_jax.weights.detect import clean_names, detect_arch, refuse_foreign
+from msr_jax.weights.detect import beside, clean_names, detect_arch, refuse_foreign
 from msr_jax.weights.hub import fetch
-from msr_jax.weights.lightning import WRAPPERS, Checkpoint, read_checkpoint
+from msr_jax.weights.lightning import Checkpoint, read_checkpoint
 from msr_jax.weights.model_folder import save_model
 from msr_jax.weights.roformer_weights import Imported, prefixes_of, read_roformer
 from msr_jax.weights.torch_names import DUPLICATES, PREFIXES
@@ -39,12 +39,11 @@ def ignored_entries(checkpoint: Checkpoint, arch: str) -> list[str]:
         ignored.append(f"{copy}* ({len(pairs)} tensors, {'the same as' if same else 'DIFFERENT from'} {original}*)")
         used += (copy,)
     rest: dict[str, int] = {}
-    for name in state:
-        if not name.startswith(used):
-            group = ".".join(name.split(".")[:2])
-            rest[group] = rest.get(group, 0) + 1
+    for name in [*(name for name in state if not name.startswith(used)), *beside(checkpoint.state_dict)]:
+        group = ".".join(name.split(".")[:2])
+        rest[group] = rest.get(group, 0) + 1
     ignored += [f"{group}.* ({n} tensors of no known network)" for group, n in rest.items()]
-    return ignored + [k for k in checkpoint.content if k not in (*WRAPPERS, "hyper_parameters")]
+    return ignored + [str(k) for k in checkpoint.content if k != "hyper_parameters"]
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -11,7 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
@@ -33,9 +33,10 @@ STORAGE_DTYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-# Where training checkpoints keep their state dict; the first that holds tensors counts.
+REAL = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16}  # of safetensors
 # What reading a damaged zip file raises: offsets beyond the file, unknown or broken compression, encryption.
 ZIP_ERRORS = (OSError, EOFError, KeyError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
+# Where training checkpoints keep their state dict; the first that holds tensors counts. `module` is one inside of another.
 WRAPPERS = ("state", "state_dict", "model_state_dict", "model", "ema")
 OLD_MAGIC = 0x1950A86A20F9469CFC6C  # what the first pickle of a file without a zip holds
 
@@ -87,6 +88,7 @@ class LazyTensor:
         self, storage: tuple[np.dtype, str, int], offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
     ):
         self.storage, self.offset, self.shape, self.stride = storage, offset, shape, stride
+        self.dtype = storage[0].name
         self.data_of: Callable[[str], bytes]  # the bytes of a storage by its name, once the whole of the file is known
 
     def read(self) -> np.ndarray:
@@ -143,10 +145,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 class StoredTensor:
-    """A tensor of a safetensors file; the same two things as of a `LazyTensor`."""
+    """A tensor of a safetensors file; the same three things as of a `LazyTensor`."""
 
-    def __init__(self, path: Path, name: str, shape: tuple[int, ...]):
+    def __init__(self, path: Path, name: str, shape: tuple[int, ...], kind: str):
         self.path, self.name, self.shape = path, name, shape
+        self.dtype = np.dtype(REAL[kind]).name if kind in REAL else kind
 
     def read(self) -> np.ndarray:
         with safe_open(self.path, "np") as file:  # anew each time: what was read of a mapped file would stay in memory
@@ -209,11 +212,11 @@ def _looks_like(start: bytes) -> str:
 def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, "np") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            state = {name: StoredTensor(path, name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
             told = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as safetensors ({error})") from error
-    state = {name: StoredTensor(path, name, shape) for name, shape in shapes.items()}
     # Names that share a tensor are dropped on writing, and told of: {dropped name: name that is kept}.
     return state | {name: state[kept] for name, kept in told.items() if kept in state and name not in state}
 
@@ -282,21 +285,46 @@ def _find_state(content: Any, path: Path) -> tuple[dict[str, LazyTensor], dict[s
     """The state dict, and what else the file holds."""
     inside = content.values() if isinstance(content, dict) else [content]
     content = content if isinstance(content, dict) else {}
-    for state in (content[name] for name in WRAPPERS if isinstance(content.get(name), dict)):
-        if any(isinstance(value, LazyTensor) for value in state.values()):
-            strange = [str(k) for k, v in state.items() if not isinstance(v, LazyTensor)]
-            if strange:
+    for name in WRAPPERS:
+        if state := _wrapped(content.get(name)):
+            if strange := [str(k) for k, v in state.items() if not isinstance(v, LazyTensor)]:
                 raise UserError(f"{path}: the state_dict entry {strange[0]} is no tensor")
-            return state, content
+            return _named(state, path), {k: value for k, value in content.items() if k != name}
     tensors = {name: value for name, value in content.items() if isinstance(value, LazyTensor)}
     if tensors:
-        return tensors, {name: value for name, value in content.items() if name not in tensors}
+        return _named(tensors, path), {name: value for name, value in content.items() if name not in tensors}
     if objects := [value.name for value in inside if isinstance(value, Placeholder)]:
         raise UserError(
             f"{path} holds an object of the class {objects[0]} instead of a state_dict, and making it would run its code; "
             "where you trust it, save its state_dict() with PyTorch and import that"
         )
     raise UserError(f"{path} holds no state_dict; this is not a checkpoint with weights in it")
+
+
+def _wrapped(content: Any, depth: int = 3) -> dict[Any, Any] | None:
+    """The dict that holds tensors: this one, or one that lies in it under a name of a wrapper, not too deep."""
+    if not isinstance(content, dict) or not depth:
+        return None
+    if any(isinstance(value, LazyTensor) for value in content.values()):
+        return content
+    found = (_wrapped(content.get(name), depth - 1) for name in (*WRAPPERS, "module"))
+    return next((state for state in found if state), None)
+
+
+def _named(state: dict[Any, LazyTensor], path: Path) -> dict[str, LazyTensor]:
+    if strange := [key for key in state if not isinstance(key, str)]:
+        raise UserError(f"{path}: the state_dict entry {strange[0]!r} is no name of a tensor")
+    return state
+
+
+def check_real(tensors: Mapping[str, Any], where: str) -> None:
+    """UserError unless all tensors are floating-point numbers: others are no weights, or quantised ones."""
+    real = {np.dtype(dtype).name for dtype in REAL.values()}
+    if strange := [name for name, tensor in tensors.items() if tensor.dtype not in real]:
+        raise UserError(
+            f"{where} holds {strange[0]} as {tensors[strange[0]].dtype}, and weights are read in float16, bfloat16, float32 or"
+            " float64 alone; take the file that was not quantised"
+        )
 
 
 def plain(value: Any) -> Any:

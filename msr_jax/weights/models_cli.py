@@ -6,7 +6,7 @@ import difflib
 import yaml
 
 from msr_jax.errors import UserError
-from msr_jax.weights.registry import TABLE, folder_of, page_of, read_table, terms_of, told_of
+from msr_jax.weights.registry import TABLE, folder_of, is_at_hand, page_of, read_table, terms_of, told_of
 
 NETWORKS = {"bs_roformer": "BS", "mel_band_roformer": "Mel"}
 
@@ -15,7 +15,7 @@ def _listed() -> str:
     rows = [("name", "network", "MB", "stems", "licence", "published figure")]
     for name, entry in read_table(TABLE).items():
         network = f"{NETWORKS[entry['model']['network']]} {entry['model']['dim']}/{entry['model']['depth']}"
-        mark = "*" if folder_of(name).is_dir() else ""
+        mark = "*" if is_at_hand(name) else ""
         size, stems = f"{entry['size'] / 1e6:.0f}", ", ".join(entry["stems"])
         rows.append((name + mark, network, size, stems, entry.get("licence", ""), entry.get("figure", "")))
     widths = [max(len(row[k]) for row in rows) for k in range(4)]
@@ -39,7 +39,7 @@ def _described(name: str) -> str:
         "licence": entry.get("licence", "not said by the documents that this table was made from"),
         "figure": entry.get("figure"),
         "figure from": entry.get("figure_source"),
-        "in the cache": str(folder_of(name)) if folder_of(name).is_dir() else "no",
+        "in the cache": str(folder_of(name)) if is_at_hand(name) else "no",
     }
     lines = [f"{key}: {value}" for key, value in facts.items() if value]
     told = yaml.safe_dump(told_of(entry), sort_keys=False, default_flow_style=None).strip()

@@ -69,6 +69,14 @@ def folder_of(name: str) -> Path:
     return home() / "models" / name
 
 
+def is_at_hand(name: str) -> bool:
+    """Whether the model has been fetched, and its folder is whole."""
+    try:
+        return bool(find_model(folder_of(name)))
+    except UserError:
+        return False
+
+
 def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
     """The model folder of `--model`: a folder that is there, or a name of the table, fetched and imported at its first use.
 
@@ -85,10 +93,8 @@ def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
         raise UserError(f"{place} is no folder and no name of a public model; `msr models` lists those")
     name = str(place)
     folder, entry = folder_of(name), table[name]
-    try:
+    if is_at_hand(name):
         return find_model(folder)
-    except UserError:
-        pass
     say(terms_of(name, entry))
     say(f"fetching {entry['size'] / 1e6:.0f} MB from {address_of(entry)}")
     path = _fetch(name, entry)
@@ -121,6 +127,8 @@ def _fetch(name: str, entry: Mapping[str, Any]) -> Path:
             f"what {address} gives is not the file that the table of models knows (its SHA-256 is another); nothing was kept"
         ) from error
     except OSError as error:  # those of its HTTP client are
+        if error.filename:  # a file's, not the network's
+            raise UserError(f"cannot write to {home() / 'downloads'}: {error.strerror or error}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{name} is not in {folder_of(name).parent} yet and cannot be fetched; is there a network? ({reason})"

@@ -12,8 +12,8 @@ from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.models.mask_roformer import INNER
 from msr_jax.models.mel_band_roformer import MelBandRoformer, mel_bands
-from msr_jax.weights.detect import BAND_SPLIT, clean_names
-from msr_jax.weights.lightning import Checkpoint, plain
+from msr_jax.weights.detect import BAND_SPLIT, clean_names, family_of
+from msr_jax.weights.lightning import Checkpoint, check_real, plain
 from msr_jax.weights.model_folder import FIELDS, check_tensors, parameter_shapes, unflatten
 from msr_jax.weights.roformer_names import (
     NETWORKS,
@@ -45,6 +45,7 @@ class Given(NamedTuple):
     """A tensor that is not in the file, in the place of one that is."""
 
     value: np.ndarray
+    dtype: str = "float32"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,12 +89,16 @@ def _band_values(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
     return [shapes[f"band_split.to_features.{b}.0.gamma"][0] for b in range(count)]
 
 
-def _cut_bands(values: list[int]) -> dict[str, Any]:
-    """The bands of a BS-RoFormer, from how many values a frame of each has."""
-    total = sum(values) // 2  # bins x channels; there are an odd number of bins
-    channels = 1 if total % 2 else 2
-    widths = tuple(size // (2 * channels) for size in values)
-    return {"stereo": channels == 2, "freqs_per_bands": widths, "stft_n_fft": 2 * (total // channels - 1)}
+def _cut_bands(values: list[int], told: Mapping[str, Any]) -> dict[str, Any]:
+    """The bands of a BS-RoFormer, from how many values a frame of each has; what fits two ways is as told, else stereo."""
+    cut = lambda channels: {
+        "stereo": channels == 2,
+        "freqs_per_bands": tuple(size // (2 * channels) for size in values),
+        "stft_n_fft": 2 * (sum(values) // (2 * channels) - 1),
+    }
+    fitting = [cut(channels) for channels in (2, 1) if all(size % (2 * channels) == 0 for size in values)]
+    agreeing = [bands for bands in fitting if all(told.get(field, value) == value for field, value in bands.items())]
+    return (agreeing or fitting or [cut(1)])[0]
 
 
 def _mel_bands(values: list[int], told: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -184,6 +189,8 @@ def read_roformer(
     name = FAMILIES[arch.split("_")[0]]
     state = clean_names(checkpoint.state_dict)
     prefixes = prefixes_of(state, arch)
+    if not arch.startswith(family := family_of(state)):
+        raise UserError(f"{where} holds a {FAMILIES[family]} and is no {arch} checkpoint; leave --arch out")
     networks = dict(_networks(state, prefixes, arch, where))
     if arch.endswith("_det") and any(not k.startswith(prefixes["deterministic"]) for k in state):
         raise UserError(f"{where} is not a deterministic checkpoint: it holds more than one network; leave --arch out")
@@ -207,7 +214,7 @@ def read_roformer(
     if name == "mel_band_roformer":
         inferred |= _mel_bands(values, sources[teller], where)
     else:
-        inferred |= _cut_bands(values)
+        inferred |= _cut_bands(values, {**sources[f"the config inside {where}"], **sources[teller]})
     model = {"name": name, **_unseen_sizes(name, inferred, bool(beside), is_pypi), **inferred}
     for source, told_by in sources.items():
         for field, value in told_by.items():
@@ -224,13 +231,18 @@ def read_roformer(
     config.unlock()
     config.model = model
     config.channels = 2 if model["stereo"] else 1
+    config.sample_rate = model.get("sample_rate", config.sample_rate)  # that mel bands are laid out for
     read_recipe(config, told, teller)
-    backbone = make_backbone(config.model.to_dict())
-    backbone.check_length(config.segment)
+    try:
+        backbone = make_backbone(config.model.to_dict())
+        backbone.check_length(config.segment)
+    except UserError as error:
+        raise UserError(f"{where}{f' with {teller}' if told else ''}: {error}") from error
     weights = {}
     for network, tensors in networks.items():
         net, expected = published_network(config.model, network), parameter_shapes(backbone, network)
         prefix = f" ({prefixes[network]}…)" if prefixes[network] else ""
+        check_real(tensors, where)
         check_tensors(tensors, published_shapes(net, expected), f"{where}{prefix}", DAMAGED)
         weights[network] = unflatten(stack_lazily(net, {k: t.read for k, t in tensors.items()}, expected))
     assumed = []
@@ -238,6 +250,11 @@ def read_roformer(
         assumed.append(
             f"an STFT hop of {model['stft_hop_length']} samples, which no tensor tells; give the weights' YAML by --config"
             " if it has another"
+        )
+    if model.get("sample_rate", config.sample_rate) != config.sample_rate:
+        assumed.append(
+            f"songs of {config.sample_rate} Hz, as audio.sample_rate says, though the mel bands are laid out for"
+            f" {model['sample_rate']} Hz (model.sample_rate)"
         )
     plain_config = config.to_dict()
     return Imported({k: plain_config[k] for k in FIELDS}, weights, assumed)

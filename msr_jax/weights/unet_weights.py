@@ -8,7 +8,7 @@ import numpy as np
 from msr_jax.config import unet_base
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
-from msr_jax.weights.lightning import Checkpoint, plain
+from msr_jax.weights.lightning import Checkpoint, check_real, plain
 from msr_jax.weights.model_folder import FIELDS, check_tensors, parameter_shapes, unflatten
 from msr_jax.weights.torch_names import PREFIXES, from_torch
 
@@ -91,5 +91,6 @@ def read_unet(checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], where
         expected = parameter_shapes(backbone, network)
         shown = from_torch({k: np.empty(t.shape, np.int8) for k, t in tensors.items()})
         check_tensors(shown, expected, f"{where} ({prefixes[network]}…)")
+        check_real(tensors, where)
         weights[network] = unflatten(from_torch({k: t.read().astype(np.float32) for k, t in tensors.items()}))
     return {k: model[k] for k in FIELDS}, weights
