@@ -28,6 +28,14 @@ def test_without_beam_it_says_what_to_install(songs, tmp_path, monkeypatch):
         by_beam.main([str(songs), "-o", str(tmp_path / "out")])
 
 
+def test_beam_s_options_are_told_from_ours():
+    ours = ["a.wav", "-o", "out", "--shifts", "4"]
+    assert by_beam.split_options([*ours, "--runner=DirectRunner"]) == (ours, ["--runner=DirectRunner"])
+    assert by_beam.split_options([*ours, "--", "--direct_num_workers", "4"]) == (ours, ["--direct_num_workers", "4"])
+    with pytest.raises(UserError, match="--direct_num_workers is no option of msr separate; Beam's follow a lone --"):
+        by_beam.split_options([*ours, "--direct_num_workers", "4"])
+
+
 def test_a_task_s_row_is_that_of_the_command(songs, tiny_model, tmp_path):
     from msr_jax.separate.catalogue import find_tasks
 

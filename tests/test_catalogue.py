@@ -8,7 +8,7 @@ import soundfile
 
 from msr_jax.cli import main
 from msr_jax.errors import UserError
-from msr_jax.separate.catalogue import find_tasks
+from msr_jax.separate.catalogue import find_tasks, without_stems
 from tests.conftest import TINY_RATE
 
 STEMS = ["bass", "drums", "guitar", "piano"]
@@ -54,6 +54,26 @@ def test_patterns_and_lists_keep_folders_below_the_common_one_and_files_do_not(l
     assert folders(find_tasks([tmp_path / "...wav"], out), out) == ["...wav"]
 
 
+@pytest.mark.parametrize("given", ["music", "music/**/*.wav", "file://music"])
+@pytest.mark.parametrize("out", ["music", "music/stems"])
+def test_stems_of_an_earlier_run_into_the_searched_folder_are_no_songs(given, out, tmp_path):
+    for name in ("one.wav", "deep/two.wav"):
+        (tmp_path / "music" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "music" / name).touch()
+    given = given.replace("music", str(tmp_path / "music"))
+    find = lambda: without_stems(find_tasks([given], tmp_path / out), STEMS)
+    first = find()
+    for path in (path for task in first[:1] for path in task.paths(STEMS, "flac").values()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert find() == first and len(first) == 2
+
+
+def test_a_file_under_two_spellings_is_one_song(library):
+    one = library / "a" / "one.WAV"
+    assert len(find_tasks([one, library / "a" / ".." / "a" / "one.WAV", library], library.parent / "out")) == 4
+
+
 def test_what_names_no_songs_is_refused(library, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.jsonl").write_text("[1]\n")
@@ -63,7 +83,7 @@ def test_what_names_no_songs_is_refused(library, tmp_path):
         ([f"{library}/*.wav"], None, "no file is called like"),
         ([], None, "no songs are named"),
         ([], tmp_path / "none.txt", "cannot be read"),
-        ([], tmp_path / "list.jsonl", "nor .* an object with a path"),
+        ([], tmp_path / "list.jsonl", "line 1 is not an object with a path"),
         ([], tmp_path / "list.txt", "names no songs"),
         ([library / "a" / "one.WAV", library / "b" / "one.flac"], None, "two songs are named one"),
     ):
@@ -97,7 +117,11 @@ def test_shards_share_a_folder_and_the_manifest_has_every_song_once(tiny_model, 
     assert main(command) == 1
     assert "kept bass, drums, guitar, piano" in capsys.readouterr().out
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    assert [row["source"] for row in rows if not row["error"]].count(str(music / "c.wav")) == 1 and len(rows) == 5
+    assert [row["source"] for row in rows if not row["error"]].count(str(music / "c.wav")) == 1 and len(rows) == 4
+    soundfile.write(music / "bad.wav", audio, TINY_RATE)
+    assert main(command) == 0
+    last = {row["source"]: row for row in map(json.loads, manifest.read_text().splitlines())}
+    assert last[str(music / "bad.wav")]["error"] is None
     manifest.write_text("[1]\n")
     assert main(command) == 2
     assert "is no manifest" in capsys.readouterr().err

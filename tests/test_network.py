@@ -166,8 +166,8 @@ def test_a_model_whose_networks_are_those_of_another_is_kept_too(monkeypatch, tm
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     own = lambda one_by_one: lambda *a: scaled(one_by_one)(*a) + float(len(str(tmp_path)))
     try:
-        for model in "ab":  # JAX would know the second model's program from the first one's
-            file = tmp_path / f"separate-{64 * model}.program"
+        for _ in range(2):  # JAX would know the second model's program from the first one's
+            file = tmp_path / f"separate-{os.urandom(28).hex()}.program"
             monkeypatch.setattr(Network, "_kept", lambda *_, file=file: file)
             Network(own, WEIGHTS, 4)(mixtures(3), places(3), 0)
             assert file.exists()

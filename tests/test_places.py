@@ -14,7 +14,7 @@ from msr_jax.cli import main
 from msr_jax.errors import UserError
 from msr_jax.separate.catalogue import find_shard, find_tasks
 from msr_jax.separate.manifest import Manifest
-from msr_jax.separate.places import read_list
+from msr_jax.separate.places import name_of, read_list
 from tests.conftest import TINY_RATE
 
 STEMS = ["bass", "drums", "guitar", "piano"]
@@ -48,9 +48,11 @@ def test_lists_may_be_tables_here_or_elsewhere(bucket, tmp_path):
     bucket.pipe("/b/songs.jsonl", lines.encode())
     bucket.pipe("/b/songs.parquet", (tmp_path / "songs.parquet").read_bytes())
     (tmp_path / "songs.txt").write_bytes("﻿/music/a/one.wav\r\ngs://bucket/two.wav\r\n\r\n".encode())
+    (tmp_path / "wide.txt").write_bytes("/music/a/one.wav\r\ngs://bucket/two.wav\r\n".encode("utf-16"))
     for place in (
         tmp_path / "songs.parquet",
         tmp_path / "songs.txt",
+        tmp_path / "wide.txt",
         "memory://b/songs.jsonl",
         "memory://b/songs.parquet",
     ):
@@ -60,13 +62,17 @@ def test_lists_may_be_tables_here_or_elsewhere(bucket, tmp_path):
 def test_what_is_no_list_is_refused(bucket, tmp_path):
     write_table(tmp_path / "other.parquet", file=["a"])
     write_table(tmp_path / "numbers.parquet", path=[1])
+    (tmp_path / "nothing.txt").write_text("/a.wav\n/b\0.wav\n")
+    (tmp_path / "half.jsonl").write_text('{"path": "/a.wav"}\n\n{"path": "/\\ud800.wav"}\n')
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     bucket.pipe("/b/list.jsonl", b"[1]\n")
     for place, words in (
         (tmp_path / "other.parquet", "a table with a column path"),
-        (tmp_path / "numbers.parquet", "a table with a column path"),
+        (tmp_path / "numbers.parquet", "row 1 is not a path"),
+        (tmp_path / "nothing.txt", "line 2 is not a path"),
+        (tmp_path / "half.jsonl", "line 3 is not an object with a path"),
         (tmp_path / "broken.parquet", "a table with a column path"),
-        ("memory://b/list.jsonl", "an object with a path a line"),
+        ("memory://b/list.jsonl", "line 1 is not an object with a path"),
         ("memory://b/none.txt", "cannot be read"),
         ("nowhere://b/none.txt", "nowhere"),
     ):
@@ -83,6 +89,16 @@ def test_songs_elsewhere_are_found_as_those_here_are(bucket, tmp_path):
     assert find(listed=tmp_path / "list") == ["one/bass.wav", "deep/two/bass.wav"]
     with pytest.raises(UserError, match="no file is called like"):
         find("memory://b/*.flac")
+    assert find("memory://b/.hidden") == ["three/bass.wav"]
+
+
+def test_the_keys_of_a_store_are_what_they_are_and_the_web_s_addresses_are_quoted(tmp_path):
+    songs = [tmp_path / "Song #1 [live]?.wav", tmp_path / "50%20off.wav"]
+    for song in songs:
+        song.touch()
+    found = find_tasks([f"file://{song}" for song in songs], tmp_path / "out")
+    assert [task.folder.name for task in found] == ["Song #1 [live]?", "50%20off"]
+    assert name_of("https://example.org/a/My%20song.mp3?key=1#t") == "My song.mp3"
 
 
 def test_stems_go_where_a_pattern_says(tmp_path):

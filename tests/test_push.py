@@ -42,6 +42,18 @@ def test_no_stem_is_behind_by_more_than_the_latency(make_copier, rate, options):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("seconds", [0.05, 0.5, 1.5, 4])
+def test_a_stream_of_unknown_length_gives_what_the_whole_song_gives(make_copier, seconds):
+    separator = make_copier(segments=4)
+    x = song(int(seconds * TINY_RATE), 2)
+    expected = separator.separate(x, TINY_RATE)
+    pusher = separator.pusher(TINY_RATE, 2)
+    parts = [pusher.push(block) for block in np.split(x, range(50, len(x), 50))] + [pusher.close()]
+    for found in (parts, list(separator.stream(np.split(x, [33]), TINY_RATE))):
+        for stem in separator.stems:
+            np.testing.assert_array_equal(np.concatenate([part[stem] for part in found]), expected[stem])
+
+
 def test_a_mono_stream_is_flat_where_its_blocks_are(make_copier):
     with make_copier().pusher(TINY_RATE) as pusher:
         assert pusher.push(song(5000)[:, 0])["bass"].ndim == 1

@@ -151,6 +151,9 @@ def test_bad_arguments_are_refused(tiny_model, separator):
         ({"refine": "none", "num_steps": 2}, "a number of steps goes with"),
         ({"seed": 2**32}, "seed must lie between"),
         ({"overlap": 0.6}, "overlap must lie between"),
+        ({"stems": "bass"}, "stems is a list of names"),
+        ({"shifts": 1.5}, "at least 1 shift"),
+        ({"memory": -1}, "memory must be a whole number above 0"),
     ):
         with pytest.raises(UserError, match=words):
             msr_jax.load(tiny_model, **options)
@@ -161,6 +164,8 @@ def test_bad_arguments_are_refused(tiny_model, separator):
         (np.zeros(100, np.int16), RATE, "floating-point"),
         (np.zeros((2, 5000)), RATE, "transposed"),
         (np.zeros(100), 0, "rate must be positive"),
+        (np.zeros(100), np.nan, "rate must be positive"),
+        (np.zeros(100), "44100", "rate must be positive"),
     ):
         with pytest.raises(UserError, match=words):
             separator.separate(audio, rate)

@@ -78,6 +78,31 @@ def test_peaks_are_kept_clipped_or_scaled_all_stems_alike(tmp_path):
     np.testing.assert_allclose(stems["loud"], clipped["loud"], atol=2**-22)
 
 
+def test_a_stem_that_is_made_again_has_the_gain_of_all_stems(tmp_path):
+    path = song(tmp_path / "song.wav", level=1)
+    output = Output("wav", None, "scale")
+    about = about_song(path, output)
+    first, stems = written(path, tmp_path / "out", "wav", None, "scale")
+    first.paths["soft"].unlink()
+    again = write_stems(stems_of(Halves(), path, about.info), Task(path, tmp_path / "out"), about, output, ["soft"])
+    assert again.gain == first.gain < 1
+    np.testing.assert_array_equal(soundfile.read(again.paths["soft"])[0], stems["soft"])
+
+
+def test_stems_join_a_folder_that_another_song_has_made_meanwhile(tmp_path):
+    path, folder = song(tmp_path / "x.wav"), tmp_path / "out" / "x"
+    about = about_song(path, Output())
+
+    def parts():
+        (folder / "y").mkdir(parents=True)
+        (folder / "y" / "loud.wav").touch()
+        yield from stems_of(Halves(), path, about.info)
+
+    done = write_stems(parts(), Task(path, folder), about, Output(), Halves.stems)
+    assert sorted(folder.rglob("*.wav")) == sorted([*done.paths.values(), folder / "y" / "loud.wav"])
+    assert not list(tmp_path.rglob(".*"))
+
+
 def test_16_bits_are_dithered_and_silence_is_not(tmp_path):
     path = tmp_path / "song.wav"
     audio = np.zeros((RATE, 1))

@@ -13,8 +13,9 @@ EXTRAS = {
     "media": ("av", "m4a, AAC, WebM, WMA"),
     "torch": ("torch", "export to PyTorch, benchmarks' peers"),
     "export": ("onnx", "export to StableHLO and ONNX"),
-    "web": ("huggingface_hub", "checkpoints by hf://"),
-    "beam": ("apache_beam", "preparation on a cluster"),
+    "web": ("huggingface_hub", "checkpoints by hf:, and the server"),
+    "cloud": ("s3fs", "songs and lists in gs:// and s3://"),
+    "beam": ("apache_beam", "preparation and separation on a cluster"),
 }
 
 
@@ -42,6 +43,7 @@ def report() -> list[tuple[str, str]]:
     compiled = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or home() / "compiled")
     has_units = has_bfloat16_units()
     codecs = [name for name in ("WAV", "FLAC", "OGG", "MP3", "AIFF") if name in soundfile.available_formats()]
+    codecs += ["Opus"] if "OPUS" in soundfile.available_subtypes("OGG") else []
     packages = ("msr_jax", "jax", "jaxlib", "flax", "numpy", "soundfile", "soxr")
     rows = [
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
@@ -49,9 +51,12 @@ def report() -> list[tuple[str, str]]:
         ("devices", ", ".join(f"{count} × {kind}" for kind, count in devices.items()) + f" ({jax.default_backend()})"),
         (
             "precision",
-            "--dtype bfloat16 multiplies in bfloat16"
-            if has_units
-            else "--dtype bfloat16 computes in float32: no units for it",
+            "float32 unless --dtype bfloat16 is asked for, which "
+            + (
+                "multiplies in bfloat16: measured to be faster here"
+                if has_units
+                else "computes in float32: no faster here"
+            ),
         ),
         ("compiled programs", _size(compiled)),
         ("models", _size(home() / "models")),

@@ -51,7 +51,7 @@ def separator_of(args: argparse.Namespace) -> Separator | Ensemble:
     if args.model:
         raise UserError("--ensemble names all of its models itself; leave --model out, or name that one there too")
     members = [parse_member(text) for text in args.ensemble]
-    found = [Member(find_named(BUNDLED if str(m.model) == "bundled" else m.model, log.info), m.weight) for m in members]
+    found = [Member(find_named(m.model, log.info), m.weight) for m in members]
     return load_ensemble(found, args.ensemble_by, **whole, **options)
 
 

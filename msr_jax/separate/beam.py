@@ -1,4 +1,4 @@
-"""`python -m msr_jax.separate.beam SONG … -o OUT [options of msr separate] [Beam's options]`: a batch by Apache Beam.
+"""`python -m msr_jax.separate.beam SONG … -o OUT [options of msr separate] [-- Beam's options]`: a batch by Apache Beam.
 
 For fleets that run Beam already (extra `beam`): songs, OUT and the models must be places that all workers see. The manifest, by default
 OUT/manifest.jsonl, is written when all is done; started again, songs whose stems are there are kept and told. Without Beam's options
@@ -49,9 +49,23 @@ def _separate_fields(fields: tuple[Any, ...], argv: list[str]) -> dict[str, Any]
     return separate_task(Task(*fields), argv)
 
 
+def split_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of `msr separate`, and Beam's: what follows a lone `--`, or is written --name=value.
+
+    Raises:
+      UserError: one of Beam's is written otherwise; its value would be taken for a song.
+    """
+    before = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
+    _, unknown = parser_of().parse_known_args(before)
+    if odd := [word for word in unknown if not (word.startswith("--") and "=" in word)]:
+        raise UserError(f"{odd[0]} is no option of msr separate; Beam's follow a lone --, or are written --name=value")
+    return [word for word in before if word not in unknown], [*unknown, *argv[len(before) + 1 :]]
+
+
 def main(argv: list[str]) -> int:
     """Returns 0, or 1 where some songs could not be separated."""
-    args, rest = parser_of().parse_known_args(argv)
+    own, rest = split_options(argv)
+    args = parser_of().parse_args(own)
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -60,7 +74,6 @@ def main(argv: list[str]) -> int:
     Output(args.format, args.bits, args.peak).check()
     tasks = find_tasks(args.songs, args.out, args.list, args.filename)
     manifest = args.manifest or args.out / "manifest.jsonl"
-    own = [word for word in argv if word not in rest]
     separator = _loaded(tuple(own)).separator  # what is wrong with the options is said here
     check_stems(tasks, separator.stems, args.format)
     manifest.parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import parse_shard
-from msr_jax.separate.places import find_urls, is_url, name_of, read_list
+from msr_jax.runtime import log, parse_shard
+from msr_jax.separate.places import find_urls, is_url, local_path, name_of, read_list
 from msr_jax.separate.songs import Task
 
 # What counts as a song in a folder; a file that is named is read whatever it is called.
@@ -82,20 +82,25 @@ def find_tasks(
             if urls == [place]:
                 found = [names.task(place, "")]
             else:
+                urls = _outside(urls, folder or _beginning(place), out)
                 found = names.below(folder, urls) if folder else names.below_common(urls)
         elif os.path.isdir(place):
-            found = names.below(place, _songs_in(Path(place), out))
+            found = names.below(place, _outside(_songs_in(Path(place)), place, out))
             if not found:
                 raise UserError(f"{place} holds no audio files; name one that does, or a song")
         elif not os.path.exists(place) and glob.has_magic(place):
-            found = names.below_common([p for p in sorted(glob.glob(place, recursive=True)) if not os.path.isdir(p)])
+            paths = [p for p in sorted(glob.glob(place, recursive=True)) if not os.path.isdir(p)]
+            found = names.below_common(_outside(paths, _beginning(place), out))
         else:
             found = [names.task(place, "")]
         if not found:
             raise UserError(f"no file is called like {place}")
-        tasks.update((task.source, task) for task in found)
+        is_found = [place] != [task.source for task in found]
+        for task in found:
+            tasks.setdefault(_place(task.source), task._replace(is_found=is_found))
     if listed:
-        tasks.update((task.source, task) for task in names.below_common(read_list(str(listed))))
+        for task in names.below_common(read_list(str(listed))):
+            tasks.setdefault(_place(task.source), task)
     if not tasks:
         raise UserError("no songs are named; give files, folders, patterns or --list FILE")
     counts = Counter((task.folder, task.names) for task in tasks.values())
@@ -149,11 +154,25 @@ def _place(song: str) -> str:
     return "/" + song.replace("://", "/", 1) if is_url(song) else os.path.abspath(song)
 
 
-def _songs_in(folder: Path, out: Path) -> list[str]:
-    """Audio files at any depth; those of hidden names and those in `out` are not for it."""
-    found, own = [], out.resolve()
+def _beginning(pattern: str) -> str:
+    """The folder that a pattern's files are in, or below."""
+    parts = pattern.split("/")
+    first = next(k for k, part in enumerate(parts) if glob.has_magic(part))
+    return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
+
+
+def _outside(songs: Sequence[str], start: str, out: Path) -> list[str]:
+    """Without those in `out`, which are stems, unless the search began in there; then see `without_stems`."""
+    own = out.resolve()
+    is_in_out = lambda place: (path := local_path(place)) is not None and path.resolve().is_relative_to(own)
+    return list(songs) if is_in_out(start) else [song for song in songs if not is_in_out(song)]
+
+
+def _songs_in(folder: Path) -> list[str]:
+    """Audio files at any depth; those of hidden names are not for it."""
+    found = []
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and (Path(place) / n).resolve() != own)
+        folders[:] = sorted(n for n in folders if not n.startswith("."))
         found += [
             os.path.join(place, n)
             for n in sorted(names)
@@ -162,9 +181,24 @@ def _songs_in(folder: Path, out: Path) -> list[str]:
     return found
 
 
+def without_stems(tasks: Sequence[Task], stems: Sequence[str]) -> list[Task]:
+    """Without songs that were found where stems of others go, in whatever format: an earlier run or another process put them there.
+
+    Else a second run into the folder that it searches would separate the first one's stems.
+    """
+    places = {path.resolve().with_suffix("") for task in tasks for path in task.paths(stems, "wav").values()}
+    song_of = lambda task: local_path(task.source) if task.is_found else None
+    left = [task for task in tasks if (song := song_of(task)) is None or song.resolve().with_suffix("") not in places]
+    if dropped := [task for task in tasks if task not in left]:
+        log.info(
+            f"taken for stems, as they are where those of other songs go: {len(dropped)} files, such as {dropped[0].song}"
+        )
+    return left
+
+
 def check_stems(tasks: Sequence[Task], stems: Sequence[str], suffix: str) -> None:
     """Raises UserError if a stem would take the place of a song."""
-    songs = {task.song.resolve() for task in tasks if task.url is None}
+    songs = {path.resolve() for task in tasks if (path := local_path(task.source))}
     for task in tasks:
         for path in task.paths(stems, suffix).values():
             if path.resolve() in songs:

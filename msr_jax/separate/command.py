@@ -17,7 +17,7 @@ from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.runtime import log
 from msr_jax.separate.batch import Batch, Outcome, begun_ahead, refinement_of, separator_of
-from msr_jax.separate.catalogue import FILENAME, check_stems, find_shard, find_tasks
+from msr_jax.separate.catalogue import FILENAME, check_stems, find_shard, find_tasks, without_stems
 from msr_jax.separate.engine import OVERLAP, Separator
 from msr_jax.separate.ensemble import BY, Ensemble
 from msr_jax.separate.manifest import Manifest
@@ -189,16 +189,19 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{args.out} is a file; -o must name a folder")
     Output(args.format, args.bits, args.peak).check()
     shard, shards = find_shard(args.shard, os.environ, args.processes, args.process)
-    tasks = find_tasks(args.songs, args.out, args.list, args.filename)[shard - 1 :: shards]
-    is_alone = len(tasks) == 1 and shards == 1 and not args.manifest
-    if is_alone and not tasks[0].url:
+    tasks = find_tasks(args.songs, args.out, args.list, args.filename)
+    if len(tasks) == 1 and not (tasks[0].url or args.manifest or args.json):
         audio_info(tasks[0].song)  # before a model is loaded
     manifest = Manifest(args.manifest) if args.manifest else None
+    separator = separator_of(args)
+    if not args.overwrite:
+        tasks = without_stems(tasks, separator.stems)
+    check_stems(tasks, separator.stems, args.format)
+    is_alone = len(tasks) == 1 and shards == 1 and not args.manifest
+    tasks = tasks[shard - 1 :: shards]
     if not tasks:
         log.info(f"there is no song for share {shard} of {shards}")
         return 0
-    separator = separator_of(args)
-    check_stems(tasks, separator.stems, args.format)
     batch = Batch(args, separator)
     is_told = lambda source, stems: not args.json and (manifest is None or manifest.has(source, stems))
     told = _Teller(args, separator)
@@ -223,11 +226,13 @@ def main(argv: list[str]) -> int:
 
             outcome = batch.finish(begun, update)
             if outcome.error:
+                if is_alone and args.json:
+                    told.song(outcome)
                 if is_alone or (args.out.exists() and shutil.disk_usage(args.out).free < FULL_DISK):
                     raise UserError(outcome.error)
                 problems.append(outcome.error)
             if (row := outcome.row) and manifest:
-                if outcome.written or outcome.error or not manifest.has(task.source, row["stems"]):
+                if outcome.written or not manifest.tells(row):
                     manifest.add(row)
             told.song(outcome)
             if len(tasks) > 1:

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msr_jax.config_fields import is_plain_name
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import BACKBONES, cast_params, compute_dtype, make_backbone
+from msr_jax.runtime import log
 from msr_jax.separate.chunks import (
     abreast,
     ahead,
@@ -31,7 +31,7 @@ from msr_jax.separate.chunks import (
     shared,
 )
 from msr_jax.separate.demix import Demix, demix
-from msr_jax.separate.interface import AudioSeparator
+from msr_jax.separate.interface import AudioSeparator, check_residual, is_whole
 from msr_jax.separate.mixture import OFFSET_REACH, SHARE_SECONDS, Original, as_the_song, without_offset
 from msr_jax.separate.network import ABREAST, Network
 from msr_jax.separate.one_mask import with_one_mask
@@ -45,6 +45,7 @@ from msr_jax.weights.model_folder import (
     choose_stems,
     load_model,
 )
+from msr_jax.weights.registry import find_named
 
 OVERLAP = 0.5  # of a segment: every sample twice, less at a segment's edges, where a network knows least
 JOINT_SECONDS = 0.005  # of cross-fade where no overlap is asked for: a hard joint clicks
@@ -109,13 +110,16 @@ class Separator(AudioSeparator):
             raise UserError(f"the model cannot refine by {refine}: its folder holds the networks {have}")
         overlap = config.get(DEFAULT_OVERLAP, OVERLAP) if overlap is None else overlap
         segments = config.get(DEFAULT_SEGMENTS, 1) if segments is None else segments
-        if segments < 1:
+        if not is_whole(segments, 1):
             raise UserError(f"a chunk must be at least 1 segment, not {segments}")
         if not 0 <= overlap <= 0.5:
             raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap}")
-        if not 0 <= seed < 2**32:
+        if not is_whole(seed, 0, 2**32 - 1):
             raise UserError(f"the seed must lie between 0 and 2^32 - 1, not {seed}")
-        if shifts < 1:
+        for name, value in {"batch_size": batch_size, "memory": memory}.items():
+            if value is not None and not is_whole(value, 1):
+                raise UserError(f"{name} must be a whole number above 0, not {value}")
+        if not is_whole(shifts, 1):
             raise UserError(f"there must be at least 1 shift, not {shifts}")
         if reference:
             reference.check()
@@ -138,10 +142,7 @@ class Separator(AudioSeparator):
             )
         if mixture_consistent and residual:
             raise UserError("with a residual the stems add up to the song already; leave mixture_consistent out")
-        if residual is not None and not is_plain_name(residual):
-            raise UserError(f"the residual is a file's name without a folder, not {residual!r}")
-        if residual is not None and residual.casefold() in [stem.casefold() for stem in self.separated]:
-            raise UserError(f"the residual must have another name than the stems {', '.join(self.separated)}")
+        check_residual(residual, self.separated)
         self.mixture_consistent, self.residual = mixture_consistent, residual
         self.stems: list[str] = [*self.separated, *([residual] if residual else [])]
         self.segment, self.sample_rate = config["segment"], config["sample_rate"]
@@ -209,6 +210,10 @@ class Separator(AudioSeparator):
         is_live: bool = False,
     ) -> Iterator[dict[str, np.ndarray]]:
         original, taken = Original(sample_rate, channels), 0
+        if frames is None:
+            blocks, known = self._looked_ahead(blocks, sample_rate)
+        else:
+            known = frames
 
         def kept() -> Iterator[np.ndarray]:
             nonlocal taken
@@ -218,7 +223,7 @@ class Separator(AudioSeparator):
                 yield block
 
         at_model_rate = (b for b in resampled(kept(), sample_rate, self.sample_rate, channels) if len(b))
-        length = None if frames is None else frames * self.sample_rate / sample_rate
+        length = None if known is None else known * self.sample_rate / sample_rate
         parts = self._separated(at_model_rate, channels, length, is_live)
         with closing(parts if is_live else ahead(parts, depth=2 * ABREAST)) as separated:
             wide = len(self.separated) * channels  # all stems share one resampler, as so many channels
@@ -232,6 +237,19 @@ class Separator(AudioSeparator):
                 yield dict(zip(self.stems, block, strict=True))
                 if progress:
                     progress(done)
+
+    def _looked_ahead(self, blocks: Iterable[np.ndarray], sample_rate: int) -> tuple[Iterator[np.ndarray], int | None]:
+        """The same blocks, and their samples if these are so few that the length of a chunk depends on them."""
+        held: list[np.ndarray] = []
+        taken, rest = 0, iter(blocks)
+        most = self.segment * 2 ** math.ceil(math.log2(self.segments)) / 2 * sample_rate / self.sample_rate
+        while self.segments > 1 and taken <= most:
+            block = next(rest, None)
+            if block is None:
+                return iter(held), taken
+            held.append(block)
+            taken += len(block)
+        return chain(held, rest), None
 
     def _separated(
         self, blocks: Iterator[np.ndarray], channels: int, frames: float | None, is_live: bool
@@ -325,7 +343,8 @@ def load(
     """Load a model folder (or a training run's working directory) for separation.
 
     Args:
-      folder: by default the small model that comes with the package; its README.md says what it can do.
+      folder: a folder, or a name that `msr models` lists, fetched at its first use; by default the small model that comes with the
+        package, "bundled", whose README.md says what it can do.
       refine: one of `REFINEMENTS`; None takes what the folder names (`default_refine` in its config.json), else the best
         that it has, in the reverse order.
       num_steps: refinement steps T; None takes the model's own.
@@ -336,5 +355,7 @@ def load(
     Raises:
       UserError: the folder is no model folder, is damaged, or lacks the refinement; `num_steps` does not fit it.
     """
-    model = load_model(folder, stems, options.get("dtype", "float32"))
+    if isinstance(stems, str):
+        raise UserError(f"stems is a list of names, such as ['{stems}'], not '{stems}'")
+    model = load_model(find_named(folder, log.info), stems, options.get("dtype", "float32"))
     return Separator(model, refine, num_steps, seed, stems=stems, **options)

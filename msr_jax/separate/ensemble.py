@@ -10,7 +10,7 @@ import numpy as np
 from msr_jax.errors import UserError
 from msr_jax.separate.chunks import abreast, shared
 from msr_jax.separate.engine import Separator, load
-from msr_jax.separate.interface import AudioSeparator
+from msr_jax.separate.interface import AudioSeparator, check_residual
 from msr_jax.separate.mixture import SHARE_SECONDS, Original, as_the_song
 
 BY = ("mean", "median", "mean-spectra", "median-spectra")
@@ -72,8 +72,7 @@ class Ensemble(AudioSeparator):
                 )
         if mixture_consistent and residual:
             raise UserError("with a residual the stems add up to the song already; leave mixture_consistent out")
-        if residual in first.stems:
-            raise UserError(f"the residual must have another name than the stems {', '.join(first.stems)}")
+        check_residual(residual, first.stems)
         self.members, self.by, self.separated = list(members), by, list(first.stems)
         self.weights = np.asarray(weights) / np.sum(weights)
         self.mixture_consistent, self.residual = mixture_consistent, residual

@@ -1,13 +1,15 @@
 """What separates audio, one model or several together: arrays whole, streams, and blocks that are pushed."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from msr_jax.config_fields import is_plain_name
 from msr_jax.errors import UserError
 from msr_jax.separate.push import Pusher
 
@@ -91,11 +93,14 @@ class AudioSeparator(ABC):
           UserError: as `separate`, or a block has another number of channels than those before it.
         """
         rate, rest = checked_rate(sample_rate), iter(blocks)
+        if frames is not None and not is_whole(frames, 0):
+            raise UserError(f"frames must be a number of samples, not {frames!r}")
         if channels is None:
             first = next(rest, None)
             if first is None:
                 return
             channels, rest = checked(first).shape[1], chain([first], rest)
+        check_channels(channels)
         yield from self._flow((checked(block, channels) for block in rest), rate, channels, frames, progress)
 
     def pusher(self, sample_rate: int, channels: int = 1) -> Pusher:
@@ -104,16 +109,35 @@ class AudioSeparator(ABC):
         Its `latency` says how many samples it may be behind; a model that is loaded with `segments=1` is least.
         """
         rate = checked_rate(sample_rate)
-        if not 1 <= channels <= MAX_CHANNELS:
-            raise UserError(f"there must be 1 to {MAX_CHANNELS} channels, not {channels}")
+        check_channels(channels)
         flow = lambda blocks: self._flow(blocks, rate, channels, is_live=True)
         return Pusher(flow, self.stems, channels, self.latency(rate), lambda block: checked(block, channels))
 
 
+def check_channels(channels: int) -> None:
+    if not is_whole(channels, 1, MAX_CHANNELS):
+        raise UserError(f"there must be 1 to {MAX_CHANNELS} channels, not {channels}")
+
+
+def is_whole(value: Any, least: int, most: float = math.inf) -> bool:
+    return isinstance(value, int | np.integer) and bool(least <= value <= most)
+
+
 def checked_rate(sample_rate: int) -> int:
-    if sample_rate <= 0:
-        raise UserError(f"the sample rate must be positive, not {sample_rate}")
+    is_number = isinstance(sample_rate, int | float | np.integer | np.floating)
+    if not is_number or not 0 < sample_rate < math.inf:
+        raise UserError(f"the sample rate must be positive, in Hz, not {sample_rate!r}")
     return sample_rate
+
+
+def check_residual(residual: str | None, stems: Sequence[str]) -> None:
+    """Raises UserError unless the stem that is left over can have this name beside the others."""
+    if residual is None:
+        return
+    if not is_plain_name(residual):
+        raise UserError(f"the residual is a file's name without a folder, not {residual!r}")
+    if residual.casefold() in [stem.casefold() for stem in stems]:
+        raise UserError(f"the residual must have another name than the stems {', '.join(stems)}")
 
 
 def checked(audio: ArrayLike, channels: int | None = None) -> np.ndarray:

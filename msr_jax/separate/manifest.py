@@ -22,13 +22,14 @@ class Manifest:
 
     A line has `source` (as it was named), `sha256` (of that file), `model`, `settings`, `stems` ({name: path}), `levels` ({name:
     RMS in dB below full scale, null for silence}), `seconds` (of audio), `work_seconds`, `kept` (stems that were there before) and
-    `error` (null, or the sentence).
+    `error` (null, or the sentence). Of several lines of a source the last one counts: it may have been made again.
     """
 
     def __init__(self, path: Path):
         """Raises UserError if it cannot be written, or is another kind of file."""
         self.path = path
         self.done: set[tuple[str, ...]] = set()  # sources with their stems' places, that it holds without an error
+        self.errors: dict[str, str | None] = {}  # by source, of its last line
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked() as file:
@@ -36,6 +37,7 @@ class Manifest:
                 whole = text[: text.rfind(b"\n") + 1]
                 rows = [json.loads(line) for line in whole.decode().splitlines()]
                 self.done = {_key(row["source"], row["stems"]) for row in rows if row["error"] is None}
+                self.errors = {row["source"]: row["error"] for row in rows}
                 if whole != text:  # a line that a full disk or a kill cut off
                     os.ftruncate(file, len(whole))
         except OSError as error:
@@ -47,6 +49,11 @@ class Manifest:
         """Whether there is a line, without an error, of this source and stems in these places."""
         return _key(source, stems) in self.done
 
+    def tells(self, row: Mapping[str, Any]) -> bool:
+        """Whether a line says the same of the source: that it has these stems, or the same error."""
+        source, error = row["source"], row["error"]
+        return self.errors.get(source) == error if error else self.has(source, row["stems"])
+
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a line. Raises UserError, as on a full disk."""
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
@@ -56,6 +63,7 @@ class Manifest:
                     line = line[os.write(file, line) :]
         except OSError as error:
             raise UserError(f"cannot write --manifest {self.path}: {error.strerror}") from error
+        self.errors[row["source"]] = row["error"]
         if row["error"] is None:
             self.done.add(_key(row["source"], row["stems"]))
 

@@ -168,6 +168,10 @@ class Network:
                 if needed > self.memory and batch_size > 1 and batch_size >= self.stems:
                     self._halve(batch_size, f"a call takes {needed / 1e9:.3g} GB of the {self.memory / 1e9:.3g} GB for")
                     continue
+                if needed > self.memory:
+                    log.info(
+                        f"a call takes {needed / 1e9:.3g} GB, more than the {self.memory / 1e9:.3g} GB for it; there is no smaller one"
+                    )
                 self._programs[batch_size, *shape] = program
                 if not self.is_growing:
                     return batch_size, program

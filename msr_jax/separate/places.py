@@ -1,6 +1,7 @@
 """Songs and lists that are no files of this machine: `gs://`, `s3://` and what else fsspec knows; and lists as tables."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -17,6 +18,12 @@ COLUMN = "path"  # of a table
 
 def is_url(place: str | Path) -> bool:
     return "://" in str(place)
+
+
+def local_path(place: str) -> Path | None:
+    """Of a file of this machine, also where a URL names it."""
+    path = place.removeprefix("file://")
+    return None if is_url(path) else Path(path)
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -39,27 +46,35 @@ def _reading(url: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(f"{url} cannot be read ({reason[0] if reason else type(error).__name__})") from error
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        told = "it is not there" if isinstance(error, FileNotFoundError) else reason[0]
+        raise UserError(f"{url} cannot be read ({told})") from error
 
 
 def name_of(url: str) -> str:
     """The file's name in a URL, as a file here can be called."""
-    return PurePosixPath(unquote(urlsplit(url).path)).name or "song"
+    return _path_of(url).name or "song"
+
+
+def _path_of(url: str) -> PurePosixPath:
+    """Of the web's addresses without what is asked for, and unquoted; the keys of a store are what they are."""
+    is_web = url.startswith(("http://", "https://"))
+    return PurePosixPath(unquote(urlsplit(url).path) if is_web else url.partition("://")[2])
 
 
 def find_urls(url: str, suffixes: frozenset[str]) -> tuple[list[str], str | None]:
     """What a URL stands for: (URLs, the folder that they are in), of a folder or a pattern; (itself, None) of a file."""
     system, path = _file_system(url)
     scheme = url.partition("://")[0]
-    whole = lambda found: str(found) if is_url(found) else f"{scheme}://{str(found).lstrip('/')}"
+    root = "/" if local_path(url) else ""
+    whole = lambda found: str(found) if is_url(found) else f"{scheme}://{root}{str(found).lstrip('/')}"
     with _reading(url):
-        if any(sign in url for sign in "*["):
+        if any(sign in url for sign in "*[") and not system.isfile(path):
             return [whole(p) for p in sorted(system.glob(path)) if not system.isdir(p)], None
         if not system.isdir(path):
             return [url], None
         found = sorted(p for p in system.find(path) if PurePosixPath(p).suffix.lower() in suffixes)
-        hidden = lambda p: any(part.startswith(".") for part in PurePosixPath(str(p)).parts)
+        hidden = lambda p: any(part.startswith(".") for part in PurePosixPath(str(p).removeprefix(str(path))).parts)
         return [whole(p) for p in found if not hidden(p)], whole(path)
 
 
@@ -84,29 +99,45 @@ def read_list(place: str) -> list[str]:
       UserError: it cannot be read, has no such column, or names none.
     """
     data = _bytes_of(place)
-    kind = PurePosixPath(urlsplit(place).path if is_url(place) else place).suffix.lower()
+    kind = (_path_of(place) if is_url(place) else PurePosixPath(place)).suffix.lower()
+    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # as PowerShell writes
     try:
         if kind == ".parquet":
             import pyarrow.parquet
 
-            found = pyarrow.parquet.read_table(BytesIO(data), columns=[COLUMN]).column(COLUMN).to_pylist()
+            table = pyarrow.parquet.read_table(BytesIO(data), columns=[COLUMN])
+            found = list(enumerate(table.column(COLUMN).to_pylist(), 1))
         else:
-            text = data.decode("utf-8-sig", "surrogateescape")
-            found = [line.strip("\r") for line in text.split("\n") if line.strip()]
-            if kind == ".jsonl":
-                found = [json.loads(line)[COLUMN] for line in found]
-        if not all(isinstance(path, str) and path for path in found):
-            raise ValueError("not all paths are text")
+            text = data.decode("utf-16") if is_utf16 else data.decode("utf-8-sig", "surrogateescape")
+            found = [(number, line.strip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     except ImportError as error:
         raise UserError(f"--list {place}: Parquet needs pyarrow: pip install pyarrow") from error
     except (ValueError, KeyError, TypeError, OSError) as error:  # pyarrow's are such
         raise UserError(
-            f"--list {place} is not a path a line, nor (.jsonl) an object with a {COLUMN} a line, nor (.parquet) a table with a "
-            f"column {COLUMN}"
+            f"--list {place} is not a path a line, nor (.parquet) a table with a column {COLUMN}"
         ) from error
+    if kind == ".jsonl":
+        found = [(number, _told_in(line)) for number, line in found]
+    if wrong := [number for number, path in found if not _can_be_a_path(path)]:
+        told = f"an object with a {COLUMN}" if kind == ".jsonl" else "a path"
+        raise UserError(f"--list {place}: {'row' if kind == '.parquet' else 'line'} {wrong[0]} is not {told}")
     if not found:
         raise UserError(f"--list {place} names no songs")
-    return found
+    return [path for _, path in found]
+
+
+def _told_in(line: str) -> Any:
+    try:
+        return json.loads(line)[COLUMN]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _can_be_a_path(path: Any) -> bool:
+    try:
+        return isinstance(path, str) and path != "" and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _bytes_of(place: str) -> bytes:

@@ -25,7 +25,7 @@ class Task(NamedTuple):
     """A song, and the folder that its stems go to.
 
     `names`: of the stems in there, with {stem} and {ext}. `is_shared`: the folder is for other songs too. `url`: where the song lies if
-    that is no file here; `song` is then its name, until it is fetched.
+    that is no file here; `song` is then its name, until it is fetched. `is_found`: in a folder or by a pattern, not named itself.
     """
 
     song: Path
@@ -33,6 +33,7 @@ class Task(NamedTuple):
     names: str = "{stem}.{ext}"
     is_shared: bool = False
     url: str | None = None
+    is_found: bool = False
 
     @property
     def source(self) -> str:
@@ -139,21 +140,46 @@ def write_stems(
     tags = {stem: stem_tags(found, stem, title) for stem in stems} if found else {}
     try:
         counted = _counted(parts, progress) if progress else parts
-        if output.peak == "scale":  # the gain is known when all is there
-            first = _write(counted, Task(task.song, unscaled).paths(stems, "wav"), info, Output(), {})
-            written = _write(_read_back(first.paths, info), paths, info, output, tags, 1 / max(1.0, first.peak))
+        if (
+            output.peak == "scale"
+        ):  # the gain is known when all is there; it is that of all stems, also of those that are kept
+            highest = [1.0]
+            noted = _noting_peaks(counted, highest)
+            first = _write(noted, Task(task.song, unscaled).paths(stems, "wav"), info, Output(), {})
+            written = _write(_read_back(first.paths, info), paths, info, output, tags, 1 / max(highest))
         else:
             written = _write(counted, paths, info, output, tags)
         if beside != folder:
             try:
-                os.replace(beside, folder)
+                _put(beside, folder)
             except OSError as error:
                 raise UserError(f"cannot write {folder}: {error.strerror}") from error
+    except UserError as error:  # in the words of what was asked for
+        raise UserError(str(error).replace(str(beside), str(folder))) from error
     finally:
         temporary = {unscaled, beside} - {folder}
         for place in (*temporary, *new_folders):  # of these, those that stayed empty
             clear(place)
     return written._replace(paths=task.paths(stems, output.suffix))
+
+
+def _put(beside: Path, folder: Path) -> None:
+    """Give what was written its name. Another song, of this name and a folder's, may have made the folder meanwhile."""
+    try:
+        os.replace(beside, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        for path in sorted(path for path in beside.rglob("*") if path.is_file()):
+            place = folder / path.relative_to(beside)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+
+
+def _noting_peaks(parts: Iterable[Mapping[str, np.ndarray]], peaks: list[float]) -> Iterator[Mapping[str, np.ndarray]]:
+    for part in parts:
+        peaks += [float(np.abs(audio).max(initial=0)) for audio in part.values()]
+        yield part
 
 
 def _counted(

@@ -6,14 +6,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pooch
 import yaml
 
 from msr_jax.errors import UserError
 from msr_jax.runtime import home
 from msr_jax.weights.detect import clean_names, detect_arch
 from msr_jax.weights.lightning import read_checkpoint
-from msr_jax.weights.model_folder import find_model, save_model
+from msr_jax.weights.model_folder import BUNDLED, find_model, save_model
 from msr_jax.weights.roformer_weights import read_roformer
 
 TABLE = Path(__file__).with_name("registry.yaml")
@@ -78,7 +77,7 @@ def is_at_hand(name: str) -> bool:
 
 
 def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
-    """The model folder of `--model`: a folder that is there, or a name of the table, fetched and imported at its first use.
+    """The model folder of `--model`: one that is there, or "bundled", or a name of the table, fetched and imported at its first use.
 
     Args:
       say: gets the terms and what goes on, before the download.
@@ -86,6 +85,8 @@ def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
     Raises:
       UserError: neither; or the file cannot be fetched, is not the one that the table knows, or cannot be imported.
     """
+    if str(place) in ("bundled", str(BUNDLED)):
+        return BUNDLED
     table = read_table(TABLE)
     if Path(place).exists() or str(place) not in table:
         if Path(place).exists() or os.sep in str(place):
@@ -115,6 +116,8 @@ def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
 
 def _fetch(name: str, entry: Mapping[str, Any]) -> Path:
     """The file of weights, its size and SHA-256 those of the table."""
+    import pooch  # slow to import, and no model that is at hand needs it
+
     pooch.get_logger().setLevel("ERROR")
     address, known = address_of(entry), entry.get("sha256")
     ending = Path(entry["file"]).suffix
