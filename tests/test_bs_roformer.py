@@ -230,6 +230,7 @@ def test_sizes_and_lengths_that_do_not_fit_are_refused(backbone):
     for change, words in (
         ({"freqs_per_bands": (1, 2)}, "add up to 3 bins, and stft_n_fft gives 33"),
         ({"stft_hop_length": 100}, "must hold"),
+        ({"time_transformer_depth": 0}, "must be at least 1"),
         ({"dept": 3}, "unknown fields: dept"),
     ):
         with pytest.raises(UserError, match=words):

@@ -37,7 +37,7 @@ def small_bs_roformer():
     config = bsrf_base()
     config.stems, config.channels, config.loss = ("other", "vocals"), 1, "mse"
     config.model.update({"dim": 8, "depth": 1, "heads": 1, "dim_head": 8, "num_stems": 2, "stereo": False})
-    config.model.update({"freqs_per_bands": (16, 17), "stft_n_fft": 64, "stft_win_length": 64, "stft_hop_length": 64})
+    config.model.update({"freqs_per_bands": (16, 17), "stft_n_fft": 64, "stft_win_length": 64, "stft_hop_length": 32})
     config.model.update({"stft_adapter_hidden": 4, "mask_estimator_depth": 1, "mlp_expansion_factor": 1})
     config.data.augment.update({"pitch_shift": 0.0, "time_stretch": 0.0, "distortion": 0.0, "noise": 0.0})
     return config

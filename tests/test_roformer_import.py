@@ -353,6 +353,8 @@ def test_ten_kinds_of_bad_files_get_a_sentence_each(told, tmp_path, capsys):
     message = refused(whole, tmp_path / "m", capsys, "--config", told(kind, dim=7))
     assert "says dim = 7, but the weights of" in message
     message = refused(whole, tmp_path / "m", capsys, "--config", told(kind, stft_hop_length=65))
-    assert "whole.ckpt with --config: stft_hop_length (65) ≤" in message
+    assert "whole.ckpt with --config: stft_hop_length (65) <" in message
+    message = refused(whole, tmp_path / "m", capsys, "--config", told(kind, freq_transformer_depth=0))
+    assert "says freq_transformer_depth = 0; a network without such transformers" in message
     message = refused(whole, tmp_path / "m", capsys, "--config", config, "--arch", "bsrf_det")
     assert "holds a mel_band_roformer and is no bsrf_det checkpoint; leave --arch out" in message

@@ -55,7 +55,8 @@ def stft(x: Array, n_fft: int, hop: int, window_length: int, normalized: bool = 
 
 
 def istft(spectrum: Array, n_fft: int, hop: int, window_length: int, samples: int, normalized: bool = False) -> Array:
-    """Inverse of `stft` by overlap-add of windowed frames, divided by the sum of squared windows: (…, samples).
+    """Inverse of `stft` by overlap-add of windowed frames, divided by the sum of squared windows: (…, samples); 0 where no window
+    reaches, as at the end where frames are farther apart than half a window.
 
     The imaginary parts of the first and the last bin are ignored.
     """
@@ -66,6 +67,7 @@ def istft(spectrum: Array, n_fft: int, hop: int, window_length: int, samples: in
     for k in range(count):
         envelope[k * hop : k * hop + n_fft] += np.square(window, dtype=np.float64)
     kept = slice(n_fft // 2, n_fft // 2 + samples)
-    envelope = envelope[kept].astype(np.float32)
+    envelope = envelope[kept]
+    envelope = np.where(envelope > 1e-11, envelope, np.inf).astype(np.float32)  # x / inf is 0, and so is its gradient
     x = overlap_add(irfft(spectrum, n_fft) * window, hop)[..., kept][..., : len(envelope)] / envelope
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, samples - len(envelope))])

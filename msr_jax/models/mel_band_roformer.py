@@ -40,7 +40,7 @@ def mel_bands(sample_rate: int, n_fft: int, num_bands: int) -> tuple[tuple[int, 
     `sample_rate` Hz) is above zero; the first band also holds bin 0, and the last one the highest bin.
 
     Raises:
-      UserError: the sizes are no whole numbers above zero; a band holds no bin, or a bin is in no band.
+      UserError: the sizes are no whole numbers above zero; a band holds no bin, or a bin lies just on the edge of a band.
     """
     if not all(isinstance(size, int) and size > 0 for size in (sample_rate, n_fft, num_bands)):
         raise UserError("sample_rate, stft_n_fft and num_bands must be whole numbers above zero")
@@ -54,7 +54,10 @@ def mel_bands(sample_rate: int, n_fft: int, num_bands: int) -> tuple[tuple[int, 
     if len(empty):
         raise UserError(f"{told}: band {empty[0]} holds no bin; take fewer bands (num_bands) or a larger stft_n_fft")
     if (first[2:] != end[:-2]).any() or (num_bands > 1 and end[-2] < first[-1]):
-        raise UserError(f"{told}: a bin lies on the edge of its bands and is in none; take another num_bands")
+        raise UserError(
+            f"{told}: a bin lies just on the edge of a band, and every second band does not begin where another ends, as it must here;"
+            " take another num_bands"
+        )
     return tuple(zip(first.tolist(), (end - first).tolist(), strict=True))
 
 

@@ -251,6 +251,14 @@ def read_roformer(
             f"an STFT hop of {model['stft_hop_length']} samples, which no tensor tells; give the weights' YAML by --config"
             " if it has another"
         )
+    is_dc_told = any("zero_dc" in told_by for told_by in sources.values())
+    if (
+        name == "mel_band_roformer" and model["linear_transformer_depth"] and not is_dc_told
+    ):  # else tensors' numbers tell
+        assumed.append(
+            f"zero_dc = {str(model['zero_dc']).lower()}, as the public training code has it; weights of the PyPI package have"
+            " false, which their YAML must say"
+        )
     if model.get("sample_rate", config.sample_rate) != config.sample_rate:
         assumed.append(
             f"songs of {config.sample_rate} Hz, as audio.sample_rate says, though the mel bands are laid out for"

@@ -70,6 +70,9 @@ def told_sizes(told: Mapping[str, Any], network: str, where: str) -> dict[str, A
     for name, values in FIXED.items():
         if name in told and told[name] not in values:
             raise UserError(f"{where} says {name} = {told[name]}; only {values[-1]} is supported")
+    for name in ("time_transformer_depth", "freq_transformer_depth"):
+        if told.get(name) == 0 and (network == "mel_band_roformer" or name.startswith("time")):
+            raise UserError(f"{where} says {name} = 0; a network without such transformers is not supported")
     known = {field.name for field in fields(NETWORKS[network])} - INNER - OURS
     shown = {name: value for name, value in told.items() if name in known and value is not None}
     return {name: check_field(f"model.{name}", value, f"{where}: ", model=network) for name, value in shown.items()}
