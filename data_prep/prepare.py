@@ -179,8 +179,8 @@ def plan_of(corpus: Corpus, args: argparse.Namespace) -> tuple[dict[str, list[Pa
     """(tracks of each split, manifest, plan) for a source folder. UserError for arguments or a folder that do not fit."""
     if not args.src.is_dir():
         raise UserError(f"{args.src} is no folder")
-    if min(args.crop, args.parts, args.shard_bytes) < 1 or args.margin < 0:
-        raise UserError("--crop, --parts and --shard-bytes must be at least 1, --margin at least 0")
+    if min(args.crop, args.parts, args.shard_bytes) < 1 or not 0 <= args.margin <= 100:
+        raise UserError("--crop, --parts and --shard-bytes must be at least 1, --margin from 0 to 100")
     tracks = corpus.find(args.src, args)
     if not tracks:
         raise UserError(f"{args.src} has no folder of tracks of {corpus.layout}; name the root of the corpus")

@@ -194,6 +194,9 @@ def convert(
     digest = hashlib.sha256(json.dumps(plan).encode()).hexdigest() if plan[0] is not None else None
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         held = _held(out)
+        layouts = [made.get("layout") for made in (held, manifest)]
+        if None not in layouts and layouts[0] != layouts[1]:
+            raise UserError(f"{out} holds records of {layouts[0]}, not {layouts[1]}; name another place, or remove it")
         if digest and held.get("plan") == digest:
             check_shards(out, held)
             shutil.rmtree(_partial(out), ignore_errors=True)  # left by a run that was killed at its very end

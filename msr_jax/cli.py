@@ -1,7 +1,6 @@
 """The console script `msr`: finds the command, runs it, turns a `UserError` into one line and exit code 2."""
 
 import importlib
-import os
 import sys
 from importlib.metadata import version
 
@@ -15,6 +14,7 @@ from msr_jax.runtime import (
     print_log,
     run_as_process,
 )
+from msr_jax.standard_output import outlive_readers
 
 # name: (module with `main(argv) -> int | None`, one line for the overview). Imported on use: `msr --help` stays quick.
 COMMANDS = {
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         name = f"msr {sys.argv[1]}" if len(sys.argv) > 1 else "msr"
         print_log()
+        outlive_readers()
         if sys.argv[1:2] and sys.argv[1] in COMMANDS:
             keep_compiled_programs()
         return run_as_process(name, lambda: _run(sys.argv[1:]))
@@ -62,6 +63,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    try:
+        try:
+            return _command(argv)
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except UserError as error:
+        print(f"msr {argv[0] if argv else ''}: {error}", file=sys.stderr)
+        return 2
+
+
+def _command(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
@@ -72,16 +85,9 @@ def _run(argv: list[str]) -> int:
         print(f"msr: there is no command '{argv[0]}'; known are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     keep_freed_memory()
-    try:
-        begin(argv[1:])
-        with handling_sigterm():
-            return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
-    except UserError as error:
-        print(f"msr {argv[0]}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `msr … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    begin(argv[1:])
+    with handling_sigterm():
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
 
 
 if __name__ == "__main__":

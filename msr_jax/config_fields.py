@@ -151,7 +151,7 @@ FIELDS = (
     Field("data.augment.mixup", "floats", "≥ 0, ≤ 1", "probabilities of a first and of a second further chunk of a stem"),
     Field("data.augment.mixup_gain", "low, high", "≥ 0", "range of each chunk's gain"),
     Field("data.augment.loudness", "low, high", "≥ 0", "range of a stem's gain"),
-    Field("train.steps", "int", "≥ 1", "optimiser steps of the stage, a multiple of `steps_per_dispatch` like the next three"),
+    Field("train.steps", "int", "≥ 1, < 2147483648", "optimiser steps of the stage, a multiple of `steps_per_dispatch` like the next three"),
     Field("train.log_every", "int", "≥ 1", "steps"),
     Field("train.validate_every", "int", "≥ 1", "steps"),
     Field("train.checkpoint_every", "int", "≥ 1", "steps"),

@@ -51,7 +51,8 @@ def read_config(name: str, overrides: list[str]) -> dict[str, Any]:
         known = list(leaves(read.to_dict()))
     except Exception as error:  # the file is a program: it can fail in any way
         raise UserError(f"--config {name} gives no config ({type(error).__name__}: {error})") from error
-    for k, override in enumerate(overrides):
+    used: dict[str, str] = {}  # by key: the last one counts (absl would join lists that are given twice)
+    for override in overrides:
         key = re.match(r"--config\.([^=]+)=", override)
         if not key:
             raise UserError(f"cannot read '{override}'; settings are written --config.a.b=value")
@@ -59,8 +60,9 @@ def read_config(name: str, overrides: list[str]) -> dict[str, Any]:
             near = difflib.get_close_matches(key[1], known, 3, 0.4)
             hint = f"; near it are {', '.join(near)}" if near else ""
             raise UserError(f"the config has no setting '{key[1]}'{hint}")
+        used[key[1]] = override
         try:
-            read = _parse(path, overrides[: k + 1])
+            read = _parse(path, list(used.values()))
         except (flags.Error, TypeError, ValueError, KeyError, AttributeError, SyntaxError) as error:
             raise UserError(f"{override}: {str(error).splitlines()[0]}") from error
     config = read.to_dict()

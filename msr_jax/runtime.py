@@ -1,6 +1,7 @@
 """What commands share: settings of the process, which the import of the library never changes, whole files, and the end."""
 
 import ctypes
+import errno
 import hashlib
 import logging
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -31,6 +33,18 @@ GRACE = 0.7
 # What is there for a moment: files and folders of this process that are not whole yet, and empty folders made for them.
 PASSING: set[Path] = set()
 _ending = threading.Lock()
+
+
+def check_place(path: Path) -> None:
+    """Raises UserError unless a file can be written there; its folder is made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -305,6 +319,15 @@ def keep_compiled_programs() -> None:
     from importlib.metadata import version
 
     folder = home() / "compiled" / f"jaxlib-{version('jaxlib')}-{processor()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        log.info(
+            f"compiled programs are not kept: {folder} cannot be written ({error.strerror}); MSR_HOME names another place"
+        )
+        return
     _clear_half_kept(folder)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))

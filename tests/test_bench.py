@@ -82,6 +82,20 @@ def test_without_the_peer_it_says_what_to_install(monkeypatch, capsys):
     assert "msr_jax[torch]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["unet", "--config", "x"], "--config goes with train, not with unet"),
+        (["train", "--batch", "-3"], "--batch must be at least 1"),
+        (["separate", "--seconds", "inf"], "--seconds must be at least 0.1"),
+        (["dispatch", "--json", "."], "cannot write .: Is a directory"),
+    ],
+)
+def test_what_a_benchmark_cannot_take_is_said_before_it_measures(options, says, capsys):
+    assert main(["bench", *options, "--tiny"]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_the_evaluation_benchmark_measures_ours_against_museval(tmp_path):
     argv = ["bench", "evaluate", "--json", str(tmp_path / "b.json"), "--tiny", "--repeats", "1"]
     assert main(argv) == 0

@@ -102,6 +102,8 @@ def test_a_place_that_cannot_be_written_is_answered(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write checkpoints to"):
         Checkpoints(tmp_path / "file" / "run", keep=1)
+    with pytest.raises(UserError, match=r"train\.checkpoints: nowhere://bucket/x names no store"):
+        Checkpoints("nowhere://bucket/x", keep=1)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,31 @@ def test_the_overview_names_every_command_and_a_wrong_one_is_refused(capsys):
     assert "no command 'unmix'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["models"], ["--version"], ["separate", "--help"]], ids=str)
+def test_who_reads_the_output_may_leave_and_a_full_disk_is_a_sentence(command):
+    msr = [sys.executable, "-m", "msr_jax.cli", *command]
+    with subprocess.Popen(msr, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 0
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(msr, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == 2
+    assert process.stderr == f"msr {command[0]}: cannot write to standard output: No space left on device\n"
+
+
+def test_a_batch_goes_on_when_its_reader_has_left(tiny_model, tmp_path):
+    songs = [tmp_path / f"{k}.wav" for k in range(6)]
+    for song in songs:
+        soundfile.write(song, 0.1 * np.random.default_rng(0).standard_normal(3000), TINY_RATE)
+    command = [sys.executable, "-m", "msr_jax.cli", "separate", *map(str, songs), "-o", str(tmp_path / "out")]
+    command += ["--model", str(tiny_model), "--refine", "none"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        told = process.stderr.read()
+        assert process.wait() == 0, told
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == 24
+
+
 def test_separation_imports_nothing_that_it_does_not_use():
     code = "import sys, msr_jax.separate.command; print(*sys.modules)"
     loaded = set(

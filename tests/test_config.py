@@ -83,6 +83,19 @@ def test_a_wrong_override_is_one_sentence(setting, capsys):
     assert not Path("nowhere").exists()
 
 
+def test_of_a_setting_that_is_given_twice_the_last_one_counts_also_of_lists():
+    twice = (
+        "model.multipliers=(1,1)",
+        "model.multipliers=(1,2,2,2)",
+        "optim.freeze=('a*',)",
+        "optim.freeze=()",
+        "seed=1",
+        "seed=2",
+    )
+    config = read_config("unet_det_small", [f"--config.{setting}" for setting in twice])
+    assert config["model"]["multipliers"] == (1, 2, 2, 2) and config["optim"]["freeze"] == () and config["seed"] == 2
+
+
 def test_recipes_are_found_by_name_and_a_file_goes_before_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in RECIPES:

@@ -295,6 +295,7 @@ def test_bad_input_gets_one_sentence(corpus, toy_model, tmp_path, capsys):
         (("--data", corpus, "--out", tmp_path / "file" / "out"), "cannot write to --out"),
         (("--data", corpus, "--shard", "3/2", "--out", out), "--shard must be K/N"),
         (("--data", corpus, "--workers", 0, "--out", out), "--workers must be at least 1"),
+        (("--data", corpus, "--excerpts", -1, "--out", out), "--excerpts must be at least 0"),
         (("--data", corpus, "--model", tmp_path / "empty", "--out", out), "config.json"),
         (("--data", corpus, "--model", toy_model, "--estimates", corpus, "--out", out), "exclude each other"),
         (("--data", corpus, "--refine", "none", "--out", out), "name its folder by --model"),

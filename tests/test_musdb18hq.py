@@ -179,6 +179,20 @@ def test_a_folder_that_is_not_the_corpus_ends_in_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_records_of_another_corpus_are_not_replaced(tmp_path, capsys, monkeypatch):
+    write_song(tmp_path / "src" / "train" / "song")
+    write_song(tmp_path / "src" / "test" / "song")
+    assert prepare(tmp_path / "src", tmp_path / "out") == 0
+    own = read_manifest(tmp_path / "out")["layout"]
+    monkeypatch.setattr("data_prep.writer.read_manifest", lambda folder: {**read_manifest(folder), "layout": "Another"})
+    capsys.readouterr()
+    assert prepare(tmp_path / "src", tmp_path / "out") == 2
+    assert f"holds records of Another, not {own}; name another place, or remove it" in capsys.readouterr().err
+    for margin in ("nan", "inf", "1e12"):
+        assert prepare(tmp_path / "src", tmp_path / "other", "--margin", margin) == 2
+        assert "--margin from 0 to 100" in capsys.readouterr().err
+
+
 def test_stem_mp4_without_a_decoder_is_left_out_and_says_what_is_missing(tmp_path, capsys, monkeypatch):
     write_song(tmp_path / "c" / "train" / "a folder")
     (tmp_path / "c" / "train" / "b.stem.mp4").write_bytes(b"\0\0\0\x08ftyp")

@@ -19,7 +19,7 @@ from msr_jax.errors import UserError
 from msr_jax.serve import command, guard, source
 from msr_jax.serve.api import make_app
 from msr_jax.serve.decode import Decoded, Limits
-from msr_jax.serve.jobs import Desk
+from msr_jax.serve.jobs import Desk, own_folder
 from msr_jax.serve.models import Models
 from msr_jax.serve.overview import BANDS, COLUMN, COLUMN_BYTES, Overview
 from msr_jax.serve.source import Source
@@ -198,6 +198,7 @@ def test_decoding_ends_at_its_time(tmp_path):
         (["--max-minutes", "0"], "--max-minutes must be positive"),
         (["--jobs", "-1"], "--jobs must be positive"),
         (["--keep-hours", "nan"], "--keep-hours must be positive"),
+        (["--max-upload-mb", "inf"], "--max-upload-mb must be positive"),
         (["--port", "70000"], "--port must lie between 0 and 65535"),
         (["--host", "203.0.113.1", "--port", "0"], "cannot listen on 203.0.113.1:0"),
     ],
@@ -221,6 +222,20 @@ def test_only_tracks_of_a_job_can_be_had(client, path):
     assert client.get(f"/api/jobs/{identity}/{path}").status_code == 404
     assert client.get(f"/page/{path}").status_code == 404
     assert client.get(f"/api/jobs/{identity[:-1]}/song.wav").status_code == 404
+
+
+def test_a_wrong_parameter_gets_a_sentence_as_all_else_does(client):
+    identity = wait(client, create(client, song_file(0.2)).json()["id"])["id"]
+    for query in ("start=-1&frames=1", "start=x&frames=1", "start=0&frames=0"):
+        answer = client.get(f"/api/jobs/{identity}/drums.wav?{query}")
+        assert answer.status_code == 422 and isinstance(answer.json()["detail"], str)
+    assert client.head("/healthz").status_code == 200
+
+
+def test_a_folder_for_files_that_is_none_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file cannot be written .* name another folder with --folder"):
+        own_folder(tmp_path / "file")
 
 
 def test_names_of_uploads_are_shown_but_are_no_paths(client, tmp_path):

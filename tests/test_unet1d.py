@@ -137,5 +137,7 @@ def test_lengths_and_sizes_that_do_not_fit_are_refused(tiny_backbone):
         make_backbone({"name": "unet1d", "chanels": 4})
     with pytest.raises(UserError, match="different numbers of levels"):
         make_backbone({"name": "unet1d", **TINY_SIZES, "factors": (2, 2)})
+    with pytest.raises(UserError, match=r"resnet_groups .* must divide the channels"):
+        make_backbone({"name": "unet1d", **TINY_SIZES, "resnet_groups": 3})
     with pytest.raises(UserError, match="no backbone 'unet2d'"):
         make_backbone({"name": "unet2d"})

@@ -10,12 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 EXTRAS = {
-    "media": ("av", "m4a, AAC, WebM, WMA"),
-    "torch": ("torch", "export to PyTorch, benchmarks' peers"),
-    "export": ("onnx", "export to StableHLO and ONNX"),
-    "web": ("huggingface_hub", "checkpoints by hf:, and the server"),
-    "cloud": ("s3fs", "songs and lists in gs:// and s3://"),
-    "beam": ("apache_beam", "preparation and separation on a cluster"),
+    "media": (("av",), "m4a, AAC, WebM, WMA"),
+    "torch": (("torch",), "export to PyTorch, benchmarks' peers"),
+    "export": (("flatbuffers", "onnx"), "export to StableHLO and ONNX"),
+    "web": (("fastapi", "uvicorn", "huggingface_hub"), "the server, and checkpoints by hf:"),
+    "cloud": (("gcsfs", "s3fs"), "songs and lists in gs:// and s3://"),
+    "beam": (("apache_beam",), "preparation and separation on a cluster"),
+    "cuda": (("jax_cuda13_plugin",), "NVIDIA GPUs, and plans for them"),
+    "tpu": (("libtpu",), "TPUs, and plans for them"),
 }
 
 
@@ -59,12 +61,15 @@ def report() -> list[tuple[str, str]]:
             ),
         ),
         ("compiled programs", _size(compiled)),
+        ("plans", _size(home() / "plans")),
         ("models", _size(home() / "models")),
         ("audio", f"libsndfile {soundfile.__libsndfile_version__.removeprefix('libsndfile-')}: {', '.join(codecs)}"),
         ("ffmpeg", shutil.which("ffmpeg") or "not installed"),
     ]
-    for extra, (module, purpose) in EXTRAS.items():
-        state = "installed" if importlib.util.find_spec(module) else f"missing: pip install 'msr_jax[{extra}]'"
+    for extra, (modules, purpose) in EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        lacking = f"{', '.join(missing)} missing" if len(missing) < len(modules) else "missing"
+        state = f"{lacking}: pip install 'msr_jax[{extra}]'" if missing else "installed"
         rows.append((f"extra {extra}", f"{state} ({purpose})"))
     return rows
 

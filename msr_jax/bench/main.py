@@ -3,11 +3,12 @@
 import argparse
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import machine, write_whole
+from msr_jax.runtime import check_place, machine, write_whole
 
 # Each has run(options) -> rows.
 BENCHMARKS = {
@@ -20,6 +21,14 @@ BENCHMARKS = {
     "data": "msr_jax.bench.data",
     "separate": "msr_jax.bench.separate",
     "song": "msr_jax.bench.song",
+}
+# Options that not all take.
+OPTIONS = {
+    "config": ("train",),
+    "batch": ("train",),
+    "seconds": ("roformers", "bs_roformer", "separate", "song"),
+    "against": ("unet", "bs_roformer", "roformers", "separate"),
+    "tracks": ("separate",),
 }
 # Fields that some benchmarks add to a row, and what the table calls them.
 MORE = {
@@ -65,8 +74,15 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.repeats < 1:
         raise UserError("--repeats must be at least 1")
-    if args.seconds is not None and not args.seconds >= 0.1:
+    if args.seconds is not None and not 0.1 <= args.seconds < math.inf:
         raise UserError("--seconds must be at least 0.1")
+    if args.batch is not None and args.batch < 1:
+        raise UserError("--batch must be at least 1")
+    for option, names in OPTIONS.items():
+        if getattr(args, option) and args.name not in names:
+            raise UserError(f"--{option} goes with {', '.join(names)}, not with {args.name}")
+    if args.json:
+        check_place(args.json)
     rows = importlib.import_module(BENCHMARKS[args.name]).run(args)
     print_table(rows)
     if args.json:

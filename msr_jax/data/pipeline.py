@@ -157,6 +157,8 @@ def validation_windows(
     ]
     if least:
         windows = [w for w in windows if active_stems(source.read(*w, crop) / PCM_SCALE).sum() >= least]
+    if not windows and all(samples < crop for _, samples in source.tracks):
+        raise UserError(f"{data['validation']} has no validation track as long as data.crop, {crop} samples")
     if not windows:
         raise UserError(f"{data['validation']} has no validation window with {least} active stems")
     chosen = np.linspace(0, len(windows) - 1, min(limit or len(windows), len(windows))).round().astype(int)

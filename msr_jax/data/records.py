@@ -273,5 +273,5 @@ def check_stems(source: RecordSource, stems: Sequence[str], sample_rate: int, ch
     for what, wanted in (("stems", list(stems)), ("sample_rate", sample_rate), ("channels", channels)):
         if held[what] != wanted:
             raise UserError(
-                f"the records hold {what} {held[what]}, the config asks for {wanted}; prepare the data again"
+                f"the records in {source.folder} hold {what} {held[what]}, the config asks for {wanted}; prepare the data again"
             )

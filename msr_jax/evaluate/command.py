@@ -143,6 +143,8 @@ def main(argv: list[str]) -> int:
     for name, value in (("--workers", args.workers), ("--sample-rate", args.sample_rate)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1")
+    if args.excerpts < 0:
+        raise UserError("--excerpts must be at least 0")
     shard, shards = parse_shard(args.shard)
     folder = split_of(args.data, args.split)
     settings: dict[str, Any] = {"data": str(args.data), "model": args.model, "estimates": None, "refine": None}

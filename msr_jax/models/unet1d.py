@@ -230,6 +230,11 @@ def make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
     net = UNet1d(**fields, dtype=dtype)
     if net.channels % net.patch_factor:
         raise UserError(f"model.channels ({net.channels}) must be a multiple of patch_factor ({net.patch_factor})")
+    odd = [c for c in (1, *net.multipliers) if net.channels * c % net.resnet_groups]
+    if odd:
+        raise UserError(
+            f"model.resnet_groups ({net.resnet_groups}) must divide the channels of every level, such as {net.channels * odd[0]}"
+        )
 
     def init(key: Array, timed: bool, conditioned: bool | None = None) -> Any:
         x = jnp.zeros((1, net.length_multiple, net.in_channels))

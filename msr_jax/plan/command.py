@@ -8,7 +8,7 @@ from typing import Any
 
 from msr_jax.config_files import read_config
 from msr_jax.errors import UserError
-from msr_jax.runtime import write_whole
+from msr_jax.runtime import check_place, write_whole
 
 SEPARATIONS = ("none", "diffusion", "consistency")
 
@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
         description="What a training step or a separation needs and takes on a target, by the target's own compiler. No chip, "
         "no driver and no data are needed, and nothing is allocated.",
         epilog="Compilers come with the extras: pip install 'msr_jax[tpu]' and 'msr_jax[cuda]'. For cpu:N the forms that all "
-        "accelerators share are compiled for simulated devices. Results are kept in ~/.cache/msr_jax/plans.",
+        "accelerators share are compiled for simulated devices. Results are kept in the user's cache folder, or MSR_HOME.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
     from msr_jax.plan.target import find_target
 
     target = find_target(args.target)
+    if args.json:
+        check_place(args.json)
     if args.fit and target.chip is None:
         raise UserError("--fit needs a chip whose memory is known; a CPU's is not part of the target")
     print(f"compiling for {target.name}; that can take minutes", file=sys.stderr)

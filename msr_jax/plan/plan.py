@@ -107,21 +107,22 @@ def expected_time(plan: Mapping[str, Any], chip: Chip, devices: int) -> dict[str
     """Seconds of a run on so many devices.
 
     `at_least`: the largest of what computing, moving bytes (where the compiler counts them) and sending take at the data
-    sheet's rates. `compute` is at the assumed utilisation, `communication` if none were hidden; `overlapped` is the larger of
-    the two, and `exposed` their sum. Communication runs at the link's rate inside one host, at the rate between hosts once
+    sheet's rates. `compute` is at the assumed utilisation, `communication` if none were hidden; `overlapped` is the largest of
+    these and of moving bytes, and `exposed` has communication added instead. Communication runs at the link's rate inside one host, at the rate between hosts once
     there are several.
     """
     rate = chip.link if devices <= chip.per_host else chip.host_link
     fastest = plan["flops_per_device"] / chip.flops
     compute = fastest / ASSUMED_UTILISATION
     communication = sum(kind["sent_bytes"] for kind in plan["collectives"].values()) / rate
+    memory = (plan.get("bytes_moved") or 0) / chip.bandwidth
     return {
-        "at_least": max(fastest, (plan.get("bytes_moved") or 0) / chip.bandwidth, communication),
+        "at_least": max(fastest, memory, communication),
         "compute": compute,
-        "memory": (plan.get("bytes_moved") or 0) / chip.bandwidth,
+        "memory": memory,
         "communication": communication,
-        "overlapped": max(compute, communication),
-        "exposed": compute + communication,
+        "overlapped": max(compute, memory, communication),
+        "exposed": max(compute, memory) + communication,
     }
 
 

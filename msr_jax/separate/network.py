@@ -214,7 +214,7 @@ class Network:
             self._read[batch_size, *shape] = kept
             return program
         hits = len(_HITS)
-        with saying(f"compiling {self.name}; it is kept for the next time"):
+        with saying(f"compiling {self.name}" + ("; it is kept for the next time" if kept else "")):
             function = self.function(batch_size < self.stems)
             everywhere, each = PartitionSpec(), PartitionSpec("devices")
             specs = (everywhere, each, each, everywhere)

@@ -3,9 +3,11 @@
 import argparse
 import importlib.util
 import ipaddress
+import math
 import secrets
 import threading
 from pathlib import Path
+from urllib.parse import quote
 
 from msr_jax.errors import UserError
 
@@ -56,7 +58,7 @@ def is_loopback(host: str) -> bool:
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     for name in ("max_minutes", "max_upload_mb", "max_queue", "jobs", "keep_hours"):
-        if not getattr(args, name) > 0:
+        if not 0 < getattr(args, name) < math.inf:
             raise UserError(f"--{name.replace('_', '-')} must be positive, not {getattr(args, name)}")
     if not 0 <= args.port < 65536:
         raise UserError(f"--port must lie between 0 and 65535, not {args.port}")
@@ -89,7 +91,7 @@ def _serve(args: argparse.Namespace, token: str | None) -> int:
     desk = Desk(models, Limits(args.max_minutes), args.jobs, args.keep_hours, args.max_queue, args.folder)
     app = make_app(desk, token, int(args.max_upload_mb * 1e6), tuple(args.allow_origin))
     shown = f"[{args.host}]" if ":" in args.host else args.host
-    link = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
+    link = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={quote(token, safe='')}" if token else "")
     print(f"open {link}   (Ctrl-C ends it and removes its files)", flush=True)
     config = uvicorn.Config(
         app,

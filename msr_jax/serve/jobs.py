@@ -101,15 +101,18 @@ class Job:
 def own_folder(parent: Path | None) -> tuple[Path, Any]:
     """A folder for this server's files, and the open lock that keeps it; those whose server is gone are removed."""
     parent = parent or Path(tempfile.gettempdir()) / f"msr-serve-{os.getuid()}"
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if parent.stat().st_uid != os.getuid():
-        raise UserError(f"{parent} belongs to somebody else; name another folder with --folder")
-    for old in parent.glob(f"{OWN}*"):
-        with contextlib.suppress(OSError), open(old / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=OWN, dir=parent))
-    lock = open(folder / "lock", "w")
+    try:
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if parent.stat().st_uid != os.getuid():
+            raise UserError(f"{parent} belongs to somebody else; name another folder with --folder")
+        for old in parent.glob(f"{OWN}*"):
+            with contextlib.suppress(OSError), open(old / "lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=OWN, dir=parent))
+        lock = open(folder / "lock", "w")
+    except OSError as error:
+        raise UserError(f"{parent} cannot be written ({error.strerror}); name another folder with --folder") from error
     fcntl.flock(lock, fcntl.LOCK_EX)
     return folder, lock
 

@@ -32,7 +32,12 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep: int, keep_best: int = 0):
         """Raises UserError if the folder cannot be written or `keep` is below 1."""
-        self.folder = epath.Path(folder)
+        try:
+            self.folder = epath.Path(folder)
+        except (ImportError, KeyError, ValueError) as error:
+            raise UserError(
+                f"train.checkpoints: {folder} names no store that can be written ({_first_line(error)})"
+            ) from error
         if keep < 1:
             raise UserError(f"train.keep must be at least 1, not {keep}")
         kept = [policies.LatestN(keep)]

@@ -253,7 +253,16 @@ def _restore_or_start(
             f"the checkpoints in {checkpoints.folder} were made with other data ({others}); give back what they were made "
             "with, use another --workdir, or go on with the new data by --accept-new-data"
         )
-    state = checkpoints.restore(stage.abstract)
+    try:
+        state = checkpoints.restore(stage.abstract)
+    except UserError as error:
+        of_the_state = [change for change in changed if change[0].split(".")[0] in ("optim", "model")]
+        if not of_the_state:
+            raise
+        listed = ", ".join(f"config.{name} = {old}, not {new}" for name, old, new in of_the_state)
+        raise UserError(
+            f"the checkpoints in {checkpoints.folder} were made with {listed}, and do not fit; use another --workdir"
+        ) from error
     _say(f"resumed from step {int(state.step)} in {checkpoints.folder}")
     if changed:
         listed = ", ".join(f"{name} ({old} before, {new} now)" for name, old, new in changed)
