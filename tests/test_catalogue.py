@@ -67,6 +67,8 @@ def test_stems_of_an_earlier_run_into_the_searched_folder_are_no_songs(given, ou
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert find() == first and len(first) == 2
+    named = next(iter(first[0].paths(STEMS, "flac").values()))
+    assert without_stems([*first, *find_tasks([f"{named.parent}/./{named.name}"], tmp_path / out)], STEMS)[2:]
 
 
 def test_a_file_under_two_spellings_is_one_song(library):

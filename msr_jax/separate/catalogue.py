@@ -77,10 +77,11 @@ def find_tasks(
     tasks: dict[str, Task] = {}
     names = _Names(out, filename or FILENAME)
     for place in map(str, given):
+        is_found = True
         if is_url(place):
             urls, folder = find_urls(place, AUDIO_SUFFIXES)
             if urls == [place]:
-                found = [names.task(place, "")]
+                found, is_found = [names.task(place, "")], False
             else:
                 urls = _outside(urls, folder or _beginning(place), out)
                 found = names.below(folder, urls) if folder else names.below_common(urls)
@@ -92,10 +93,9 @@ def find_tasks(
             paths = [p for p in sorted(glob.glob(place, recursive=True)) if not os.path.isdir(p)]
             found = names.below_common(_outside(paths, _beginning(place), out))
         else:
-            found = [names.task(place, "")]
+            found, is_found = [names.task(place, "")], False
         if not found:
             raise UserError(f"no file is called like {place}")
-        is_found = [place] != [task.source for task in found]
         for task in found:
             tasks.setdefault(_place(task.source), task._replace(is_found=is_found))
     if listed:

@@ -190,7 +190,7 @@ def main(argv: list[str]) -> int:
     Output(args.format, args.bits, args.peak).check()
     shard, shards = find_shard(args.shard, os.environ, args.processes, args.process)
     tasks = find_tasks(args.songs, args.out, args.list, args.filename)
-    if len(tasks) == 1 and not (tasks[0].url or args.manifest or args.json):
+    if len(tasks) == shards == 1 and not (tasks[0].url or args.manifest or args.json):
         audio_info(tasks[0].song)  # before a model is loaded
     manifest = Manifest(args.manifest) if args.manifest else None
     separator = separator_of(args)

@@ -140,9 +140,8 @@ def write_stems(
     tags = {stem: stem_tags(found, stem, title) for stem in stems} if found else {}
     try:
         counted = _counted(parts, progress) if progress else parts
-        if (
-            output.peak == "scale"
-        ):  # the gain is known when all is there; it is that of all stems, also of those that are kept
+        if output.peak == "scale":
+            # The gain is known when all is there; it is that of all stems, also of those that are kept.
             highest = [1.0]
             noted = _noting_peaks(counted, highest)
             first = _write(noted, Task(task.song, unscaled).paths(stems, "wav"), info, Output(), {})

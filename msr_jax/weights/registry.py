@@ -85,12 +85,12 @@ def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
     Raises:
       UserError: neither; or the file cannot be fetched, is not the one that the table knows, or cannot be imported.
     """
-    if str(place) in ("bundled", str(BUNDLED)):
+    if Path(place).exists() or os.sep in str(place):
+        return Path(place)
+    if str(place) == "bundled":
         return BUNDLED
     table = read_table(TABLE)
-    if Path(place).exists() or str(place) not in table:
-        if Path(place).exists() or os.sep in str(place):
-            return Path(place)
+    if str(place) not in table:
         raise UserError(f"{place} is no folder and no name of a public model; `msr models` lists those")
     name = str(place)
     folder, entry = folder_of(name), table[name]
