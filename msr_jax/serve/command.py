@@ -90,7 +90,8 @@ def _serve(args: argparse.Namespace, token: str | None) -> int:
     threading.Thread(target=models.warm, daemon=True).start()
     desk = Desk(models, Limits(args.max_minutes), args.jobs, args.keep_hours, args.max_queue, args.folder)
     app = make_app(desk, token, int(args.max_upload_mb * 1e6), tuple(args.allow_origin))
-    shown = f"[{args.host}]" if ":" in args.host else args.host
+    name = socket.gethostname() if args.host in ("0.0.0.0", "::") else args.host  # by which others reach it
+    shown = f"[{name}]" if ":" in name else name
     link = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={quote(token, safe='')}" if token else "")
     print(f"open {link}   (Ctrl-C ends it and removes its files)", flush=True)
     config = uvicorn.Config(
