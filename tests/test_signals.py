@@ -177,7 +177,6 @@ def test_programs_that_a_killed_process_left_half_kept_are_removed_unless_anothe
         return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
     folder = kept()
-    folder.mkdir(parents=True)
     for name in ("whole-cache", "whole-atime", "half-cache"):
         (folder / name).write_bytes(b"12345678")
     with open(folder / ".lockfile", "w") as lock:

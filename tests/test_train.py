@@ -178,7 +178,7 @@ def test_a_run_refuses_what_does_not_fit(tiny_config, records, tmp_path):
         ({"mesh": {"data": 3, "fsdp": 1}}, "does not fit 1 devices"),
         ({"segment": 100}, "multiple of"),
         ({"train": {**plain["train"], "log_every": 3}}, "multiple of train.steps_per_dispatch"),
-        ({"stems": ["a", "b", "c", "d"]}, "the records hold stems"),
+        ({"stems": ["a", "b", "c", "d"]}, "hold stems"),
         ({"data": {**plain["data"], "train": str(tmp_path)}}, "holds no records"),
     ):
         with pytest.raises((UserError, KeyError), match=words):

@@ -404,15 +404,13 @@ def complex_product(x: Array, y: Array) -> Array:
 def read_network(kind: type[MaskRoformer], sizes: Mapping[str, Any], dtype: jnp.dtype) -> MaskRoformer:
     """The module of these sizes; UserError for fields that are unknown, or sizes that no network of the family can have."""
     net = kind(**read_fields(sizes, set(kind.__dataclass_fields__) - INNER), dtype=dtype)
-    if net.stft_win_length > net.stft_n_fft or net.stft_hop_length >= net.stft_win_length or net.dim_head % 2:
+    if not net.stft_hop_length < net.stft_win_length <= net.stft_n_fft or net.dim_head % 2 or net.stft_n_fft % 2:
         raise UserError(
             f"stft_hop_length ({net.stft_hop_length}) < stft_win_length ({net.stft_win_length}) ≤ stft_n_fft "
-            f"({net.stft_n_fft}) must hold, and dim_head ({net.dim_head}) must be even"
+            f"({net.stft_n_fft}) must hold, and stft_n_fft and dim_head ({net.dim_head}) must be even"
         )
     if net.time_transformer_depth < 1 or (net.has_output_norms and net.freq_transformer_depth < 1):
         raise UserError("time_transformer_depth and freq_transformer_depth must be at least 1")
-    if net.stft_n_fft % 2:
-        raise UserError(f"stft_n_fft must be even, not {net.stft_n_fft}")
     return net
 
 
