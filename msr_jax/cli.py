@@ -65,13 +65,20 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     try:
         try:
-            return _command(argv)
-        finally:
-            if sys.stdout:
-                sys.stdout.flush()
+            code = _command(argv)
+        except SystemExit:  # after --help
+            _flush()
+            raise
+        _flush()
+        return code
     except UserError as error:
         print(f"msr {argv[0] if argv else ''}: {error}", file=sys.stderr)
         return 2
+
+
+def _flush() -> None:
+    if sys.stdout:
+        sys.stdout.flush()
 
 
 def _command(argv: list[str]) -> int:

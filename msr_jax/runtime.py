@@ -243,7 +243,7 @@ def _end(told: str, code: Any) -> NoReturn:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError, UserError):
             stream.flush()
 
 

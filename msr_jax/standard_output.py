@@ -30,4 +30,7 @@ def outlive_readers() -> None:
         return
     buffer = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
     told = sys.stdout
-    sys.stdout = io.TextIOWrapper(buffer, told.encoding, told.errors, line_buffering=told.isatty())
+    how = {
+        name: bool(getattr(told, name, False)) for name in ("line_buffering", "write_through")
+    }  # as `python -u` has them
+    sys.stdout = io.TextIOWrapper(buffer, told.encoding, told.errors, **how)

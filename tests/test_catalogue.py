@@ -8,7 +8,7 @@ import soundfile
 
 from msr_jax.cli import main
 from msr_jax.errors import UserError
-from msr_jax.separate.catalogue import find_tasks, without_stems
+from msr_jax.separate.catalogue import check_stems, find_tasks, without_stems
 from tests.conftest import TINY_RATE
 
 STEMS = ["bass", "drums", "guitar", "piano"]
@@ -63,12 +63,19 @@ def test_stems_of_an_earlier_run_into_the_searched_folder_are_no_songs(given, ou
     given = given.replace("music", str(tmp_path / "music"))
     find = lambda: without_stems(find_tasks([given], tmp_path / out), STEMS)
     first = find()
-    for path in (path for task in first[:1] for path in task.paths(STEMS, "flac").values()):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+    (tmp_path / "store").touch()
+    for suffix in ("wav", "flac", "ogg"):
+        for path in (path for task in first[:1] for path in task.paths(STEMS, suffix).values()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(tmp_path / "store") if suffix == "ogg" else path.touch()
     assert find() == first and len(first) == 2
     named = next(iter(first[0].paths(STEMS, "flac").values()))
-    assert without_stems([*first, *find_tasks([f"{named.parent}/./{named.name}"], tmp_path / out)], STEMS)[2:]
+    for order in ([given, f"{named.parent}/./{named.name}"], [named, given]):
+        assert len(without_stems(find_tasks(order, tmp_path / out), STEMS)) == 3
+    with pytest.raises(UserError, match="would replace a song"):
+        check_stems(
+            find_tasks([tmp_path / "music" / "one.wav", named], tmp_path / out), STEMS, "wav", is_any_format=True
+        )
 
 
 def test_a_file_under_two_spellings_is_one_song(library):

@@ -66,6 +66,22 @@ def test_who_reads_the_output_may_leave_and_a_full_disk_is_a_sentence(command):
     assert process.stderr == f"msr {command[0]}: cannot write to standard output: No space left on device\n"
 
 
+def test_ctrl_c_is_answered_though_a_full_disk_holds_what_was_printed():
+    code = (
+        "import os, signal\n"
+        "from msr_jax.runtime import run_as_process\n"
+        "from msr_jax.standard_output import outlive_readers\n"
+        "outlive_readers()\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "run_as_process('msr', lambda: (print('told'), os.kill(os.getpid(), signal.SIGINT), 0)[2])"
+    )
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30
+        )
+    assert (process.returncode, process.stderr) == (130, "msr: interrupted\n")
+
+
 def test_a_batch_goes_on_when_its_reader_has_left(tiny_model, tmp_path):
     songs = [tmp_path / f"{k}.wav" for k in range(6)]
     for song in songs:

@@ -182,6 +182,17 @@ def test_a_song_elsewhere_is_separated_as_one_here(bucket, tiny_model, tmp_path,
     }
 
 
+def test_of_a_source_s_lines_the_last_one_counts(tmp_path):
+    manifest = Manifest(tmp_path / "manifest.jsonl")
+    row = {"source": "a.wav", "stems": {"bass": "a/bass.wav"}, "error": None}
+    manifest.add(row)
+    assert manifest.tells(row) and manifest.has("a.wav", row["stems"])
+    broken = {**row, "stems": {}, "error": "it is damaged"}
+    manifest.add(broken)
+    for again in (manifest, Manifest(tmp_path / "manifest.jsonl")):
+        assert again.tells(broken) and not again.tells(row) and not again.has("a.wav", row["stems"])
+
+
 def test_a_manifest_s_line_that_was_cut_off_is_gone(tmp_path):
     path = tmp_path / "m.jsonl"
     whole = {"source": "a", "stems": {"bass": "x"}, "error": None}

@@ -103,6 +103,8 @@ def test_wrappers_and_prefixes_do_not_hide_a_network(kind, wrapper, prefix, told
     [
         (lambda state, counter: {"model": {"state_dict": state}}, ""),
         (lambda state, counter: {"ema": {"module": state, "decay": 0.9}}, ""),
+        (lambda state, counter: {"model": {"state_dict": state, "step": counter}}, ""),
+        (lambda state, counter: {"state": {"model": {"a": counter}}, "state_dict": state}, "state"),
         (lambda state, counter: {"ema": {"n_averaged": counter, **_under("module.", state)}}, "n_averaged"),
         (lambda state, counter: {"state_dict": {"loss.window": counter, **_under("model.", state)}}, "loss.window"),
         (lambda state, counter: {"ema": _under("x.", state), "model": state}, "ema"),

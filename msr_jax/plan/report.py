@@ -47,8 +47,8 @@ def print_plan(plan: Mapping[str, Any], target: Target) -> None:
         e = plan["expected"]
         _line(
             "time",
-            f"at least {e['at_least']:.2g} s at the data sheet's rates; {e['overlapped']:.2g} to {e['exposed']:.2g} s if "
-            f"computing reaches {ASSUMED_UTILISATION:.0%} of them ({e['compute']:.2g} s; sending {e['communication']:.2g} s)",
+            f"at least {e['at_least']:.3g} s at the data sheet's rates; {e['overlapped']:.3g} to {e['exposed']:.3g} s if "
+            f"computing reaches {ASSUMED_UTILISATION:.0%} of them ({e['compute']:.3g} s; sending {e['communication']:.3g} s)",
         )
 
 

@@ -171,6 +171,12 @@ def begun_ahead(
                 begun.made.close()
 
 
+def all_stems(separator: Separator | Ensemble) -> list[str]:
+    """Of the model or models, whichever are wanted; and what is left of the song, if it is."""
+    members: Sequence[Separator] = separator.members if isinstance(separator, Ensemble) else [separator]
+    return list(dict.fromkeys([*separator.stems, *(stem for member in members for stem in member.config["stems"])]))
+
+
 def refinement_of(separator: Separator | Ensemble) -> str:
     """Its name; of several models that differ in it, all of them."""
     members: Sequence[Separator] = separator.members if isinstance(separator, Ensemble) else [separator]

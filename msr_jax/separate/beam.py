@@ -15,7 +15,7 @@ from typing import Any
 
 from msr_jax.errors import UserError
 from msr_jax.runtime import begin
-from msr_jax.separate.batch import Batch, separator_of
+from msr_jax.separate.batch import Batch, all_stems, separator_of
 from msr_jax.separate.catalogue import check_stems, find_tasks, without_stems
 from msr_jax.separate.command import parser_of
 from msr_jax.separate.songs import Output, Task
@@ -76,8 +76,8 @@ def main(argv: list[str]) -> int:
     manifest = args.manifest or args.out / "manifest.jsonl"
     separator = _loaded(tuple(own)).separator  # what is wrong with the options is said here
     if not args.overwrite:
-        tasks = without_stems(tasks, separator.stems)
-    check_stems(tasks, separator.stems, args.format)
+        tasks = without_stems(tasks, all_stems(separator))
+    check_stems(tasks, separator.stems, args.format, is_any_format=args.overwrite)
     manifest.parent.mkdir(parents=True, exist_ok=True)
     with beam.Pipeline(options=PipelineOptions(rest)) as pipeline:
         (

@@ -96,19 +96,31 @@ def find_tasks(
             found, is_found = [names.task(place, "")], False
         if not found:
             raise UserError(f"no file is called like {place}")
-        for task in found:
-            tasks.setdefault(_place(task.source), task._replace(is_found=is_found))
+        _add(tasks, (task._replace(is_found=is_found) for task in found))
     if listed:
-        for task in names.below_common(read_list(str(listed))):
-            tasks.setdefault(_place(task.source), task)
+        _add(tasks, names.below_common(read_list(str(listed))))
     if not tasks:
         raise UserError("no songs are named; give files, folders, patterns or --list FILE")
-    counts = Counter((task.folder, task.names) for task in tasks.values())
-    (shared, name), count = counts.most_common(1)[0]
-    if count > 1:
-        place = shared.name if name == "{stem}.{ext}" else name
-        raise UserError(f"two songs are named {place} and would share a folder; separate them into different folders")
+    _check_places([task for task in tasks.values() if not task.is_found])
     return list(tasks.values())
+
+
+def _add(tasks: dict[str, Task], more: Iterable[Task]) -> None:
+    """Each file once; one that is named somewhere counts as named."""
+    for task in more:
+        before = tasks.setdefault(_place(task.source), task)
+        if before.is_found and not task.is_found:
+            tasks[_place(task.source)] = before._replace(is_found=False)
+
+
+def _check_places(tasks: Sequence[Task]) -> None:
+    """Raises UserError if two songs would share a place."""
+    for (shared, name), count in Counter((task.folder, task.names) for task in tasks).most_common(1):
+        if count > 1:
+            place = shared.name if name == "{stem}.{ext}" else name
+            raise UserError(
+                f"two songs are named {place} and would share a folder; separate them into different folders"
+            )
 
 
 class _Names:
@@ -187,16 +199,22 @@ def _places(task: Task, stems: Sequence[str], suffix: str) -> list[str]:
     return [os.path.join(folder, task.names.format(stem=stem, ext=suffix)) for stem in stems]
 
 
-def _real(task: Task) -> str | None:
-    """The place of a song on this machine, links followed."""
+def _spellings(task: Task) -> set[str]:
+    """The places of a song on this machine, links to its folder followed: its own, and that of the file that it is a link to."""
     path = local_path(task.source)
-    return None if path is None else os.path.realpath(path)
+    return set() if path is None else {os.path.join(os.path.realpath(path.parent), path.name), os.path.realpath(path)}
 
 
 def without_stems(tasks: Sequence[Task], stems: Sequence[str]) -> list[Task]:
     """Without songs that were found where stems of others go, in whatever format: an earlier run or another process put them there.
 
     Else a second run into the folder that it searches would separate the first one's stems.
+
+    Args:
+      stems: all that the model has, whichever are wanted now.
+
+    Raises:
+      UserError: none is left.
     """
     if not any(task.is_found for task in tasks):
         return list(tasks)
@@ -204,8 +222,8 @@ def without_stems(tasks: Sequence[Task], stems: Sequence[str]) -> list[Task]:
     left: list[Task] = []
     dropped: list[Task] = []
     for task in tasks:
-        song = _real(task) if task.is_found else None
-        (dropped if song and os.path.splitext(song)[0] in places else left).append(task)
+        songs = _spellings(task) if task.is_found else set()
+        (dropped if any(os.path.splitext(song)[0] in places for song in songs) else left).append(task)
     if dropped:
         log.info(
             f"taken for stems, as they are where those of other songs go: {len(dropped)} files, such as {dropped[0].song}"
@@ -213,10 +231,15 @@ def without_stems(tasks: Sequence[Task], stems: Sequence[str]) -> list[Task]:
     return left
 
 
-def check_stems(tasks: Sequence[Task], stems: Sequence[str], suffix: str) -> None:
-    """Raises UserError if a stem would take the place of a song."""
-    songs = {song for song in map(_real, tasks) if song}
+def check_stems(tasks: Sequence[Task], stems: Sequence[str], suffix: str, is_any_format: bool = False) -> None:
+    """Raises UserError if a stem would take the place of a song, or two songs would share one.
+
+    `is_any_format`: also one that differs in its suffix alone.
+    """
+    _check_places(tasks)
+    key = (lambda place: os.path.splitext(place)[0]) if is_any_format else lambda place: place
+    songs = {key(song) for task in tasks for song in _spellings(task)}
     for task in tasks:
         for place in _places(task, stems, suffix):
-            if place in songs:
+            if key(place) in songs:
                 raise UserError(f"the stem {place} would replace a song that is to be separated; name another folder")

@@ -16,7 +16,7 @@ from msr_jax.audio.io import AudioInfo, audio_info
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.runtime import log
-from msr_jax.separate.batch import Batch, Outcome, begun_ahead, refinement_of, separator_of
+from msr_jax.separate.batch import Batch, Outcome, all_stems, begun_ahead, refinement_of, separator_of
 from msr_jax.separate.catalogue import FILENAME, check_stems, find_shard, find_tasks, without_stems
 from msr_jax.separate.engine import OVERLAP, Separator
 from msr_jax.separate.ensemble import BY, Ensemble
@@ -193,13 +193,14 @@ def main(argv: list[str]) -> int:
     if len(tasks) == shards == 1 and not (tasks[0].url or args.manifest or args.json):
         audio_info(tasks[0].song)  # before a model is loaded
     manifest = Manifest(args.manifest) if args.manifest else None
-    separator = separator_of(args)
-    if not args.overwrite:
-        tasks = without_stems(tasks, separator.stems)
-    check_stems(tasks, separator.stems, args.format)
+    separator = separator_of(args) if tasks[shard - 1 :: shards] else None
+    if separator:
+        if not args.overwrite:
+            tasks = without_stems(tasks, all_stems(separator))
+        check_stems(tasks, separator.stems, args.format, is_any_format=args.overwrite)
     is_alone = len(tasks) == 1 and shards == 1 and not args.manifest
     tasks = tasks[shard - 1 :: shards]
-    if not tasks:
+    if not (tasks and separator):
         log.info(f"there is no song for share {shard} of {shards}")
         return 0
     batch = Batch(args, separator)

@@ -28,7 +28,7 @@ class Manifest:
     def __init__(self, path: Path):
         """Raises UserError if it cannot be written, or is another kind of file."""
         self.path = path
-        self.done: set[tuple[str, ...]] = set()  # sources with their stems' places, that it holds without an error
+        self.done: dict[str, set[tuple[str, ...]]] = {}  # by source, its stems' places, of lines since its last error
         self.errors: dict[str, str | None] = {}  # by source, of its last line
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,8 +36,8 @@ class Manifest:
                 text = os.pread(file, os.fstat(file).st_size, 0)
                 whole = text[: text.rfind(b"\n") + 1]
                 rows = [json.loads(line) for line in whole.decode().splitlines()]
-                self.done = {_key(row["source"], row["stems"]) for row in rows if row["error"] is None}
-                self.errors = {row["source"]: row["error"] for row in rows}
+                for row in rows:
+                    self._note(row)
                 if whole != text:  # a line that a full disk or a kill cut off
                     os.ftruncate(file, len(whole))
         except OSError as error:
@@ -47,7 +47,7 @@ class Manifest:
 
     def has(self, source: str, stems: Mapping[str, Any]) -> bool:
         """Whether there is a line, without an error, of this source and stems in these places."""
-        return _key(source, stems) in self.done
+        return _places(stems) in self.done.get(source, ())
 
     def tells(self, row: Mapping[str, Any]) -> bool:
         """Whether a line says the same of the source: that it has these stems, or the same error."""
@@ -63,9 +63,14 @@ class Manifest:
                     line = line[os.write(file, line) :]
         except OSError as error:
             raise UserError(f"cannot write --manifest {self.path}: {error.strerror}") from error
+        self._note(row)
+
+    def _note(self, row: Mapping[str, Any]) -> None:
         self.errors[row["source"]] = row["error"]
         if row["error"] is None:
-            self.done.add(_key(row["source"], row["stems"]))
+            self.done.setdefault(row["source"], set()).add(_places(row["stems"]))
+        else:
+            self.done.pop(row["source"], None)
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -79,8 +84,8 @@ class Manifest:
             os.close(file)
 
 
-def _key(source: str, stems: Mapping[str, Any]) -> tuple[str, ...]:
-    return (source, *sorted(map(str, stems.values())))
+def _places(stems: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(map(str, stems.values())))
 
 
 def sha256_of(path: Path) -> str | None:

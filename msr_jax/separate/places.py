@@ -69,7 +69,7 @@ def find_urls(url: str, suffixes: frozenset[str]) -> tuple[list[str], str | None
     root = "/" if local_path(url) else ""
     whole = lambda found: str(found) if is_url(found) else f"{scheme}://{root}{str(found).lstrip('/')}"
     with _reading(url):
-        if any(sign in url for sign in "*[") and not system.isfile(path):
+        if any(sign in url for sign in "*[") and not system.exists(path):
             return [whole(p) for p in sorted(system.glob(path)) if not system.isdir(p)], None
         if not system.isdir(path):
             return [url], None

@@ -167,10 +167,10 @@ def _put(beside: Path, folder: Path) -> None:
     try:
         os.replace(beside, folder)
     except OSError:
-        if not folder.is_dir():
+        places = {path: folder / path.relative_to(beside) for path in beside.rglob("*") if path.is_file()}
+        if not folder.is_dir() or any(place.exists() for place in places.values()):
             raise
-        for path in sorted(path for path in beside.rglob("*") if path.is_file()):
-            place = folder / path.relative_to(beside)
+        for path, place in places.items():
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, place)
 

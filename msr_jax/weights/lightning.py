@@ -285,7 +285,8 @@ def _find_state(content: Any, path: Path) -> tuple[dict[str, LazyTensor], dict[s
     """The state dict, and what else the file holds."""
     inside = content.values() if isinstance(content, dict) else [content]
     content = content if isinstance(content, dict) else {}
-    for name in WRAPPERS:
+    holds_tensors = lambda name: isinstance(content.get(name), dict) and _has_tensors(content[name])
+    for name in sorted(WRAPPERS, key=lambda name: not holds_tensors(name)):
         if state := _wrapped(content.get(name)):
             if strange := [str(k) for k, v in state.items() if not isinstance(v, LazyTensor)]:
                 raise UserError(f"{path}: the state_dict entry {strange[0]} is no tensor")
@@ -302,13 +303,15 @@ def _find_state(content: Any, path: Path) -> tuple[dict[str, LazyTensor], dict[s
 
 
 def _wrapped(content: Any, depth: int = 3) -> dict[Any, Any] | None:
-    """The dict that holds tensors: this one, or one that lies in it under a name of a wrapper, not too deep."""
+    """The dict that holds tensors: one that lies in this one under a name of a wrapper, not too deep, or itself."""
     if not isinstance(content, dict) or not depth:
         return None
-    if any(isinstance(value, LazyTensor) for value in content.values()):
-        return content
     found = (_wrapped(content.get(name), depth - 1) for name in (*WRAPPERS, "module"))
-    return next((state for state in found if state), None)
+    return next((state for state in found if state), content if _has_tensors(content) else None)
+
+
+def _has_tensors(content: dict[Any, Any]) -> bool:
+    return any(isinstance(value, LazyTensor) for value in content.values())
 
 
 def _named(state: dict[Any, LazyTensor], path: Path) -> dict[str, LazyTensor]:
