@@ -30,7 +30,7 @@ def outlive_readers() -> None:
         return
     buffer = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
     told = sys.stdout
-    how = {
-        name: bool(getattr(told, name, False)) for name in ("line_buffering", "write_through")
-    }  # as `python -u` has them
-    sys.stdout = io.TextIOWrapper(buffer, told.encoding, told.errors, **how)
+    lines, through = (
+        bool(getattr(told, name, False)) for name in ("line_buffering", "write_through")
+    )  # as of `python -u`
+    sys.stdout = io.TextIOWrapper(buffer, told.encoding, told.errors, line_buffering=lines, write_through=through)

@@ -73,9 +73,7 @@ def test_stems_of_an_earlier_run_into_the_searched_folder_are_no_songs(given, ou
     for order in ([given, f"{named.parent}/./{named.name}"], [named, given]):
         assert len(without_stems(find_tasks(order, tmp_path / out), STEMS)) == 3
     with pytest.raises(UserError, match="would replace a song"):
-        check_stems(
-            find_tasks([tmp_path / "music" / "one.wav", named], tmp_path / out), STEMS, "wav", is_any_format=True
-        )
+        check_stems([first[0], *find_tasks([named], tmp_path / out)], STEMS, "wav", is_any_format=True)
 
 
 def test_a_file_under_two_spellings_is_one_song(library):

@@ -19,7 +19,7 @@ from msr_jax.separate.ensemble import Ensemble, Member, load_ensemble, parse_mem
 from msr_jax.separate.manifest import sha256_of
 from msr_jax.separate.places import at_hand
 from msr_jax.separate.songs import Output, Task, Written, about_song, levels_of, stems_of, write_stems
-from msr_jax.weights.model_folder import BUNDLED
+from msr_jax.weights.model_folder import ALL_STEMS, BUNDLED
 from msr_jax.weights.registry import find_named
 
 SONGS = 2  # that are begun beside the one that is written
@@ -174,7 +174,8 @@ def begun_ahead(
 def all_stems(separator: Separator | Ensemble) -> list[str]:
     """Of the model or models, whichever are wanted; and what is left of the song, if it is."""
     members: Sequence[Separator] = separator.members if isinstance(separator, Ensemble) else [separator]
-    return list(dict.fromkeys([*separator.stems, *(stem for member in members for stem in member.config["stems"])]))
+    theirs = (stem for member in members for stem in member.config.get(ALL_STEMS, member.config["stems"]))
+    return list(dict.fromkeys([*separator.stems, *theirs]))
 
 
 def refinement_of(separator: Separator | Ensemble) -> str:

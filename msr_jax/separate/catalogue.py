@@ -236,10 +236,10 @@ def check_stems(tasks: Sequence[Task], stems: Sequence[str], suffix: str, is_any
 
     `is_any_format`: also one that differs in its suffix alone.
     """
-    _check_places(tasks)
     key = (lambda place: os.path.splitext(place)[0]) if is_any_format else lambda place: place
     songs = {key(song) for task in tasks for song in _spellings(task)}
     for task in tasks:
         for place in _places(task, stems, suffix):
             if key(place) in songs:
                 raise UserError(f"the stem {place} would replace a song that is to be separated; name another folder")
+    _check_places(tasks)

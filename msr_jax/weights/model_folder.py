@@ -36,7 +36,7 @@ DEFAULT_REFINE = "default_refine"
 DEFAULT_SEGMENTS, DEFAULT_OVERLAP = "default_segments", "default_overlap"
 DEFAULTS = (DEFAULT_REFINE, DEFAULT_SEGMENTS, DEFAULT_OVERLAP)
 # In the config of a model that was loaded with some of its stems: their numbers among all.
-STEM_NUMBERS = "stem_numbers"
+STEM_NUMBERS, ALL_STEMS = "stem_numbers", "all_stems"
 OF_STEMS = ("mask_estimators/", "conditioning/stem_embedding")  # parameters whose first axis is the stems, in RoFormers
 
 
@@ -213,7 +213,8 @@ def load_model(folder: str | Path, stems: Sequence[str] | None = None, dtype: st
     Args:
       dtype: parameters come in float32, as they are trained, or as `cast_params` would give them for inference at "bfloat16".
       stems: names of those that are wanted. A network that has a head for each of its stems comes without the others' heads,
-        which are not read; its config then has these stems alone, and under `STEM_NUMBERS` which ones of the model's they are.
+        which are not read; its config then has these stems alone, under `STEM_NUMBERS` which ones of the model's they are, and
+        those under `ALL_STEMS`.
 
     Raises:
       UserError: no such folder, unreadable or foreign config, a default refinement that is not there, a stem that the model
@@ -275,6 +276,11 @@ def load_model(folder: str | Path, stems: Sequence[str] | None = None, dtype: st
         weights[name] = unflatten(tensors)
     give_back_memory()
     if numbers is not None and has_heads:
-        config = {**config, "stems": [config["stems"][k] for k in numbers], STEM_NUMBERS: numbers}
+        config = {
+            **config,
+            "stems": [config["stems"][k] for k in numbers],
+            STEM_NUMBERS: numbers,
+            ALL_STEMS: config["stems"],
+        }
         config["model"] = {**config["model"], "num_stems": len(numbers)}
     return Model(config, weights)
