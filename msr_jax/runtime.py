@@ -35,12 +35,17 @@ PASSING: set[Path] = set()
 _ending = threading.Lock()
 
 
+def _try_writing(folder: Path) -> None:
+    """Make a folder; OSError unless files can be made in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def check_place(path: Path) -> None:
     """Raises UserError unless a file can be written there; its folder is made."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        _try_writing(path.parent)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
@@ -320,9 +325,7 @@ def keep_compiled_programs() -> None:
 
     folder = home() / "compiled" / f"jaxlib-{version('jaxlib')}-{processor()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        _try_writing(folder)
     except OSError as error:
         log.info(
             f"compiled programs are not kept: {folder} cannot be written ({error.strerror}); MSR_HOME names another place"

@@ -30,7 +30,6 @@ def outlive_readers() -> None:
         return
     buffer = io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False))
     told = sys.stdout
-    lines, through = (
-        bool(getattr(told, name, False)) for name in ("line_buffering", "write_through")
-    )  # as of `python -u`
+    # As of the stream that it replaces: `python -u` has asked for lines at once.
+    lines, through = (bool(getattr(told, name, False)) for name in ("line_buffering", "write_through"))
     sys.stdout = io.TextIOWrapper(buffer, told.encoding, told.errors, line_buffering=lines, write_through=through)

@@ -72,9 +72,11 @@ def runs_of(song: Path, separator: Separator) -> tuple[int, int]:
 def network_seconds(songs: list[Path], separator: Separator, seconds: float = 10) -> float:
     """What the network takes for the chunks of all songs if it has nothing else to wait for, from so many seconds of each length."""
     channels, total = separator.config["channels"], 0.0
-    for samples, runs in sum(
-        (Counter({c: n}) for c, n in (runs_of(song, separator) for song in songs)), Counter()
-    ).items():
+    runs_of_length: Counter[int] = Counter()
+    for song in songs:
+        chunk, count = runs_of(song, separator)
+        runs_of_length[chunk] += count
+    for samples, runs in runs_of_length.items():
         size = separator.network.mixtures_at_once(samples, channels)
         mixtures = np.random.default_rng(0).standard_normal((size, samples, channels)).astype(np.float32)
         call = lambda _, mixtures=mixtures: separator.network(mixtures, np.zeros((len(mixtures), 2), int), 0)

@@ -53,12 +53,7 @@ def report() -> list[tuple[str, str]]:
         ("devices", ", ".join(f"{count} × {kind}" for kind, count in devices.items()) + f" ({jax.default_backend()})"),
         (
             "precision",
-            "float32 unless --dtype bfloat16 is asked for, which "
-            + (
-                "multiplies in bfloat16: measured to be faster here"
-                if has_units
-                else "computes in float32: no faster here"
-            ),
+            f"float32; --dtype bfloat16 computes in {'bfloat16, measured to be' if has_units else 'float32, bfloat16 being no'} faster here",
         ),
         ("compiled programs", _size(compiled)),
         ("plans", _size(home() / "plans")),

@@ -108,11 +108,8 @@ def spectrogram(audio: np.ndarray, sample_rate: int, width: int = 320, height: i
     padded = np.pad(audio, (0, max(0, size - len(audio))))
     _, _, z = stft(padded, sample_rate, nperseg=size, noverlap=size * 3 // 4)
     level = 20 * np.log10(np.abs(z) + 1e-9)
-    bins = (
-        np.geomspace(min(40, sample_rate / 16), sample_rate / 2, height)[::-1]
-        / (sample_rate / 2)
-        * (level.shape[0] - 1)
-    )
+    lowest, highest = min(40, sample_rate / 16), sample_rate / 2
+    bins = np.geomspace(lowest, highest, height)[::-1] / highest * (level.shape[0] - 1)
     columns = np.linspace(0, level.shape[1] - 1, width)
     shown = level[np.round(bins).astype(int)[:, None], np.round(columns).astype(int)]
     t = np.clip((shown + span) / (span - 10), 0, 1)  # partials of music stay below -10 dB

@@ -108,8 +108,8 @@ def expected_time(plan: Mapping[str, Any], chip: Chip, devices: int) -> dict[str
 
     `at_least`: the largest of what computing, moving bytes (where the compiler counts them) and sending take at the data
     sheet's rates. `compute` is at the assumed utilisation, `communication` if none were hidden; `overlapped` is the largest of
-    these and of moving bytes, and `exposed` has communication added instead. Communication runs at the link's rate inside one host, at the rate between hosts once
-    there are several.
+    these and of moving bytes, and `exposed` has communication added instead. Communication runs at the link's rate inside one
+    host, at the rate between hosts once there are several.
     """
     rate = chip.link if devices <= chip.per_host else chip.host_link
     fastest = plan["flops_per_device"] / chip.flops

@@ -11,16 +11,14 @@ from typing import Any, NamedTuple
 from msr_jax.audio.io import AudioInfo, seekable
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import REFINEMENTS
-from msr_jax.runtime import log
 from msr_jax.separate.chunks import ahead
 from msr_jax.separate.demix import Demix
 from msr_jax.separate.engine import Separator, load
-from msr_jax.separate.ensemble import Ensemble, Member, load_ensemble, parse_member
+from msr_jax.separate.ensemble import Ensemble, load_ensemble, parse_member
 from msr_jax.separate.manifest import sha256_of
 from msr_jax.separate.places import at_hand
 from msr_jax.separate.songs import Output, Task, Written, about_song, levels_of, stems_of, write_stems
 from msr_jax.weights.model_folder import ALL_STEMS, BUNDLED
-from msr_jax.weights.registry import find_named
 
 SONGS = 2  # that are begun beside the one that is written
 PARTS = 2  # of a song that wait to be written, beside those within its separation
@@ -47,12 +45,10 @@ def separator_of(args: argparse.Namespace) -> Separator | Ensemble:
     options["stems"] = [name.strip() for name in args.stems.split(",")] if args.stems is not None else None
     whole = {"mixture_consistent": args.mixture_consistent, "residual": args.residual}
     if not args.ensemble:
-        return load(find_named(args.model or BUNDLED, log.info), **options, **whole)
+        return load(args.model or BUNDLED, **options, **whole)
     if args.model:
         raise UserError("--ensemble names all of its models itself; leave --model out, or name that one there too")
-    members = [parse_member(text) for text in args.ensemble]
-    found = [Member(find_named(m.model, log.info), m.weight) for m in members]
-    return load_ensemble(found, args.ensemble_by, **whole, **options)
+    return load_ensemble([parse_member(text) for text in args.ensemble], args.ensemble_by, **whole, **options)
 
 
 class Outcome(NamedTuple):

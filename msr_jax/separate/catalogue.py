@@ -86,7 +86,7 @@ def find_tasks(
                 urls = _outside(urls, folder or _beginning(place), out)
                 found = names.below(folder, urls) if folder else names.below_common(urls)
         elif os.path.isdir(place):
-            found = names.below(place, _outside(_songs_in(Path(place)), place, out))
+            found = names.below(place, _songs_in(Path(place), out))
             if not found:
                 raise UserError(f"{place} holds no audio files; name one that does, or a song")
         elif not os.path.exists(place) and glob.has_magic(place):
@@ -180,11 +180,11 @@ def _outside(songs: Sequence[str], start: str, out: Path) -> list[str]:
     return list(songs) if is_in_out(start) else [song for song in songs if not is_in_out(song)]
 
 
-def _songs_in(folder: Path) -> list[str]:
-    """Audio files at any depth; those of hidden names are not for it."""
-    found = []
+def _songs_in(folder: Path, out: Path) -> list[str]:
+    """Audio files at any depth; those of hidden names and those in `out` are not for it."""
+    found, own = [], out.resolve()
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if not n.startswith("."))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and (Path(place) / n).resolve() != own)
         found += [
             os.path.join(place, n)
             for n in sorted(names)
@@ -212,9 +212,6 @@ def without_stems(tasks: Sequence[Task], stems: Sequence[str]) -> list[Task]:
 
     Args:
       stems: all that the model has, whichever are wanted now.
-
-    Raises:
-      UserError: none is left.
     """
     if not any(task.is_found for task in tasks):
         return list(tasks)

@@ -193,16 +193,15 @@ def main(argv: list[str]) -> int:
     if len(tasks) == shards == 1 and not (tasks[0].url or args.manifest or args.json):
         audio_info(tasks[0].song)  # before a model is loaded
     manifest = Manifest(args.manifest) if args.manifest else None
-    separator = separator_of(args) if tasks[shard - 1 :: shards] else None
-    if separator:
-        if not args.overwrite:
-            tasks = without_stems(tasks, all_stems(separator))
-        check_stems(tasks, separator.stems, args.format, is_any_format=args.overwrite)
-    is_alone = len(tasks) == 1 and shards == 1 and not args.manifest
-    tasks = tasks[shard - 1 :: shards]
-    if not (tasks and separator):
+    if not tasks[shard - 1 :: shards]:
         log.info(f"there is no song for share {shard} of {shards}")
         return 0
+    separator = separator_of(args)
+    if not args.overwrite:
+        tasks = without_stems(tasks, all_stems(separator))
+    check_stems(tasks, separator.stems, args.format, is_any_format=args.overwrite)
+    is_alone = len(tasks) == 1 and shards == 1 and not args.manifest
+    tasks = tasks[shard - 1 :: shards]
     batch = Batch(args, separator)
     is_told = lambda source, stems: not args.json and (manifest is None or manifest.has(source, stems))
     told = _Teller(args, separator)

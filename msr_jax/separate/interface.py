@@ -115,11 +115,13 @@ class AudioSeparator(ABC):
 
 
 def check_channels(channels: int) -> None:
+    """Raises UserError unless a song can have so many."""
     if not is_whole(channels, 1, MAX_CHANNELS):
         raise UserError(f"there must be 1 to {MAX_CHANNELS} channels, not {channels}")
 
 
 def is_whole(value: Any, least: int, most: float = math.inf) -> bool:
+    """Whether a value is a whole number, Python's or NumPy's, from `least` to `most`."""
     return isinstance(value, int | np.integer) and bool(least <= value <= most)
 
 

@@ -70,7 +70,8 @@ def clean_names(state: Mapping[str, Any]) -> dict[str, Any]:
 def beside(state: Mapping[str, Any]) -> list[str]:
     """Names of a state dict that `clean_names` leaves out: counters, buffers of a loss, and so on."""
     names = [name.replace("_orig_mod.", "") for name in state]
-    return [name for name in names if not name.startswith(_single_prefix(names) or "")]
+    prefix = _single_prefix(names) or ""
+    return [name for name in names if not name.startswith(prefix)]
 
 
 def _single_prefix(names: Iterable[str]) -> str | None:

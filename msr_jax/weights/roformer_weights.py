@@ -252,9 +252,8 @@ def read_roformer(
             " if it has another"
         )
     is_dc_told = any("zero_dc" in told_by for told_by in sources.values())
-    if (
-        name == "mel_band_roformer" and model["linear_transformer_depth"] and not is_dc_told
-    ):  # else tensors' numbers tell
+    # The numbers of the tensors tell whose weights they are, but where there is linear attention.
+    if name == "mel_band_roformer" and model["linear_transformer_depth"] and not is_dc_told:
         assumed.append(
             f"zero_dc = {str(model['zero_dc']).lower()}, as the public training code has it; weights of the PyPI package have"
             " false, which their YAML must say"
