@@ -73,6 +73,10 @@ def test_the_best_are_kept_beside_the_newest(tmp_path):
         for step, score in ((1, 3.0), (2, 9.0), (3, None), (4, 5.0), (5, None)):
             checkpoints.save(a_state().replace(step=jnp.asarray(step, jnp.int32)), META, score)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "5"]
+    with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:  # started again
+        for step, score in ((6, 4.0), (7, None)):
+            checkpoints.save(a_state().replace(step=jnp.asarray(step, jnp.int32)), META, score)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "7"]
 
 
 def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before_it_whole(tmp_path, caplog):

@@ -163,6 +163,49 @@ def test_a_warm_start_takes_another_separator_if_one_is_named(small, tmp_path):
         load_start(small)
 
 
+def test_a_refinement_does_not_go_on_upon_another_separator(small, tmp_path):
+    backbone = make_backbone(small["model"])
+    for k in (5, 6):
+        save_model(tmp_path / f"det{k}", small, {"deterministic": backbone.init(jax.random.key(k), False)})
+    shutil.copytree(tmp_path / "det5", tmp_path / "det")
+    config = {
+        **small,
+        "method": "diffusion",
+        "init_from": {**small["init_from"], "deterministic": str(tmp_path / "det")},
+    }
+    train(config, tmp_path / "run", noise())
+    longer = {**config, "train": {**config["train"], "steps": config["train"]["steps"] + 2}}
+    shutil.rmtree(tmp_path / "det")
+    shutil.copytree(tmp_path / "det6", tmp_path / "det")
+    with pytest.raises(UserError, match=r"were made on another deterministic network than .*det has now; give back"):
+        train(longer, tmp_path / "run", noise())
+    shutil.rmtree(tmp_path / "det")
+    shutil.copytree(tmp_path / "det5", tmp_path / "det")
+    assert int(train(longer, tmp_path / "run", noise()).step) == longer["train"]["steps"]
+
+
+def test_a_setting_that_a_stage_does_not_read_is_refused(small, tmp_path):
+    small["init_from"]["diffusion"] = str(tmp_path)
+    with pytest.raises(UserError, match=r"init_from\.diffusion is not read by deterministic"):
+        train(small, tmp_path / "run", noise())
+
+
+def test_an_average_that_is_wanted_later_is_no_damage(small, tmp_path):
+    small["ema_rate"] = 0.0
+    train(small, tmp_path / "run", noise())
+    with pytest.raises(
+        UserError, match=r"were made with config\.ema_rate = 0\.0, not 0\.9, and do not fit; use another"
+    ):
+        train({**small, "ema_rate": 0.9}, tmp_path / "run", noise())
+
+
+def test_a_finished_run_with_fewer_steps_writes_its_model(small, tmp_path):
+    train(small, tmp_path / "run", noise())
+    shutil.rmtree(tmp_path / "run" / "model")
+    train({**small, "train": {**small["train"], "steps": small["train"]["steps"] // 2}}, tmp_path / "run", noise())
+    assert (tmp_path / "run" / "model" / "deterministic.safetensors").is_file()
+
+
 def test_the_deterministic_stage_goes_on_from_a_model_if_one_is_named(small, tmp_path):
     train(small, tmp_path / "first", noise())
     first = load_model(tmp_path / "first").weights["deterministic"]
@@ -220,6 +263,25 @@ def test_skipped_steps_change_nothing_and_the_count_survives_a_resume(small, tmp
     small["train"].update(steps=30, max_skipped=3)
     with pytest.raises(UserError, match=r"the loss of step 11 is nan.*4 steps in a row \(6 in all\)"):
         train(small, tmp_path / "run", grain.MapDataset.range(1000).map(Noise(2, spoiled=range(8, 40))))
+
+
+def test_a_stop_in_the_middle_of_skipped_steps_loses_none_before_them(small, tmp_path):
+    spoiled = range(6, 1000)
+    stopped = train(small, tmp_path / "run", grain.MapDataset.range(1000).map(Noise(2, kill_at=9, spoiled=spoiled)))
+    assert 6 < int(stopped.step) < 40
+    with Checkpoints(tmp_path / "run" / "checkpoints", 2) as checkpoints:
+        assert checkpoints.latest_step() == int(stopped.step)
+
+
+def test_the_rate_that_is_told_is_the_one_that_was_taken(small, tmp_path):
+    small["optim"].update(name="adam", b1=0.0, b2=0.0, lr=1e-2, final_lr=0.0, schedule="linear")
+    small["train"].update(steps=8, steps_per_dispatch=1, log_every=1, checkpoint_every=8, validate_every=8)
+    runs = {}
+    for name, spoiled in (("whole", ()), ("skipped", {1, 2})):
+        train(small, tmp_path / name, grain.MapDataset.range(1000).map(Noise(2, spoiled=spoiled)))
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        runs[name] = [row["lr"] for row in rows if not row["skipped"]]
+    assert runs["skipped"] == runs["whole"][:6]
 
 
 def test_accumulated_micro_batches_are_elements_one_after_the_other(small):

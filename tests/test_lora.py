@@ -118,6 +118,14 @@ def test_adapters_without_a_network_are_refused(config, backbone):
         make_stage(config, backbone, {}, make_mesh(config["mesh"]))
 
 
+@pytest.mark.parametrize("method", ["diffusion", "det_x2"])
+def test_adapters_for_a_network_that_begins_are_refused(config, backbone, source, method):
+    with pytest.raises(UserError, match=f"lora_rank trains adapters on a network that is there already, and {method}"):
+        make_stage(
+            {**config, "method": method}, backbone, {"deterministic": source}, make_mesh({"data": -1, "fsdp": 1})
+        )
+
+
 def test_a_run_with_adapters_writes_a_plain_model_folder(config, source, records, tmp_path):
     from msr_jax.train.loop import train
 

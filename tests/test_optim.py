@@ -106,6 +106,18 @@ def test_prodigy_finds_its_rate_as_the_published_algorithm_without_bias_correcti
     np.testing.assert_allclose(params, x, rtol=2e-3)
 
 
+def test_prodigy_begins_after_steps_that_go_nowhere():
+    """The first of a warm-up has a rate of 0, and a batch may have no gradient: nothing to divide by."""
+    tx = make_optimizer(optim(name="prodigy"), lambda step: jnp.minimum(step / 2, 1.0))
+    params = {"w": jnp.array([1.0, -2.0])}
+    state, moved = tx.init(params), []
+    for grads in ([1.0, 1.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]):
+        updates, state = tx.update({"w": jnp.array(grads)}, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        moved.append(np.abs(updates["w"]).max())
+    assert np.isfinite(moved).all() and moved[0] == 0 and moved[-1] > 0
+
+
 def test_muon_makes_the_update_of_a_kernel_orthogonal_and_leaves_vectors_to_adamw():
     config = optim(name="muon", b1=0.9)
     tx = make_optimizer(config, lambda step: 1.0)

@@ -40,18 +40,19 @@ class Checkpoints:
             ) from error
         if keep < 1:
             raise UserError(f"train.keep must be at least 1, not {keep}")
-        kept = [policies.LatestN(keep)]
+        kept, score = [policies.LatestN(keep)], None
         if keep_best:
             score = lambda metrics: metrics[BEST]
             kept.append(policies.BestN(get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False))
         # Orbax logs what it raises as well, with tracebacks of its threads; `_writing` says it in a sentence.
         for name in ("absl", "asyncio"):
-            logging.getLogger(name).addFilter(_has_no_traceback)
+            logging.getLogger(name).addFilter(_is_worth_telling)
         if sys.unraisablehook is sys.__unraisablehook__:
             sys.unraisablehook = _print_unraisable
-        # What a killed run left half-written goes.
+        # What a killed run left half-written goes. Scores are written, for the next start to read, only with `best_fn`
+        # (findings/orbax_best_forgotten.sh).
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+            preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=score, cleanup_tmp_directories=True
         )
         try:
             if "://" not in str(folder):
@@ -155,8 +156,9 @@ def _print_unraisable(told: Any) -> None:
         sys.__unraisablehook__(told)
 
 
-def _has_no_traceback(record: logging.LogRecord) -> bool:
-    return not record.exc_info
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """Not a traceback, nor that a checkpoint has no score: not each step is validated."""
+    return not record.exc_info and "did not provide metrics" not in record.getMessage()
 
 
 def _first_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ from msr_jax.train.batches import check_batch, dispatches, open_dataset
 from msr_jax.train.checkpoint import Checkpoints
 from msr_jax.train.distributed import agree, is_main
 from msr_jax.train.log import RunLog
-from msr_jax.train.same_data import changes, data_identity
+from msr_jax.train.same_data import changes, data_identity, networks_identity
 from msr_jax.train.sharding import gather, make_mesh
 from msr_jax.train.stage import (
     BEFORE,
@@ -81,7 +81,11 @@ def train(
     backbone.check_length(config["segment"])
     frozen, begin = agree(lambda: load_frozen(config)), agree(lambda: load_start(config))
     data = dataset if dataset is not None else agree(lambda: open_dataset(config))
-    identity = {} if dataset is not None else agree(lambda: data_identity(config))
+    identity = {
+        "data": {} if dataset is not None else agree(lambda: data_identity(config)),
+        # The deterministic stage only begins with what it is given.
+        "networks": networks_identity(frozen) if config["method"] in BUILDS_ON else {},
+    }
     windows = agree(lambda: read_windows(config))
     if windows is not None and config["data"].get("validation_split") == "test" and is_main():
         program_log.info(
@@ -146,13 +150,13 @@ def _run(
                 write_model()
             meta = {
                 "seed": config["seed"], "data_position": int(state.step), "skipped": skips.counts, "config": config,
-                "data": identity,
+                **identity,
             }  # fmt: skip
             checkpoints.save(state, meta, score)
             if is_stopping:
                 checkpoints.wait()
 
-        if state.step == t["steps"]:  # trained already, but a sampler's settings may be others by now
+        if state.step >= t["steps"]:  # trained already, but a sampler's settings may be others by now
             write_model()
         programs: dict[int, Any] = {}  # by the number of steps in the dispatch
         previous = None
@@ -196,8 +200,8 @@ def _run(
                                 config["sample_rate"],
                             )
                             score = next(iter(found.scores.values()))
-                    # A state from which no step has been finite since is not worth a checkpoint's place.
-                    if is_checkpoint and (at_end or not skips.counts["in_a_row"]):
+                    # A state from which no step has been finite since is not worth a checkpoint's place, unless it is the last.
+                    if is_checkpoint and (at_end or stopped or not skips.counts["in_a_row"]):
                         with log.timed("checkpoint"):
                             save(at_end, stopped, score)
                     if stopped and not at_end:
@@ -247,7 +251,14 @@ def _restore_or_start(
                 f"the checkpoints in {checkpoints.folder} were made with config.{name} = {old}, not {new}; "
                 "use another --workdir"
             )
-    others = "; ".join(changes(meta.get("data", {}), identity))
+    moved = [name for name, old in meta.get("networks", {}).items() if identity["networks"].get(name) != old]
+    if moved:
+        source = BUILDS_ON[config["method"]][0]
+        raise UserError(
+            f"the checkpoints in {checkpoints.folder} were made on another {moved[0]} network than "
+            f"{config['init_from'][source]} has now; give back the one that they were made on, or use another --workdir"
+        )
+    others = "; ".join(changes(meta.get("data", {}), identity["data"]))
     if others and not accept_new_data:
         raise UserError(
             f"the checkpoints in {checkpoints.folder} were made with other data ({others}); give back what they were made "
@@ -256,7 +267,7 @@ def _restore_or_start(
     try:
         state = checkpoints.restore(stage.abstract)
     except UserError as error:
-        of_the_state = [change for change in changed if change[0].split(".")[0] in ("optim", "model")]
+        of_the_state = [change for change in changed if change[0].split(".")[0] in ("optim", "model", "ema_rate")]
         if not of_the_state:
             raise
         listed = ", ".join(f"config.{name} = {old}, not {new}" for name, old, new in of_the_state)

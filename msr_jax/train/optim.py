@@ -160,7 +160,8 @@ def _prodigy(schedule: optax.Schedule, decay: float, b1: float, b2: float, eps: 
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(found * g), state.exp_avg_sq, grads)
         sums = jax.tree.map(lambda s, g: b3 * s + step * found / first * g, state.grad_sum, grads)
         weighted = b3 * state.numerator_weighted + step * found / first * along
-        found = jnp.maximum(found, weighted / total(jax.tree.map(jnp.abs, sums)))
+        size = total(jax.tree.map(jnp.abs, sums))  # 0 until a step has gone anywhere, as a warm-up's first does not
+        found = jnp.where(size > 0, jnp.maximum(found, weighted / jnp.where(size > 0, size, 1.0)), found)
         updates = jax.tree.map(lambda m, v, p: -step * (m / (jnp.sqrt(v) + found * eps) + decay * p), mu, nu, params)
         return updates, type(state)(mu, nu, sums, state.params0, found, weighted, optax.safe_increment(state.count))
 

@@ -1,7 +1,10 @@
-"""Whether a run that goes on still has the data that it began with: what the manifests of its records say, then and now."""
+"""Whether a run that goes on still has the data that it began with, as the manifests of its records say, and the networks."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from msr_jax.data.records import read_manifest
 from msr_jax.errors import UserError
@@ -28,6 +31,19 @@ def data_identity(config: Mapping[str, Any]) -> dict[str, Any]:
         tracks = [[name, length, sums.get(f"{split}/{name}", "")[:16]] for name, length in manifest["tracks"][split]]
         found[part] = {**{name: manifest.get(name) for name in LAYOUT}, "tracks": tracks}
     return found
+
+
+def networks_identity(frozen: Mapping[str, Any]) -> dict[str, str]:
+    """A checksum of each network that a stage builds on, by its name: CRC-32 of its arrays, in the order of their names."""
+    return {name: f"{_checksum(params, 0):08x}" for name, params in frozen.items()}
+
+
+def _checksum(params: Any, crc: int) -> int:
+    if isinstance(params, Mapping):
+        for name in sorted(params):
+            crc = _checksum(params[name], zlib.crc32(name.encode(), crc))
+        return crc
+    return zlib.crc32(np.ascontiguousarray(params).data, crc)
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -89,6 +89,11 @@ def make_stage(
         return {**params, LORA: init_lora(jax.random.fold_in(key, LORA_KEY), params, rank)} if rank else params
 
     source = start or frozen.get("diffusion" if is_student else "deterministic", {})
+    if rank and config["method"] in ("diffusion", "det_x2"):
+        raise UserError(
+            f"config.model.lora_rank trains adapters on a network that is there already, and {config['method']} begins one of its "
+            "own, with parts that no separator has; set it to 0"
+        )
     if rank and not source:
         raise UserError(
             "config.model.lora_rank trains adapters on a network that is there already; name one by"
@@ -146,7 +151,11 @@ def as_inputs(networks: Mapping[str, Any]) -> dict[str, Any]:
 def load_frozen(config: Mapping[str, Any]) -> dict[str, Any]:
     """Networks that the stage builds on, by name, from `init_from`; UserError where they are missing or differ."""
     source, needed = BUILDS_ON.get(config["method"], ("deterministic", ("deterministic",)))
-    folder = config["init_from"][source]
+    folder, other = config["init_from"][source], "diffusion" if source == "deterministic" else "deterministic"
+    if config["init_from"][other]:
+        raise UserError(
+            f"config.init_from.{other} is not read by {config['method']}, which takes config.init_from.{source}; leave it out"
+        )
     if not folder and config["method"] not in BUILDS_ON:
         return {}
     if not folder:

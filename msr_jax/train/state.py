@@ -40,6 +40,13 @@ def init_state(params: Params, tx: optax.GradientTransformation, ema_rate: float
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, target)
 
 
+def _updates(opt_state: Any) -> Array | int:
+    """How many updates an optimiser has made, which is what its schedule goes by: steps that were skipped are none."""
+    return min(
+        (count for _, count in optax.tree.get_all_with_path(opt_state, "count")), key=lambda c: c.ndim, default=0
+    )
+
+
 def make_train_steps(
     loss_fn: Objective,
     tx: optax.GradientTransformation,
@@ -100,7 +107,13 @@ def make_train_steps(
             # the first thousand steps.
             rate = jnp.minimum(ema_rate, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update(params, ema, 1 - rate)
-        metrics = {"loss": loss, "grad_norm": grad_norm, "lr": schedule(state.step), "skipped": ~is_finite, **aux}
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "lr": schedule(_updates(state.opt_state)),
+            "skipped": ~is_finite,
+            **aux,
+        }
         after = TrainState(state.step + 1, params, opt_state, ema, target)
         # One selection fused into the update, not a branch: a branch would keep both states in memory.
         kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, state)
