@@ -55,8 +55,11 @@ class _Coded(ExampleWriter):
         writer.close()
 
 
-class Segments(tfds.core.GeneratorBasedBuilder):
-    """The records as a TFDS data set, made from `tracks`: (index, path) of each split."""
+class Segments(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """The records as a TFDS data set, made from `tracks`: (index, path) of each split.
+
+    Not registered: TFDS takes a name once, and this file is read twice where it is run as a program.
+    """
 
     VERSION = tfds.core.Version(VERSION)
     name = NAME

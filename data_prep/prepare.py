@@ -70,17 +70,19 @@ def _oddities(pcm: np.ndarray, stems: Sequence[str], crop: int, sample_rate: int
     return notes
 
 
-def _mixture_note(track: Path, total: np.ndarray, steps: int) -> list[str]:
-    """How far `mixture.wav` is from the sum of stems (samples, channels), where that is more than rounding."""
+def _mixture_note(track: Path, total: np.ndarray, sample_rate: int, steps: int) -> list[str]:
+    """How far `mixture.wav` is from the sum of stems (samples, channels), where that is more than rounding and the file has
+    the rate and channels of the records.
+    """
     path = audio_file(track, "mixture")
     if path is None:
         return []
     try:
-        mixture = read_audio(path)[0]
+        mixture, rate = read_audio(path)
     except UserError as error:
         return [f"its mixture is not used, and could not be read: {error}"]
     length = min(len(mixture), len(total))
-    if mixture.shape[1] != total.shape[1]:
+    if mixture.shape[1] != total.shape[1] or rate != sample_rate:
         return []
     apart = np.abs(mixture[:length] - total[:length]).max() * 32768
     return [f"{path.name} is up to {apart:.0f} steps of 16 bits from the sum of stems"] if apart > steps else []
@@ -101,7 +103,7 @@ def decode(
     mixture = read.audio.sum(0)
     notes = [*read.notes, *_oddities(pcm, manifest["stems"], manifest["crop"], manifest["sample_rate"])]
     if layout == "musdb18hq":
-        notes += _mixture_note(track, mixture, len(pcm))
+        notes += _mixture_note(track, mixture, manifest["sample_rate"], len(pcm))
     note = {
         "name": track_name(track),
         "samples": pcm.shape[1],

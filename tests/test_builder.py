@@ -1,5 +1,8 @@
 """The preparation by Apache Beam writes what the local one writes."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -14,6 +17,11 @@ def test_without_beam_it_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "apache_beam.options.pipeline_options", None)
     assert main(["slakh2100", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "msr_jax[beam]" in capsys.readouterr().err
+
+
+def test_it_starts_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "data_prep.builder", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "slakh2100" in done.stdout, done.stderr[-500:]
 
 
 def test_beams_local_runner_writes_the_same_records_in_the_same_order(tmp_path, capsys):

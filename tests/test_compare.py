@@ -41,7 +41,11 @@ def test_few_tracks_decide_nothing():
 
 @pytest.mark.parametrize(
     ("other", "words"),
-    [(results(protocol="paper"), "differ in protocol"), (results() | {"tracks": {}}, "no track in common")],
+    [
+        (results(protocol="paper"), "differ in protocol"),
+        (results() | {"settings": results()["settings"] | {"channels": 1}}, "differ in channels"),
+        (results() | {"tracks": {}}, "no track in common"),
+    ],
 )
 def test_what_cannot_be_compared_is_refused(other, words):
     with pytest.raises(UserError, match=words):

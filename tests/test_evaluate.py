@@ -276,6 +276,35 @@ def test_folders_of_estimates_are_scored_and_every_fault_is_named(tmp_path, caps
         assert all(name in text for name in reasons)
 
 
+def test_one_odd_reference_is_named_and_changes_no_other_score(tmp_path, capsys):
+    for k in range(3):
+        for place in ("references", "estimates"):
+            stereo_song(tmp_path / place / f"song {k}", seed=k)
+    argv = ("--estimates", tmp_path / "estimates", "--references", tmp_path / "references", "--out", tmp_path / "out")
+    stereo_song(tmp_path / "references" / "song 0", ["drums"], channels=1)
+    assert run(*argv) == 0
+    assert (
+        f"scoring at {RATE} Hz in 2 channels, as most references are; not so: song 0/drums.wav"
+        in capsys.readouterr().out
+    )
+    results = results_in(tmp_path / "out")
+    assert results["settings"]["channels"] == 2 and results["tracks"]["song 1"]["notes"] == []
+    (tmp_path / "references" / "song 0" / "drums.wav").write_bytes(b"")
+    assert run(*argv) == 1
+    results = results_in(tmp_path / "out")
+    assert [p["track"] for p in results["problems"]] == ["song 0"] and set(results["tracks"]) == {"song 1", "song 2"}
+
+
+def test_a_silent_estimate_is_no_singular_projection(tmp_path):
+    for place in ("references", "estimates"):
+        stereo_song(tmp_path / place / "song")
+    soundfile.write(tmp_path / "estimates" / "song" / "drums.wav", np.zeros((3 * RATE, 2)), RATE, subtype="FLOAT")
+    argv = ("--estimates", tmp_path / "estimates", "--references", tmp_path / "references", "--out", tmp_path / "out")
+    assert run(*argv) == 0
+    track = results_in(tmp_path / "out")["tracks"]["song"]
+    assert track["singular_frames"]["drums"] == 0 and not any("singular" in note for note in track["notes"])
+
+
 def test_tracks_of_a_model_that_cannot_be_read_are_named_too(short_corpus, tmp_path):
     shutil.copytree(short_corpus / "test", tmp_path / "data")
     path = tmp_path / "data" / "Track00001" / "bass.wav"

@@ -51,6 +51,14 @@ def test_every_sample_of_every_stem_is_in_the_records(tmp_path, capsys):
             assert (got == np.stack([songs[split, name][stem] for stem in MUSDB_STEMS])).all()
 
 
+def test_a_whole_song_at_another_rate_is_not_said_to_differ_from_its_mixture(tmp_path, capsys):
+    write_song(tmp_path / "c" / "train" / "song")
+    for path in (tmp_path / "c" / "train" / "song").iterdir():
+        soundfile.write(path, soundfile.read(path, dtype="int16")[0], 48_000)
+    assert prepare(tmp_path / "c", tmp_path / "out") == 0
+    assert "from the sum of stems" not in capsys.readouterr().out
+
+
 def test_the_validation_songs_of_the_field_can_be_held_out(tmp_path, capsys):
     for name in (VALIDATION[0], "another"):
         write_song(tmp_path / "c" / "train" / name)

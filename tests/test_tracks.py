@@ -65,9 +65,9 @@ def test_slakh_sources_of_one_group_are_summed_and_others_left_out(tmp_path):
 
 
 def test_metadata_without_programs_is_read_by_class(tmp_path):
-    track = slakh_track(tmp_path / "Track1", {"S00": ({"inst_class": "Bass"}, tone(60))})
-    stems = load_track(track, SLAKH_STEMS, RATE)
-    assert stems[0].any() and not stems[1:].any()
+    described = {"S00": ({"inst_class": "Bass"}, tone(60)), "S01": ({"inst_class": "Drums"}, tone(90))}
+    stems = load_track(slakh_track(tmp_path / "Track1", described), SLAKH_STEMS, RATE)
+    assert stems[0].any() and stems[1].any() and not stems[2:].any()
 
 
 def test_plain_layout_takes_a_missing_file_as_silence(tmp_path):

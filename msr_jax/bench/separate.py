@@ -115,7 +115,7 @@ def _scores(builds: dict[str, Build], tracks: Sequence[Path], stems: Sequence[st
     found: dict[str, list[float]] = {}
     references, songs = {}, []
     for track in tracks:
-        rate, channels = format_of(track, stems)
+        rate, channels, _ = format_of([track], stems)
         name = f"{track.parent.name}-{track.name}"
         references[name] = (load_references(track, stems, rate, channels), rate)
         songs.append(folder / f"{name}.wav")
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     tracks = [track for folder in args.tracks or [] for track in find_tracks(folder, stems)]
     mixtures = []
     for track in tracks:
-        channels = format_of(track, stems)[1]
+        channels = format_of([track], stems)[1]
         mixtures.append(load_references(track, stems, RATE, channels).sum(0).T)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

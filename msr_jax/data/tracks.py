@@ -27,7 +27,7 @@ def group_of(program: int | None, is_drum: bool, inst_class: str = "") -> str | 
     if is_drum or program == 128:
         return "drums"
     if program is None:  # metadata with missing keys: the class in words is all there is
-        return inst_class.lower() if inst_class.lower() in PROGRAMS else None
+        return name if (name := inst_class.lower()) in SLAKH else None
     return next((name for name, programs in PROGRAMS.items() if program in programs), None)
 
 

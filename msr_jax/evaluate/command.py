@@ -30,6 +30,7 @@ from msr_jax.metrics.bss_eval import BACKENDS
 from msr_jax.runtime import parse_shard
 from msr_jax.separate.engine import Separator, load
 
+NAMED = 3  # files at the most, where several are odd
 PACKAGES = ("msr_jax", "jax", "flax", "numpy", "scipy", "museval", "log-wmse-audio-quality")
 
 
@@ -125,9 +126,12 @@ def _from_estimates(
     """Estimate functions, plan, problems and the folder of each track, for folders of another tool's estimates."""
     if args.protocol != "song":
         raise UserError("--estimates are whole tracks; they are scored by --protocol song")
-    rate, channels = format_of(tracks[0], stems)
-    rate = args.sample_rate or rate
     paired, alone, strangers = pair_folders(args.estimates, tracks)
+    rate, channels, odd = format_of([t for t in tracks if track_name(t) in paired], stems)
+    rate = args.sample_rate or rate
+    if odd:
+        some = ", ".join(odd[:NAMED]) + (", …" if len(odd) > NAMED else "")
+        print(f"scoring at {rate} Hz in {channels} channels, as most references are; not so: {some}")
     problems = [{"track": n, "reason": "has no folder of estimates"} for n in alone]
     problems += [{"track": n, "reason": "is a folder of estimates without a reference track"} for n in strangers]
     read = lambda folder, references: load_estimates(paired[track_name(folder)], stems, references, rate)

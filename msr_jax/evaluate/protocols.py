@@ -113,8 +113,11 @@ def _kept(values: np.ndarray) -> list[float]:
     return np.clip(values[~np.isnan(values)], -LARGEST, LARGEST).tolist()
 
 
-def _singular(bss: BssScores, stem: int) -> int:
-    return int((np.isnan(bss.sir[stem]) & ~np.isnan(bss.sdr[stem])).sum())
+def _singular(bss: BssScores, stem: int, estimate: np.ndarray, sample_rate: int) -> int:
+    """Frames of a stem whose projection is singular. Where its estimate (channels, samples) is silent, SIR and SAR are 0 / 0."""
+    is_nan = np.isnan(bss.sir[stem]) & ~np.isnan(bss.sdr[stem])
+    frames = np.array_split(estimate, np.arange(1, len(is_nan)) * sample_rate, axis=-1)
+    return int(sum(nan and bool(frame.any()) for nan, frame in zip(is_nan, frames, strict=True)))
 
 
 def score_song(
@@ -140,7 +143,7 @@ def score_song(
         bss = bss_eval(estimates[which], references[which], sample_rate, backend, joint_silence=backend == "museval")
         for metric, values in bss._asdict().items():
             scores[metric] |= {stems[j]: _kept(values[row]) for row, j in enumerate(which.tolist())}
-        singular |= {stems[j]: _singular(bss, row) for row, j in enumerate(which.tolist())}
+        singular |= {stems[j]: _singular(bss, row, estimates[j], sample_rate) for row, j in enumerate(which.tolist())}
     return scores | {"singular_frames": singular} | _track_lists(estimates, references, stems, sample_rate)
 
 
@@ -167,7 +170,10 @@ def score_segments(
     frames = [s.bss for s in segments if s.bss is not None]
     for metric in FRAME_METRICS:
         scores[metric] = {s: [v for bss in frames for v in _kept(getattr(bss, metric)[j])] for j, s in enumerate(stems)}
-    scores["singular_frames"] = {s: sum(_singular(bss, j) for bss in frames) for j, s in enumerate(stems)}
+    scored = [(s.bss, e) for s, e in zip(segments, pieces(estimates), strict=True) if s.bss is not None]
+    scores["singular_frames"] = {
+        stem: sum(_singular(bss, j, e[j], sample_rate) for bss, e in scored) for j, stem in enumerate(stems)
+    }
     scores |= _track_lists(estimates, references, stems, sample_rate)
     return scores, [s.to_json() for s in segments]
 

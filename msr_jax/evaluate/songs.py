@@ -3,6 +3,7 @@
 What does not fit is named: small differences are mended and noted, the rest is a problem of that track.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,17 +46,37 @@ def stems_of(folder: Path) -> list[str]:
     return list(found[0])
 
 
-def format_of(folder: Path, stems: Sequence[str]) -> tuple[int, int]:
-    """(sample rate in Hz, channels) of a reference track: those of its first stem; Slakh2100 as distributed is mono."""
+def format_of(folders: Sequence[Path], stems: Sequence[str]) -> tuple[int, int, list[str]]:
+    """(sample rate in Hz, channels, files that have others) that most files of reference tracks have; Slakh2100 as distributed
+    is mono. Files that cannot be read have no say.
+
+    Raises:
+      UserError: no file can be read; what is wrong with the first.
+    """
+    found: dict[Path, tuple[int, int]] = {}
+    wrong = None
+    for path in (p for folder in folders for p in _files(folder, stems)):
+        try:
+            if is_mp4(path):
+                found[path] = stem_mp4.format_of(path)
+            else:
+                info = audio_info(path)
+                found[path] = info.sample_rate, info.channels
+        except UserError as error:
+            wrong = wrong or error
+    if not found:
+        raise wrong or UserError(f"{folders[0]} holds no audio for any of {', '.join(stems)}")
+    (rate, channels), _ = Counter(found.values()).most_common(1)[0]
+    odd = [f"{p.parent.name}/{p.name}" for p, kind in found.items() if kind != (rate, channels)]
+    return rate, channels, odd
+
+
+def _files(folder: Path, stems: Sequence[str]) -> list[Path]:
+    """Audio files of a reference track."""
     if is_mp4(folder):
-        return stem_mp4.format_of(folder)
-    path = next((p for s in stems if (p := audio_file(folder, s))), None)
-    if path is None:
-        path = next((p for p in sorted(child(folder, "stems").glob("*")) if is_audio(p)), None)
-    if path is None:
-        raise UserError(f"{folder} holds no audio for any of {', '.join(stems)}")
-    info = audio_info(path)
-    return info.sample_rate, info.channels
+        return [folder]
+    named = [path for stem in stems if (path := audio_file(folder, stem))]
+    return named or [path for path in sorted(child(folder, "stems").glob("*")) if is_audio(path)]
 
 
 def load_references(folder: Path, stems: Sequence[str], sample_rate: int, channels: int) -> np.ndarray:
@@ -96,10 +117,10 @@ def load_estimates(
         path = paths[stem]
         audio, rate = read_audio(path)
         if audio.shape[1] != channels:
-            notes.append(f"{path.name} has {audio.shape[1]} channels, its reference {channels}: converted")
+            notes.append(f"{path.name} has {audio.shape[1]} channels, scores are of {channels}: converted")
         audio = to_channels(audio, channels, path)
         if rate != sample_rate:
-            notes.append(f"{path.name} is at {rate} Hz, its reference at {sample_rate} Hz: resampled")
+            notes.append(f"{path.name} is at {rate} Hz, scores are at {sample_rate} Hz: resampled")
             audio = resample(audio, rate, sample_rate)
         apart = len(audio) - samples
         if abs(apart) > LENGTH_TOLERANCE * sample_rate:
