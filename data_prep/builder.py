@@ -55,7 +55,7 @@ class _Coded(ExampleWriter):
         writer.close()
 
 
-class Segments(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Segments(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """The records as a TFDS data set, made from `tracks`: (index, path) of each split.
 
     Not registered: TFDS takes a name once, and this file is read twice where it is run as a program.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from msr_jax.audio.io import AudioWriter, audio_info, read_audio, read_blocks, resample, write_audio
+from msr_jax.audio.io import AudioWriter, audio_info, read_audio, read_blocks, resample, writable_rate, write_audio
 from msr_jax.errors import UserError
 
 RATE = 16_000
@@ -197,6 +197,54 @@ def test_integer_formats_count_what_they_clip(tmp_path):
     assert (flac.clipped, wav.clipped) == (2, 0)
     np.testing.assert_array_equal(read_audio(tmp_path / "a.wav")[0], loud)
     np.testing.assert_allclose(read_audio(tmp_path / "a.flac")[0], np.clip(loud, -1, 1), atol=2**-22)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize(("subtype", "bits"), [("PCM_16", 16), ("PCM_24", 24)])
+def test_samples_are_rounded_to_the_nearest_integer_of_a_format(tmp_path, suffix, subtype, bits):
+    steps = np.random.default_rng(0).uniform(-1000, 1000, (4000, 2)).astype(np.float32)
+    extremes = np.array([[-1, 1], [1 - 2.0**-15, -1]], np.float32)
+    audio = np.concatenate([steps / 2 ** (bits - 1), extremes])
+    write_audio(tmp_path / f"a.{suffix}", audio, RATE, subtype)
+    got = read_audio(tmp_path / f"a.{suffix}")[0] * 2 ** (bits - 1)
+    np.testing.assert_array_equal(got[:-2], np.rint(audio[:-2] * 2 ** (bits - 1)))
+    np.testing.assert_allclose(got[-2:] / 2 ** (bits - 1), extremes, atol=2.0 ** (1 - bits))
+
+
+@pytest.mark.parametrize(("suffix", "rate"), [("flac", 95_904), ("flac", 700_000), ("ogg", 384_000)])
+def test_a_rate_that_a_format_has_not_is_said_before_anything_is_written(tmp_path, suffix, rate):
+    with pytest.raises(UserError, match=rf"{rate} Hz; write WAV|above 192000 Hz; write WAV"):
+        AudioWriter(tmp_path / f"a.{suffix}", rate, 1)
+    assert list(tmp_path.iterdir()) == []
+    assert writable_rate(".ogg", 384_000) == 192_000
+
+
+def later(ogg, by):
+    """The bytes of an Ogg file, its sound beginning so many samples later, as of a stream that was cut out of another."""
+    data, at, pages = bytearray(ogg), 0, 0
+    while at < len(data):
+        size = 27 + data[at + 26] + sum(data[at + 27 : at + 27 + data[at + 26]])
+        granule = int.from_bytes(data[at + 6 : at + 14], "little")
+        if pages > 1:  # after the headers
+            data[at + 6 : at + 14] = (granule + by).to_bytes(8, "little")
+        data[at + 22 : at + 26] = bytes(4)
+        crc = 0
+        for byte in data[at : at + size]:
+            crc ^= byte << 24
+            for _ in range(8):
+                crc = (crc << 1) ^ (0x04C11DB7 if crc & 0x80000000 else 0)
+                crc &= 0xFFFFFFFF
+        data[at + 22 : at + 26] = crc.to_bytes(4, "little")
+        at, pages = at + size, pages + 1
+    return bytes(data)
+
+
+def test_an_opus_stream_that_begins_later_is_read_from_its_first_sample(tmp_path):
+    soundfile.write(tmp_path / "a.opus", tone(), RATE, format="OGG", subtype="OPUS")
+    (tmp_path / "b.opus").write_bytes(later((tmp_path / "a.opus").read_bytes(), 312))
+    one, two = (read_audio(tmp_path / name)[0] for name in ("a.opus", "b.opus"))
+    assert len(one) == len(two) == RATE
+    np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("frames", [None, 2**30])

@@ -6,7 +6,7 @@ import soundfile
 
 from msr_jax.cli import main
 from msr_jax.errors import UserError
-from msr_jax.separate.songs import Output, Task, about_song, stems_of, write_stems
+from msr_jax.separate.songs import Output, Task, about_song, levels_of, stems_of, write_stems
 
 RATE = 44_100
 
@@ -112,6 +112,32 @@ def test_16_bits_are_dithered_and_silence_is_not(tmp_path):
     assert not stems["loud"][: RATE // 2].any()
     tone = np.sin(np.arange(RATE // 2) / 20)
     assert stems["loud"][RATE // 2 :] @ tone / (tone @ tone) == pytest.approx(0.75e-5, rel=0.2)
+
+
+def test_the_noise_of_one_stem_is_not_that_of_another_wherever_they_lie(tmp_path):
+    path = song(tmp_path / "song.wav")
+    about, output = about_song(path, Output("wav", "16")), Output("wav", "16")
+    task = Task(path, tmp_path / "out", "{stem}/song.{ext}")
+    done = write_stems(stems_of(Halves(), path, about.info), task, about, output, Halves.stems)
+    truth = soundfile.read(path)[0]
+    error = {s: soundfile.read(done.paths[s])[0] - share * truth for s, share in (("loud", 0.75), ("soft", 0.25))}
+    assert abs(np.corrcoef(*(e.reshape(-1) for e in error.values()))[0, 1]) < 0.05
+    assert all(abs(e.mean()) < 0.02 / 2**15 for e in error.values())
+
+
+def test_scaled_stems_pass_no_peak_at_a_rate_that_the_format_wants_either(tmp_path):
+    path = tmp_path / "song.wav"
+    square = np.sign(np.sin(np.arange(30_000) / 40))[:, None] * [1.3, 1.3]
+    soundfile.write(path, square, RATE, subtype="FLOAT")
+    done, _ = written(path, tmp_path / "out", "opus", None, "scale")
+    assert not any(done.clipped.values()) and done.gain < 1 and done.peak * done.gain == pytest.approx(1, abs=0.3)
+
+
+def test_levels_are_of_what_was_written(tmp_path):
+    path = song(tmp_path / "song.wav", level=1.5)
+    done, stems = written(path, tmp_path / "out", "flac", None, "clip")
+    assert done.clipped["loud"]
+    assert done.levels == levels_of(done.paths)[0]
 
 
 def test_what_a_format_cannot_do_is_refused(tmp_path, capsys):

@@ -36,7 +36,9 @@ RATES = {
     ".mp3": (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
     ".opus": (8000, 12_000, 16_000, 24_000, 48_000),
 }
+VORBIS_HIGHEST = 192_000  # Hz; libsndfile's Vorbis encoder ends the process somewhat above
 CHANNELS = {".flac": 8, ".mp3": 2}
+BITS = {"PCM_16": 16, "PCM_24": 24}  # that samples are rounded to here: libsndfile rounds down in WAV
 COMPRESSION = {"MP3": 0.1, "VORBIS": 0.2}  # of 0 to 1: near the best that they have, since stems are worked on
 MPEG_FRAME = 1152  # samples that one frame of an mp3 holds at the most
 WAV_BYTES = 2**32 - 2**25  # a WAV file counts its bytes in 32 bits; room for tags
@@ -144,6 +146,10 @@ def _opened(path: Path) -> Iterator[tuple[AudioInfo, Callable[[int], np.ndarray]
             return
         if opened.frames == 0:
             raise UserError(f"{path} holds no audio samples")
+        if opened.format == "OGG" and opened.seekable():
+            opened.seek(
+                0
+            )  # else a stream that was cut out of another begins late (findings/libsndfile_opus_granule.sh)
         if opened.format == "OGG" and _ogg_is_cut(file):
             raise UserError(f"{path} is cut off: its last page is missing or incomplete")
         frames = source.frames or (opened.frames if opened.frames < 2**60 else None)
@@ -275,10 +281,11 @@ class AudioWriter:
     otherwise (RF64, its form for large files, where `frames` say that 4 GB do not do), FLAC 24-bit; MP3, Ogg Vorbis and Opus lose
     something. `mask` names the speakers of more than two channels, as `AudioInfo.mask`; `tags` are written where the format can
     hold them. `dither` adds the triangular noise that makes the rounding to 16 bits independent of the sound, and none to digital
-    silence. What is written depends on the arguments alone, not on the time.
+    silence; it is a text that the noise is drawn from, other for what is added up later. What is written depends on the arguments
+    alone, not on the time.
 
     Raises:
-      UserError: another suffix, the place cannot be written, NaN or infinite samples, or a WAV file of unknown length that
+      UserError: another suffix, the place cannot be written, a rate that the format has not, NaN or infinite samples, or a WAV file of unknown length that
         passes 4 GB.
     """
 
@@ -291,10 +298,10 @@ class AudioWriter:
         frames: int | None = None,
         mask: int = 0,
         tags: Tags | None = None,
-        dither: bool = False,
+        dither: str = "",
     ):
         self.path, self.channels, self.mask, self.tags = Path(path), channels, mask, tags
-        self.noise = np.random.default_rng(zlib.crc32(os.fsencode(self.path.name))) if dither else None
+        self.noise = np.random.default_rng(zlib.crc32(os.fsencode(dither))) if dither else None
         self.clipped = 0
         suffix = self.path.suffix.lower()
         if suffix not in FORMATS:
@@ -306,6 +313,10 @@ class AudioWriter:
             raise UserError(
                 f"cannot write {path}: {kind} holds {CHANNELS[suffix]} channels at most, not {channels}; write WAV"
             )
+        if suffix == ".flac" and sample_rate > 65_535 and (sample_rate % 10 or sample_rate > 655_350):
+            raise UserError(f"cannot write {path}: FLAC has no rate of {sample_rate} Hz; write WAV")
+        if suffix == ".ogg" and sample_rate > VORBIS_HIGHEST:
+            raise UserError(f"cannot write {path}: no Ogg Vorbis is written above {VORBIS_HIGHEST} Hz; write WAV")
         self.subtype = subtype or usual
         # Samples per channel that fit.
         self.room = WAV_BYTES // (WIDTH.get(self.subtype, 4) * channels) if kind == "WAV" else None
@@ -339,7 +350,7 @@ class AudioWriter:
         if self.room is not None and self.file.tell() + len(audio) > self.room:
             raise UserError(f"cannot write {self.path}: a WAV file of unknown length ends at 4 GB; write FLAC")
         try:
-            self.file.write(audio if self.order is None else audio[:, self.order])
+            self.file.write(_rounded(audio if self.order is None else audio[:, self.order], self.subtype))
             self.sink.check()
         except (OSError, RuntimeError) as error:
             raise UserError(f"cannot write {self.path}: {_reason(error)}; is the disk full?") from error
@@ -401,8 +412,20 @@ def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: 
         writer.write(audio)
 
 
+def _rounded(audio: np.ndarray, subtype: str) -> np.ndarray:
+    """Samples as the integers of a subtype that is rounded to here, as libsndfile takes them; others as they are."""
+    bits = BITS.get(subtype)
+    if bits is None:
+        return audio
+    one = 2.0 ** (bits - 1)
+    whole = np.clip(np.rint(audio * np.float32(one)), -one, one - 1)
+    return whole.astype(np.int16) if bits == 16 else whole.astype(np.int32) << (32 - bits)
+
+
 def writable_rate(suffix: str, rate: int) -> int:
     """The rate in Hz that a file of this suffix (".opus") takes in place of another: the next above, or its highest."""
+    if suffix == ".ogg":
+        return min(rate, VORBIS_HIGHEST)
     rates = RATES.get(suffix, (rate,))
     return next((r for r in rates if r >= rate), rates[-1])
 

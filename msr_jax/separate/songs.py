@@ -123,8 +123,7 @@ def write_stems(
     Raises:
       UserError: the song turns out damaged, or a stem cannot be written.
     """
-    info, found = about
-    folder = task.folder
+    found, folder = about.tags, task.folder
     new_folders = [place for place in folder.parents if not place.exists()]  # innermost first
     PASSING.update(new_folders)
     unscaled_name = f"{folder.name}.unscaled"
@@ -139,7 +138,9 @@ def write_stems(
     title = task.song.stem if task.is_shared else folder.name
     tags = {stem: stem_tags(found, stem, title) for stem in stems} if found else {}
     try:
-        counted = _counted(parts, progress) if progress else parts
+        rate = writable_rate(f".{output.suffix}", about.info.sample_rate)
+        counted = _at_rate(_counted(parts, progress) if progress else parts, list(paths), about.info, rate)
+        info = _info_at(about.info, rate)
         if output.peak == "scale":
             # The gain is known when all is there; it is that of all stems, also of those that are kept.
             highest = [1.0]
@@ -199,37 +200,35 @@ def _write(
     tags: Mapping[str, Tags],
     gain: float = 1.0,
 ) -> Written:
-    rate = writable_rate(f".{output.suffix}", info.sample_rate)
-    frames = info.frames if rate == info.sample_rate else None
     squares, clipped = dict.fromkeys(paths, 0.0), dict.fromkeys(paths, 0)
     done, peak = 0, 0.0
     with ExitStack() as stack:
         writers = {
             stem: stack.enter_context(
                 AudioWriter(
-                    path, rate, info.channels, SUBTYPES.get(output.bits or ""), frames, info.mask,
-                    tags.get(stem), output.bits == "16",
+                    path, info.sample_rate, info.channels, SUBTYPES.get(output.bits or ""), info.frames, info.mask,
+                    tags.get(stem), stem if output.bits == "16" else "",
                 )
             )
             for stem, path in paths.items()
         }  # fmt: skip
-        for part in _at_rate(parts, list(paths), info, rate):
+        for part in parts:
             done += len(next(iter(part.values())))
             for stem, writer in writers.items():
                 # Stems come side by side, and what follows goes through each four times.
                 audio = np.ascontiguousarray(part[stem])
                 audio = audio if gain == 1 else audio * np.float32(gain)
-                squares[stem] += _energy(audio)
                 highest = max(float(audio.max(initial=0)), -float(audio.min(initial=0)))
                 peak = max(peak, highest)
                 if highest > 1 and (not output.keeps_peaks or output.peak == "clip"):
                     clipped[stem] += int(np.count_nonzero(np.abs(audio) > 1 + ROUNDING))
                     audio = np.clip(audio, -1, 1)
+                squares[stem] += _energy(audio)
                 writer.write(audio)
         for writer in writers.values():  # a disk that is full shows before the first stem gets its name
             writer.close()
     levels = {stem: _level(square / max(1, done * info.channels)) for stem, square in squares.items()}
-    return Written(paths, clipped, levels, done / rate, peak, gain)
+    return Written(paths, clipped, levels, done / info.sample_rate, peak, gain)
 
 
 def _at_rate(
@@ -241,6 +240,12 @@ def _at_rate(
     wide = (np.concatenate([part[stem] for stem in stems], 1) for part in parts)
     blocks = resampled(wide, info.sample_rate, rate, len(stems) * info.channels)
     return (dict(zip(stems, np.split(block, len(stems), 1), strict=True)) for block in blocks if len(block))
+
+
+def _info_at(info: AudioInfo, rate: int) -> AudioInfo:
+    """Of what is written at another rate; how long it gets tells which form of a format has room."""
+    frames = None if info.frames is None else math.ceil(info.frames * rate / info.sample_rate)
+    return info._replace(sample_rate=rate, frames=frames)
 
 
 def _read_back(paths: Mapping[str, Path], info: AudioInfo) -> Iterator[dict[str, np.ndarray]]:
