@@ -1,22 +1,25 @@
 """Official checkpoints in and out: the right tensors, and nothing in the file is ever run."""
 
 import io
+import json
 import os
 import pickle
 import shutil
 import sys
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 
 from msr_jax.cli import main
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
-from msr_jax.weights.export_cli import state_dict
+from msr_jax.weights.export_cli import arch_of, published_tensors, pypi_tensors, state_dict
 from msr_jax.weights.lightning import read_checkpoint
-from msr_jax.weights.model_folder import load_model, parameter_shapes
+from msr_jax.weights.model_folder import flatten, load_model, parameter_shapes, write_tensors
 from msr_jax.weights.torch_names import PREFIXES, from_torch, to_name, to_path, to_torch
+from tests.conftest import TINY_SIZES
 from tests.parity.fixtures import load, parity_folders
 
 ARCHS = {"det": "unet_det", "diff": "unet_diffusion", "cd": "unet_consistency"}
@@ -32,8 +35,6 @@ def fixture_file(name):
 
 @pytest.mark.parametrize("kind", ARCHS)
 def test_every_tensor_of_the_official_checkpoints_has_its_place(kind):
-    import json
-
     keys = json.loads(fixture_file(f"unet/keys_{kind}_full.json").read_text())
     backbone = make_backbone({"name": "unet1d"})
     for network, prefix in PREFIXES[ARCHS[kind]].items():
@@ -58,6 +59,107 @@ def test_a_training_checkpoint_is_imported_and_exported_bit_for_bit(kind, tmp_pa
     for name, tensor in original.items():
         np.testing.assert_array_equal(exported[name], tensor.read(), err_msg=name)
         assert exported[name].shape == tensor.shape
+
+
+def separator(tmp_path):
+    """The shipped separator: its tensors by published name, and its model folder, imported with all that is known."""
+    source = fixture_file("unet_det_mini.ckpt")
+    assert main(["import", str(source), "-o", str(tmp_path / "model")]) == 0
+    tensors = {name: tensor.read() for name, tensor in read_checkpoint(source).state_dict.items()}
+    return tensors, load_model(tmp_path / "model")
+
+
+RENAMED = {
+    "bare": lambda name: name.removeprefix("model.unet."),
+    "module": lambda name: f"module.{name}",
+    "compiled": lambda name: name.replace("model.", "model._orig_mod.", 1),
+    "compiled whole": lambda name: f"_orig_mod.{name}",
+}
+
+
+@pytest.mark.parametrize("how", [*RENAMED, "more", "averages"])
+def test_a_separator_is_found_under_any_wrapper(how, tmp_path, capsys):
+    tensors, known = separator(tmp_path)
+    renamed = {RENAMED.get(how, str)(name): value for name, value in tensors.items()}
+    if how == "more":
+        renamed["loss.window"] = np.zeros(4, np.float32)
+    if how == "averages":
+        renamed |= {f"ema_models.0.{name}": 2 * value for name, value in tensors.items()}
+    write_tensors(tmp_path / "x.safetensors", renamed, np.float32)
+    sizes = known.config["model"]
+    (tmp_path / "sizes.json").write_text(
+        json.dumps({k: sizes[k] for k in ("resnet_groups", "attention_heads", "attention_features")})
+    )
+    capsys.readouterr()
+    argv = [
+        "import",
+        str(tmp_path / "x.safetensors"),
+        "-o",
+        str(tmp_path / "again"),
+        "--config",
+        str(tmp_path / "sizes.json"),
+    ]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert ("loss.window" in said) == (how == "more") and ("ema_models.0" in said) == (how == "averages")
+    assert "assumed" not in said
+    again = load_model(tmp_path / "again")
+    assert again.config["model"] == sizes
+    jax.tree.map(np.testing.assert_array_equal, again.weights, known.weights)
+
+
+def test_what_no_tensor_of_a_separator_tells_is_said_to_be_assumed(tmp_path, capsys):
+    tensors, _ = separator(tmp_path)
+    write_tensors(tmp_path / "x.safetensors", tensors, np.float32)
+    argv = ["import", str(tmp_path / "x.safetensors"), "-o", str(tmp_path / "again"), "--heads", "1"]
+    main(argv)
+    assert "assumed resnet_groups 8, which no tensor tells" in capsys.readouterr().out
+
+
+def test_a_separator_of_other_stems_and_channels_gets_names_and_separates(tmp_path, capsys):
+    sizes = {**TINY_SIZES, "in_channels": 2, "context_features": 3}
+    params = make_backbone({"name": "unet1d", **sizes}).init(jax.random.key(0), False)
+    tensors = {f"model.unet.{k}": v for k, v in to_torch(flatten(jax.device_get(params))).items()}
+    write_tensors(tmp_path / "x.safetensors", tensors, np.float32)
+    (tmp_path / "sizes.json").write_text(
+        json.dumps({k: sizes[k] for k in ("resnet_groups", "attention_heads", "attention_features") if k in sizes})
+    )
+    argv = [
+        "import",
+        str(tmp_path / "x.safetensors"),
+        "-o",
+        str(tmp_path / "m"),
+        "--config",
+        str(tmp_path / "sizes.json"),
+    ]
+    assert main(argv) == 0
+    assert "assumed the names stem_0, stem_1, stem_2" in capsys.readouterr().out
+    config = load_model(tmp_path / "m").config
+    assert config["channels"] == 2 and config["stems"] == ["stem_0", "stem_1", "stem_2"]
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"attention_heads": "two"}, "model.attention_heads must be a whole number"),
+        ({"unet": [1]}, "holds no mapping of a U-Net's sizes"),
+        ({"kernel_multiplier_downsample": 3}, "kernel_multiplier_downsample (3) must be even"),
+    ],
+)
+def test_sizes_that_cannot_be_are_one_sentence(told, words, tmp_path, capsys):
+    (tmp_path / "sizes.json").write_text(json.dumps(told))
+    source = str(fixture_file("unet_det_mini.ckpt"))
+    assert main(["import", source, "-o", str(tmp_path / "m"), "--config", str(tmp_path / "sizes.json")]) == 2
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1 and not (tmp_path / "m").exists()
+
+
+def test_a_backbone_of_ones_own_is_exported_to_no_published_program(tiny_model):
+    model = load_model(tiny_model)
+    own = model._replace(config={**model.config, "model": {**model.config["model"], "name": "mine"}})
+    for export in (arch_of, lambda m: published_tensors(m, "deterministic"), pypi_tensors):
+        with pytest.raises(UserError, match="no published program has the backbone 'mine'"):
+            export(own)
 
 
 @pytest.mark.torch

@@ -135,7 +135,7 @@ def test_scaled_stems_pass_no_peak_at_a_rate_that_the_format_wants_either(tmp_pa
 
 def test_levels_are_of_what_was_written(tmp_path):
     path = song(tmp_path / "song.wav", level=1.5)
-    done, stems = written(path, tmp_path / "out", "flac", None, "clip")
+    done = written(path, tmp_path / "out", "flac", None, "clip")[0]
     assert done.clipped["loud"]
     assert done.levels == levels_of(done.paths)[0]
 

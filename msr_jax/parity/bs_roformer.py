@@ -36,8 +36,8 @@ from msr_jax.parity.separators import (
     state_of,
 )
 from msr_jax.separate.demix import Demix, demix
+from msr_jax.weights.detect import prefixes_of
 from msr_jax.weights.lightning import read_checkpoint
-from msr_jax.weights.roformer_weights import prefixes_of
 from msr_jax.weights.yaml_config import told_sizes
 
 DEMIX_TOLERANCE = 1e-6

@@ -46,7 +46,7 @@ class _Fixture:
 
     def __init__(self, path: Path, arrays: Arrays, meta: Mapping[str, Any]):
         self.path, self.stem, self.arrays, self.meta = path, path.stem, arrays, meta
-        self.sizes = published_sizes(meta.get("config", {}).get("unet", {}))
+        self.sizes = published_sizes(meta.get("config", {}).get("unet", {}), str(path))
         tolerance = meta.get("tolerance", TOLERANCE)
         self.tolerance = tolerance if isinstance(tolerance, int | float) else tolerance.get("max_relative", TOLERANCE)
 

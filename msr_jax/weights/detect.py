@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from msr_jax.errors import UserError
-from msr_jax.weights.torch_names import EXTRACTOR
+from msr_jax.weights.torch_names import EXTRACTOR, PREFIXES
 
 BAND_SPLIT = "band_split.to_features.0.1.weight"  # in every RoFormer, under the prefix of its network
 U_NET = "to_mapping.0.weight"
@@ -58,7 +58,7 @@ SINGLE = {"num_residual_streams": (*STANDARD, 1)}
 
 def clean_names(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict without what a wrapper puts into its names: `_orig_mod.` anywhere, and whole prefixes such as
-    `module.` or `model.` before its RoFormer, if it has a single one; then also without what lies beside that, see `beside`.
+    `module.` or `model.` before its network, if it has a single one; then also without what lies beside that, see `beside`.
     """
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
     prefix = _single_prefix(state)
@@ -75,8 +75,26 @@ def beside(state: Mapping[str, Any]) -> list[str]:
 
 
 def _single_prefix(names: Iterable[str]) -> str | None:
-    prefixes = [name.removesuffix(BAND_SPLIT) for name in names if name.endswith(BAND_SPLIT)]
+    prefixes = _prefixes(names)
     return prefixes[0] if len(prefixes) == 1 else None
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """Of the networks among names: RoFormers, or the paper's U-Nets if there are none, beside which averages ("ema…") do not
+    count: its program reads none.
+    """
+    names = list(names)
+    found = {
+        last: [name.removesuffix(last) for name in names if name.endswith(last)] for last in (BAND_SPLIT, U_NET)
+    }  # a RoFormer that refines has the latter too
+    u_nets = [prefix for prefix in found[U_NET] if not prefix.startswith("ema")]
+    return found[BAND_SPLIT] or u_nets or found[U_NET]
+
+
+def prefixes_of(state: Mapping[str, Any], arch: str) -> dict[str, str]:
+    """The prefix of each network in a state dict (as of `clean_names`): `PREFIXES`, or none where there is a separator alone."""
+    is_bare = arch.endswith("_det") and (BAND_SPLIT in state or U_NET in state)
+    return {"deterministic": ""} if is_bare else PREFIXES[arch]
 
 
 def refuse_foreign(names: Iterable[str], where: str) -> None:
@@ -118,8 +136,7 @@ def detect_arch(names: Iterable[str], where: str) -> str:
     """
     names = list(names)
     refuse_foreign(names, where)
-    networks = [name for name in names if name.endswith((BAND_SPLIT, U_NET))]
-    is_roformer = any(name.endswith(BAND_SPLIT) for name in networks)
+    is_roformer, networks = any(name.endswith(BAND_SPLIT) for name in names), _prefixes(names)
     if not networks:
         shown = ", ".join(sorted(names)[:3])
         raise UserError(
@@ -127,12 +144,12 @@ def detect_arch(names: Iterable[str], where: str) -> str:
             f" (RoFormers) nor {U_NET} (the paper's U-Nets) is among them"
         )
     family = family_of(names) if is_roformer else "unet"
-    if any(name.startswith("net.model.unet.") for name in networks):
+    if any(prefix.startswith("net.model.unet.") for prefix in networks):
         return f"{family}_consistency"
-    if any(name.startswith(EXTRACTOR) for name in networks):
+    if any(prefix.startswith(EXTRACTOR) for prefix in networks):
         return f"{family}_diffusion"
     if len(networks) > 1:
-        shown = " and ".join(f"{name.removesuffix(BAND_SPLIT).removesuffix(U_NET)}…" for name in networks[:2])
+        shown = " and ".join(f"{prefix}…" for prefix in networks[:2])
         raise UserError(
             f"{where} holds {len(networks)} networks, among them {shown}, and nothing tells which is wanted; save the"
             " state_dict of one of them and import that"

@@ -37,16 +37,26 @@ FAMILIES = {
 
 def arch_of(model: Model) -> str:
     """The kind of checkpoint that holds everything in the folder."""
-    family = FAMILIES[model.config["model"]["name"]]
+    family = FAMILIES[_published(model)]
     if "consistency" in model.weights:
         return f"{family}_consistency"
     return f"{family}_diffusion" if "diffusion" in model.weights else f"{family}_det"
 
 
+def _published(model: Model) -> str:
+    """The backbone's name. Raises UserError if no published program has it."""
+    name = model.config["model"]["name"]
+    if name not in FAMILIES:
+        raise UserError(
+            f"no published program has the backbone '{name}', so that none reads its weights; it exports as {' or '.join(PROGRAMS)}"
+        )
+    return name
+
+
 def published_tensors(model: Model, network: str) -> dict[str, Any]:
     """Published state dict of one network of the folder, without prefix."""
     params = flatten(model.weights[network])
-    if model.config["model"]["name"] in NETWORKS:
+    if _published(model) in NETWORKS:
         return unstack_tensors(published_network(model.config["model"], network), params)
     return to_torch(params)
 
@@ -58,7 +68,7 @@ def pypi_tensors(model: Model) -> dict[str, Any]:
       UserError: the package has no network of the separator's kind or with its settings.
     """
     sizes = model.config["model"]
-    kind = NETWORKS.get(sizes["name"])
+    kind = NETWORKS.get(_published(model))
     if kind is None:
         raise UserError(
             "the package BS-RoFormer has RoFormers alone; this model's separator is a U-Net: --format dicose"

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from msr_jax.errors import UserError
-from msr_jax.weights.detect import beside, clean_names, detect_arch, refuse_foreign
+from msr_jax.weights.detect import beside, clean_names, detect_arch, prefixes_of, refuse_foreign
 from msr_jax.weights.hub import fetch
 from msr_jax.weights.lightning import Checkpoint, read_checkpoint
 from msr_jax.weights.model_folder import save_model
-from msr_jax.weights.roformer_weights import Imported, prefixes_of, read_roformer
+from msr_jax.weights.roformer_weights import Imported, read_roformer
 from msr_jax.weights.torch_names import DUPLICATES, PREFIXES
 from msr_jax.weights.unet_weights import published_sizes, read_unet
 from msr_jax.weights.yaml_config import read_yaml
@@ -25,7 +25,7 @@ def read_model(checkpoint: Checkpoint, arch: str, told: dict[str, Any], where: s
       UserError: a tensor is missing, surplus or misshapen; or the file is of another kind than `arch`.
     """
     if arch.startswith("unet"):
-        return Imported(*read_unet(checkpoint, arch, told, where), [])
+        return Imported(*read_unet(checkpoint, arch, told, where))
     return read_roformer(checkpoint, arch, told, where)
 
 
@@ -62,7 +62,10 @@ def _told(args: argparse.Namespace, arch: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"--config {args.config} cannot be read as JSON ({error})") from error
     told = told.get("config", told) if isinstance(told, dict) else {}
-    return published_sizes(told.get("unet", told))
+    told = told.get("unet", told)
+    if not isinstance(told, dict):
+        raise UserError(f"--config {args.config} holds no mapping of a U-Net's sizes")
+    return published_sizes(told, f"--config {args.config}")
 
 
 def main(argv: list[str]) -> int:

@@ -184,6 +184,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     elif start[:1] == b"\x80":
         content, data_of = _read_old(path)
     else:
+        if path.name.endswith(".index.json"):
+            raise UserError(
+                f"{path} lists the parts that weights were cut into; join them into one safetensors file first"
+            )
         raise UserError(f"{path} is not a PyTorch checkpoint{_looks_like(start)}; take the file of weights itself")
     state, content = _find_state(content, path)
     for tensor in state.values():

@@ -231,12 +231,16 @@ def load_model(folder: str | Path, stems: Sequence[str] | None = None, dtype: st
     if missing:
         raise UserError(f"{folder / 'config.json'} lacks {', '.join(missing)}; it is not a config of a model folder")
     if config["format"] != FORMAT:
-        raise UserError(f"{folder} has format {config['format']}, this version reads format {FORMAT}; upgrade msr_jax")
+        raise UserError(
+            f"{folder} has format {json.dumps(config['format'])}, this version reads format {FORMAT}; upgrade msr_jax"
+        )
     if not isinstance(config["networks"], list) or not set(map(str, config["networks"])) <= set(NETWORKS):
         networks = json.dumps(config["networks"])
         raise UserError(
             f"{folder / 'config.json'} has networks {networks}; they must be a list of {', '.join(NETWORKS)}"
         )
+    if "deterministic" not in config["networks"]:
+        raise UserError(f"{folder / 'config.json'} names no deterministic network, which every model has")
     refinements = ["none", *(n for n in config["networks"] if n in ("det_x2", "diffusion", "consistency"))]
     if config.get(DEFAULT_REFINE, "none") not in refinements:
         raise UserError(

@@ -12,7 +12,7 @@ from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
 from msr_jax.models.mask_roformer import INNER
 from msr_jax.models.mel_band_roformer import MelBandRoformer, mel_bands
-from msr_jax.weights.detect import BAND_SPLIT, clean_names, family_of
+from msr_jax.weights.detect import BAND_SPLIT, clean_names, family_of, prefixes_of
 from msr_jax.weights.lightning import Checkpoint, check_real, plain
 from msr_jax.weights.model_folder import FIELDS, check_tensors, parameter_shapes, unflatten
 from msr_jax.weights.roformer_names import (
@@ -23,7 +23,6 @@ from msr_jax.weights.roformer_names import (
     renumber,
     stack_lazily,
 )
-from msr_jax.weights.torch_names import PREFIXES
 from msr_jax.weights.yaml_config import find_section, read_recipe, told_sizes
 
 FAMILIES = {"bsrf": "bs_roformer", "melrf": "mel_band_roformer"}
@@ -130,11 +129,6 @@ def _mel_bands(values: list[int], told: Mapping[str, Any], where: str) -> dict[s
         f"{where}: its {len(values)} mel bands are not those of {tried}, which the config tells: band {band} has"
         f" {values[band]} values a frame, not {expected}"
     )
-
-
-def prefixes_of(state: Mapping[str, Any], arch: str) -> dict[str, str]:
-    """The prefix of each network in a state dict (as of `clean_names`): `PREFIXES`, or none where there is a separator alone."""
-    return {"deterministic": ""} if arch.endswith("_det") and BAND_SPLIT in state else PREFIXES[arch]
 
 
 def _networks(

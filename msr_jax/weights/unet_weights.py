@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 
 from msr_jax.config import unet_base
+from msr_jax.config_fields import check_config, check_field
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import make_backbone
+from msr_jax.weights.detect import U_NET, clean_names, prefixes_of
 from msr_jax.weights.lightning import Checkpoint, check_real, plain
 from msr_jax.weights.model_folder import FIELDS, check_tensors, parameter_shapes, unflatten
-from msr_jax.weights.torch_names import PREFIXES, from_torch
+from msr_jax.weights.torch_names import from_torch
+from msr_jax.weights.yaml_config import find_section
 
 # Fields of the published configs that choose nothing here: the one value that the released models use.
 FIXED = {
@@ -21,17 +24,18 @@ FIXED = {
 }
 
 
-def published_sizes(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The U-Net's fields among published hyper-parameters.
+def published_sizes(hyper_parameters: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The U-Net's fields among published hyper-parameters, which `where` holds.
 
     Raises:
-      UserError: a field has a value that the released models do not use.
+      UserError: a field has a value that the released models do not use, or that it cannot have.
     """
     for name, value in FIXED.items():
         if hyper_parameters.get(name, value) != value:
-            raise UserError(f"the checkpoint says {name} = {hyper_parameters[name]}; only {value} is supported")
+            raise UserError(f"{where} says {name} = {hyper_parameters[name]}; only {value} is supported")
     known = set(unet_base().model) - {"name", "zero_init_output", "remat"}
-    return {k: v for k, v in hyper_parameters.items() if k in known and v is not None}
+    shown = {k: v for k, v in hyper_parameters.items() if k in known and v is not None}
+    return {k: check_field(f"model.{k}", v, f"{where}: ", model="unet1d") for k, v in shown.items()}
 
 
 def sizes_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -57,20 +61,22 @@ def sizes_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def read_unet(checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], where: str) -> tuple[dict, dict]:
-    """Config and weights by network, from an open checkpoint.
+def read_unet(checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], where: str) -> tuple[dict, dict, list[str]]:
+    """Config and weights by network, from an open checkpoint, and what was assumed, in words.
 
     Raises:
       UserError: a tensor is missing, surplus or misshapen; or the file is of another kind than `arch`.
     """
-    state, prefixes = checkpoint.state_dict, PREFIXES[arch]
+    state = clean_names(checkpoint.state_dict)
+    prefixes = prefixes_of(state, arch)
     groups = {net: {k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for net, p in prefixes.items()}
     empty = [f"{net} ({prefixes[net]}…)" for net, tensors in groups.items() if "to_mapping.0.weight" not in tensors]
     if empty:
-        raise UserError(f"{where} holds no network {empty[0]}, so it is no {arch} checkpoint; leave --arch out")
-    timed = "to_time.0.1.weight" in groups["deterministic"]
-    if timed or (arch == "unet_det" and any(not k.startswith("model.unet.") for k in state)):
+        raise UserError(f"{where} holds no network {empty[0]}, so it is no {arch} checkpoint")
+    if arch == "unet_det" and len([k for k in state if k.endswith(U_NET) and not k.startswith("ema")]) > 1:
         raise UserError(f"{where} is not a deterministic checkpoint: it holds more than one network; leave --arch out")
+    if "to_time.0.1.weight" in groups["deterministic"]:
+        raise UserError(f"{where} holds a network that refines, where a {arch} checkpoint has the separator")
     config = unet_base()
     try:
         inferred = sizes_from_shapes({k: t.shape for k, t in groups["deterministic"].items()})
@@ -78,12 +84,21 @@ def read_unet(checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], where
         raise UserError(
             f"{where} lacks tensors of a U-Net ({error}); it is no {arch} checkpoint, or is incomplete"
         ) from None
-    hyper = plain(checkpoint.content.get("hyper_parameters")) or {}
+    hyper = find_section(plain(checkpoint.content.get("hyper_parameters")), "channels", "factors")
+    told = {**published_sizes(hyper, f"the config inside {where}"), **sizes}
+    unseen = [name for name in ("resnet_groups", "attention_heads") if name not in told]
+    if not any(inferred["attentions"]) and not any("to_q" in name for name in groups["deterministic"]):
+        unseen = unseen[:1]
+    assumed = [f"{name} {config.model[name]}, which no tensor tells, as in the released models" for name in unseen]
     config.model.unlock()
-    config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in inferred.items()})
-    config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in published_sizes(hyper).items()})
-    config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()})
+    for found in (inferred, told):
+        config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
     model = config.to_dict()
+    model["channels"] = inferred["in_channels"]
+    if len(model["stems"]) != inferred["context_features"]:
+        model["stems"] = [f"stem_{k}" for k in range(inferred["context_features"])]
+        assumed.append(f"the names {', '.join(model['stems'])}")
+    check_config({k: model[k] for k in FIELDS}, f"{where}: ", is_whole=False)
     backbone = make_backbone(model["model"])
     model["segment"] -= model["segment"] % backbone.length_multiple
     weights = {}
@@ -93,4 +108,4 @@ def read_unet(checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], where
         check_tensors(shown, expected, f"{where} ({prefixes[network]}…)")
         check_real(tensors, where)
         weights[network] = unflatten(from_torch({k: t.read().astype(np.float32) for k, t in tensors.items()}))
-    return {k: model[k] for k in FIELDS}, weights
+    return {k: model[k] for k in FIELDS}, weights, assumed
