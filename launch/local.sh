@@ -13,8 +13,8 @@ set -euo pipefail
 processes=2 restarts=3 gpus=no dry=no
 while [ $# -gt 0 ]; do
   case $1 in
-    -n) processes=$2 && shift 2 ;;
-    --restarts) restarts=$2 && shift 2 ;;
+    -n) processes=${2:-} && shift $(($# > 1 ? 2 : 1)) ;;
+    --restarts) restarts=${2:-} && shift $(($# > 1 ? 2 : 1)) ;;
     --gpus) gpus=yes && shift ;;
     --dry-run) dry=yes && shift ;;
     -h | --help) sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0" && exit 0 ;;
@@ -26,6 +26,8 @@ if [ $# -eq 0 ]; then
   echo "local.sh: nothing to run; write the command after --, such as: -- train --config … --workdir …" >&2
   exit 2
 fi
+[[ $processes =~ ^[1-9][0-9]*$ ]] || { echo "local.sh: -n is followed by a number of processes, not '$processes'" >&2 && exit 2; }
+[[ $restarts =~ ^[0-9]+$ ]] || { echo "local.sh: --restarts is followed by a number, not '$restarts'" >&2 && exit 2; }
 read -ra msr <<< "${MSR:-msr}"
 
 free_port() {
@@ -33,7 +35,8 @@ free_port() {
 }
 
 command_of() { # process, port
-  echo "${msr[@]}" "${@:3}" --coordinator "127.0.0.1:$2" --processes "$processes" --process "$1"
+  printf '%q ' "${msr[@]}" "${@:3}" --coordinator "127.0.0.1:$2" --processes "$processes"
+  printf '%s %s\n' --process "$1"
 }
 
 pids=() asked=no
@@ -53,6 +56,7 @@ run_once() {
   port=$(free_port)
   pids=()
   for ((k = 0; k < processes; k++)); do
+    [ "$asked" = no ] || break # a signal that came before there was anybody to pass it on to
     if [ "$gpus" = yes ]; then
       CUDA_VISIBLE_DEVICES=$k "${msr[@]}" "$@" --coordinator "127.0.0.1:$port" --processes "$processes" --process "$k" &
     else
@@ -60,7 +64,9 @@ run_once() {
     fi
     pids+=($!)
   done
-  local left=$processes last=0
+  [ "${#pids[@]}" -gt 0 ] || return 143
+  [ "$asked" = no ] || { pass_on && asked=passed; }
+  local left=${#pids[@]} last=0
   while [ "$left" -gt 0 ]; do
     code=0
     wait -n || code=$?

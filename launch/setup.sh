@@ -6,16 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${MSR_VENV:-$PWD/.venv}
 lock=${MSR_LOCK:-requirements.lock}
 
-find_python() {
-  for candidate in ${MSR_PYTHON:-} python3 python3.13 python3.12 python3.11 python; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-      echo "$candidate"
-      return
-    fi
-  done
-  echo "Python 3.11 or newer is needed; set MSR_PYTHON to one" >&2
-  return 1
-}
+# shellcheck source=launch/python.sh
+source launch/python.sh
 
 stamp=$(cat "$lock" pyproject.toml | cksum)
 if [ "$(cat "$venv/.msr-stamp" 2>/dev/null)" != "$stamp" ]; then

@@ -5,10 +5,13 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+
+from msr_jax.config_files import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -91,6 +94,32 @@ def test_local_passes_sigterm_on_and_does_not_start_again(stand_in, tmp_path):
     assert run.wait(30) == 75 and len(stand_in.calls()) == 2
 
 
+@pytest.mark.parametrize("after", [0, 0.02, 0.05, 0.1])
+def test_local_passes_on_a_signal_that_comes_while_it_starts(stand_in, tmp_path, after):
+    stand_in("msr", "trap 'exit 75' TERM; for k in {1..400}; do sleep 0.05; done; exit 1")
+    command = ["bash", "-c", f"echo $$ > {tmp_path}/pid; exec bash {LAUNCH}/local.sh -n 2 -- train"]
+    run = subprocess.Popen(command, cwd=ROOT)
+    while not (tmp_path / "pid").exists():
+        pass
+    time.sleep(0.02 + after)
+    run.terminate()
+    assert run.wait(15) in (75, 143, -15)  # before the trap stands, the shell itself ends
+    assert len(stand_in.calls()) <= 2
+
+
+@pytest.mark.parametrize("options", [["-n", "0"], ["-n", "-1"], ["-n", "x"], ["-n", ""], ["--restarts", "no"]])
+def test_local_takes_no_senseless_number(stand_in, options):
+    stand_in("msr")
+    code, said = bash("local.sh", *options, "--", "train")
+    assert code == 2 and said.count("\n") == 1 and stand_in.calls() == []
+
+
+def test_local_shows_commands_that_can_be_pasted():
+    code, said = bash("local.sh", "-n", "1", "--dry-run", "--", "train", "--config.optim.freeze=('a b/*',)")
+    words = subprocess.run(["bash", "-c", f"printf '%s\n' {said}"], capture_output=True, text=True).stdout.splitlines()
+    assert code == 0 and words[2] == "--config.optim.freeze=('a b/*',)"
+
+
 def test_local_says_what_is_missing():
     assert bash("local.sh", "-n", "2") == (
         2, "local.sh: nothing to run; write the command after --, such as: -- train --config … --workdir …\n",
@@ -144,8 +173,101 @@ esac""",
     )
     code, said = bash("tpu_pod.sh", "resume", "--config", "c.py", **PLACE)
     assert code == 0 and "ended with code 255; going on (attempt 1 of 20)" in said
-    verbs = [re.search(r"(train|describe|delete|create|scp|pip install)", call)[1] for call in stand_in.calls()]
-    assert verbs == ["train", "describe", "delete", "create", "describe", "scp", "pip install", "train"]
+    assert verbs(stand_in) == [
+        "train", "describe", "describe", "delete", "create", "describe", "scp", "tpu_host.sh", "train",
+    ]  # fmt: skip
+
+
+def verbs(stand_in):
+    return [re.search(r"(train|describe|delete|create|scp|tpu_host.sh)", call)[1] for call in stand_in.calls()]
+
+
+def fails_once(name, folder):
+    return f"[ -e {folder}/{name} ] || {{ touch {folder}/{name}; exit 1; }}"
+
+
+@pytest.mark.parametrize("action", ["scp", "create", "describe"])
+def test_a_pod_is_brought_back_though_a_command_fails_once(stand_in, tmp_path, action):
+    lost = tmp_path / "lost"
+    then = {"train": f"[ -e {lost} ] || {{ touch {lost}; exit 255; }}", "create": f"touch {lost}.again"}
+    then |= {"describe": f"[ -e {lost}.again ] && echo ACTIVE || echo SUSPENDED", "scp": "true"}
+    then[action] = f"{fails_once('failed', tmp_path)}; {then[action]}"
+    cases = "\n".join(f"  *{word}*) {line} ;;" for word, line in then.items())
+    stand_in("gcloud", f'case "$*" in\n{cases}\nesac')
+    code, said = bash("tpu_pod.sh", "resume", "--config", "c.py", **PLACE)
+    assert code == 0 and verbs(stand_in).count("train") == 2, said
+    assert list(Path("/tmp").glob("tmp.*.tar.gz")) == []
+
+
+@pytest.mark.parametrize("state", ["", "WAITING_FOR_RESOURCES", "ACTIVE"])
+def test_a_pod_that_may_be_well_is_not_deleted(stand_in, tmp_path, state):
+    """gcloud does not answer, the request still waits in its queue, or the slice is there: only the run has ended."""
+    tries, asked = tmp_path / "tries", tmp_path / "asked"
+    stand_in(
+        "gcloud",
+        f"""case "$*" in
+  *train*) echo >> {tries}; [ "$(wc -l < {tries})" -gt 1 ] || exit 1 ;;
+  *describe*) echo >> {asked}; [ "$(wc -l < {asked})" -gt 3 ] && echo ACTIVE || {{ echo "{state}"; [ -n "{state}" ]; }} ;;
+esac""",
+    )
+    code, _ = bash("tpu_pod.sh", "resume", "--config", "c.py", **PLACE)
+    assert code == 0 and not {"delete", "create"} & set(verbs(stand_in))
+
+
+def test_a_pod_that_was_never_made_is_made(stand_in, tmp_path):
+    made = tmp_path / "made"
+    stand_in(
+        "gcloud",
+        f"""case "$*" in
+  *train*) [ -e {made} ] || exit 1 ;;
+  *describe*) [ -e {made} ] && echo ACTIVE || {{ echo "ERROR: NOT_FOUND: no such resource" >&2; exit 1; }} ;;
+  *create*) touch {made} ;;
+esac""",
+    )
+    code, _ = bash("tpu_pod.sh", "resume", "--config", "c.py", **PLACE)
+    assert code == 0 and "create" in verbs(stand_in) and "delete" not in verbs(stand_in)
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [("v5litepod-64", "tpuv5-lite"), ("v5p-32", "alpha-tpuv5 "), ("v6e-16", "tpuv6e"), ("v4-8", "ubuntu")],
+)
+def test_the_software_of_a_pod_is_that_of_its_chips(kind, version):
+    assert version in bash("tpu_pod.sh", "--dry-run", "create", **PLACE | {"TYPE": kind})[1]
+
+
+@pytest.mark.parametrize("has_new", [True, False])
+def test_a_host_gets_a_python_that_is_new_enough(stand_in, tmp_path, has_new):
+    shutil.copytree(LAUNCH, tmp_path / "msr" / "launch")
+    old = 'case "$*" in *version_info*) exit 1 ;; *uv\\ venv*) mkdir -p .venv/bin; ln -s "$0" .venv/bin/python ;; esac'
+    new = 'case "$*" in *-m\\ venv*) mkdir -p .venv/bin; ln -s "$0" .venv/bin/python ;; esac'
+    for name in ("python3", "python3.13", "python3.12", "python3.11", "python"):
+        stand_in(name, new if has_new and name == "python3.11" else old)
+    done = subprocess.run(["bash", str(tmp_path / "msr" / "launch" / "tpu_host.sh")], capture_output=True, text=True)
+    calls = stand_in.calls()
+    assert done.returncode == 0, done.stderr
+    assert any("uv venv" in call for call in calls) != has_new
+    assert calls[-1].endswith("-m pip install --quiet .[tpu,cloud]")
+
+
+def test_examples_of_training_fit_the_devices_that_they_are_for():
+    """The batch of every example for two hosts of eight GPUs, and of the README's slice of 64 chips, divides over them."""
+    text = "\n".join(p.read_text() for p in (*LAUNCH.glob("*.*"), ROOT / "README.md") if p.suffix in (".md", ".sbatch"))
+    jobset = " ".join(
+        line.strip("- ") for line in (LAUNCH / "gke_jobset.yaml").read_text().splitlines() if " --config" in line
+    )
+    found = 0
+    for line in [*text.splitlines(), jobset]:
+        devices = 16 if "sbatch launch" in line or line == jobset else 64 if "TYPE=v5litepod-64" in line else None
+        if devices is None or "--config" not in line or "separate" in line:
+            continue
+        words = re.findall(r"--config(?:\.[\w.]+)?[= ][^\s`]+", line)
+        name = next(w for w in words if re.match(r"--config[= ]", w)).split("=" if "=" in words[0] else " ")[1]
+        batch = int(next((w.split("=")[1] for w in words if w.startswith("--config.data.batch")), 0))
+        batch = batch or read_config(name, [])["data"]["batch"]
+        assert batch % devices == 0, line
+        found += 1
+    assert found >= 4
 
 
 def test_a_pod_does_not_repeat_bad_input_and_names_what_is_missing(stand_in):
