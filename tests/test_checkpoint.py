@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 from msr_jax.errors import UserError
 from msr_jax.train import checkpoint
@@ -100,6 +101,17 @@ def test_a_disk_that_fills_up_during_a_save_leaves_the_checkpoint_before_it_whol
         assert checkpoints.latest_step() == 1
         restored = checkpoints.restore(abstract(state))
     jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
+
+
+def test_a_bucket_without_what_opens_it_says_what_to_install(monkeypatch):
+    def without(*_, **__):
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr(type(epath.Path("gs://bucket/run")), "mkdir", without)
+    with pytest.raises(
+        UserError, match=r"gs://bucket/run needs what opens such places: pip install 'msr_jax\[cloud\]'"
+    ):
+        Checkpoints("gs://bucket/run", keep=1)
 
 
 def test_a_place_that_cannot_be_written_is_answered(tmp_path):

@@ -100,6 +100,23 @@ def same_model(a, b):
     return files and all((a / "model" / f).read_bytes() == (b / "model" / f).read_bytes() for f in files)
 
 
+def test_processes_that_do_not_see_the_same_checkpoints_say_so_before_the_first_step(tmp_path, settings):
+    """As hosts without a shared disk do, where `train.checkpoints` names none."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    hosts = []
+    for k in range(2):
+        (tmp_path / f"host{k}").mkdir()
+        argv = [sys.executable, "-m", "tests.toy", *TRAIN, "--workdir", "run", *settings, "--process", str(k)]
+        argv += ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        hosts.append(subprocess.Popen(argv, env=environment(1), cwd=tmp_path / f"host{k}", **streams))
+    codes, said = finish(hosts)
+    assert codes == [2, 2]
+    assert said.count("process 1 does not see what process 0 writes to") == 2 and "set config.train.checkpoints" in said
+
+
 MESHES = {  # processes, devices of each, fsdp
     "one device": (1, 1, 1),
     "4 × 2": (1, 8, 2),

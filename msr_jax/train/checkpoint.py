@@ -13,6 +13,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from msr_jax.errors import UserError
+from msr_jax.train.distributed import agree, check_is_shared
 from msr_jax.train.state import TrainState
 
 FORMAT = 1
@@ -31,7 +32,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, keep: int, keep_best: int = 0):
-        """Raises UserError if the folder cannot be written or `keep` is below 1."""
+        """Raises UserError if the folder cannot be written, is not the same one for all processes, or `keep` is below 1."""
         try:
             self.folder = epath.Path(folder)
         except (ImportError, KeyError, ValueError) as error:
@@ -54,13 +55,25 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=score, cleanup_tmp_directories=True
         )
+        if "://" not in str(folder):
+            self.folder = epath.Path(Path(folder).absolute())
+        agree(self._make)
+        check_is_shared(self.folder)
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def _make(self) -> None:
         try:
-            if "://" not in str(folder):
-                self.folder = epath.Path(Path(folder).absolute())
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {self.folder}: {error.strerror or error}") from error
+        except ImportError as error:
+            raise UserError(
+                f"train.checkpoints: {self.folder} needs what opens such places: pip install 'msr_jax[cloud]'"
+            ) from error
+        except Exception as error:  # each store has its own: no such bucket, no permission
+            if "://" not in str(self.folder):
+                raise
+            raise UserError(f"cannot write checkpoints to {self.folder} ({_first_line(error)})") from error
 
     def __enter__(self) -> "Checkpoints":
         return self

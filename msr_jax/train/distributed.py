@@ -1,17 +1,21 @@
 """Several processes as one run: how they find each other, and how they agree on an error or on stopping."""
 
 import functools
+import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar, overload
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from msr_jax.errors import UserError
+from msr_jax.runtime import saying
 
 T = TypeVar("T")
 MESSAGE_BYTES = 1024
+LOOKS = 20  # half a second each
 
 
 class Cluster(NamedTuple):
@@ -93,8 +97,10 @@ def initialize(cluster: Cluster | None) -> None:
     """
     if cluster is None:
         return
+    place = cluster.coordinator or "the coordinator"
     try:
-        jax.distributed.initialize(*cluster[:3], cluster_detection_method=cluster.method)
+        with saying(f"waiting for the other processes, at {place}", after=10):
+            jax.distributed.initialize(*cluster[:3], cluster_detection_method=cluster.method)
     except (ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise UserError(f"cannot join the other processes ({reason}); check the coordinator and the count") from error
@@ -132,6 +138,37 @@ def agree(action: Callable[[], T], main_only: bool = False) -> T | None:
         if failed is not None:
             raise UserError(failed.decode(errors="replace"))
     return result
+
+
+def check_is_shared(folder: epath.Path) -> None:
+    """Raises UserError in all processes if one of them does not see what the first one writes into a folder."""
+    if jax.process_count() == 1:
+        return
+    token = int(multihost_utils.broadcast_one_to_all(np.random.default_rng().integers(2**31)))
+    probe = folder / f".seen-by-all-{token}"
+
+    def write() -> None:
+        try:
+            probe.write_text("")
+        except Exception as error:  # of a bucket's own kind
+            raise UserError(f"cannot write to {folder} ({str(error) or type(error).__name__})") from error
+
+    def look() -> None:
+        for _ in range(LOOKS):  # a disk over the network may show it somewhat later
+            if probe.exists():
+                return
+            time.sleep(0.5)
+        raise UserError(
+            f"process {jax.process_index()} does not see what process 0 writes to {folder}; set config.train.checkpoints to a place that "
+            "all see, such as gs://BUCKET/RUN"
+        )
+
+    agree(write, main_only=True)
+    try:
+        agree(look)
+    finally:
+        if is_main():
+            probe.unlink(missing_ok=True)
 
 
 @functools.cache
