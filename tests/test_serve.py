@@ -357,7 +357,7 @@ def served(models, folder):
     thread.join()
 
 
-def test_what_a_visitor_breaks_off_leaves_nothing(models, tmp_path):
+def test_what_a_visitor_breaks_off_leaves_nothing(models, tmp_path, capfd):
     with served(models, tmp_path) as (address, desk):
         base = "http://{}:{}".format(*address)
         job = requests.post(f"{base}/api/jobs", files={"file": ("song.wav", song_file())}).json()
@@ -375,6 +375,7 @@ def test_what_a_visitor_breaks_off_leaves_nothing(models, tmp_path):
         assert requests.get(f"{base}/healthz").text == "ok"
         assert [p.name for p in desk.folder.iterdir()] == ["lock"]
     assert not list(tmp_path.iterdir())
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_the_client_of_the_readme_gets_its_stems(models, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 
 from msr_jax.errors import UserError
 from msr_jax.serve import downloads
@@ -156,6 +157,8 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
             desk.check_room()
             async with request.form(max_files=1, max_fields=8) as form:
                 job = await _queue(desk, job_of, dict(form))
+        except ClientDisconnect as error:  # it hears no answer; nothing was queued
+            raise HTTPException(400, "the song did not arrive whole") from error
         except Full as error:
             raise HTTPException(503, str(error), {"retry-after": "30"}) from error
         response.headers["location"] = f"/api/jobs/{job.id}"

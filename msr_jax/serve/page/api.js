@@ -10,8 +10,9 @@ export async function models() {
   return (await answer(await fetch("/api/models"))).json();
 }
 
-// Fields: file or source (the id of a job whose song to take again), model, refine, steps. `progress` gets 0 to 1.
-export function createJob(fields, progress) {
+// Fields: file or source (the id of a job whose song to take again), model, refine, steps. `progress` gets 0 to 1. Fails where
+// `signal`, of an AbortController, ends it.
+export function createJob(fields, progress, signal) {
   const form = new FormData();
   for (const [name, value] of Object.entries(fields)) if (value !== null && value !== undefined) form.append(name, value);
   return new Promise((resolve, reject) => {
@@ -20,6 +21,8 @@ export function createJob(fields, progress) {
     request.responseType = "json";
     request.upload.onprogress = (event) => event.lengthComputable && progress(event.loaded / event.total);
     request.onerror = () => reject(new Error("the server could not be reached, is busy, or the file is too large for it"));
+    request.onabort = () => reject(new Error("it was cancelled"));
+    signal.addEventListener("abort", () => request.abort());
     request.onload = () => {
       if (request.status === 202) resolve(request.response);
       else reject(new Error(request.response?.detail ?? `the server answered ${request.status}`));

@@ -10,9 +10,11 @@ const REFINING = ["consistency", "diffusion"]; // in the order in which they are
 let offers = [];
 let job = null; // that is shown
 let unwatch = () => {};
+let sending = new AbortController(); // ends what is being sent; the newest alone is wanted
 let chosen = null; // the track that m mutes
 let pictures = new Map();
 const results = new Map(); // setting -> id of a job with the same song
+let working = null; // id of the job that the server has last been asked for; none while it is being asked
 const player = new Player((track, start, frames) => api.samples(job.id, track, start, frames));
 player.onend = showPlaying;
 window.msrPlayer = player; // for those who look into the page, and its test
@@ -49,17 +51,23 @@ function showDial() {
 
 async function start(fields) {
   const wanted = setting();
+  sending.abort();
+  working = null;
+  const { signal } = (sending = new AbortController());
   $("work").hidden = false;
   $("progress").value = 0;
   try {
     const created = await api.createJob({ ...fields, ...wanted }, (share) => {
       say("Uploading …");
       $("progress").value = share;
-    });
-    results.set(JSON.stringify(wanted), created.id);
+    }, signal);
+    if (signal.aborted) return api.removeJob(created.id); // the server was quicker
+    working = created.id;
+    results.set(JSON.stringify(wanted), working);
     show(created);
     follow(created.id);
   } catch (error) {
+    if (signal.aborted) return;
     $("work").hidden = true;
     say(`That did not work: ${error.message}.`);
   }
@@ -71,6 +79,7 @@ function upload(file) {
   results.clear();
   job = null;
   player.pause();
+  player.forget();
   $("player").hidden = true;
   start({ file });
 }
@@ -81,8 +90,11 @@ function again() {
   const known = results.get(JSON.stringify(setting()));
   if (known === job.id) return;
   unwatch();
-  if (known) follow(known);
-  else start({ source: job.id });
+  if (known) {
+    sending.abort();
+    working = known;
+    follow(known);
+  } else start({ source: job.id });
 }
 
 function follow(id) {
@@ -127,6 +139,7 @@ function open(now) {
   $("position").max = now.frames / now.sample_rate;
   pictures = new Map();
   $("tracks").replaceChildren(...player.tracks.filter((t) => t.name !== "song").map(trackRow));
+  showLoop();
   chosen = player.tracks[1];
   markChosen();
 }
@@ -146,6 +159,8 @@ function trackRow(track, index) {
   const level = find(".level input");
   level.setAttribute("aria-label", `Level of ${track.name}`);
   level.value = track.level;
+  find(".solo").setAttribute("aria-pressed", track.solo);
+  find(".mute").setAttribute("aria-pressed", track.mute);
   find(".solo").onclick = () => toggle(track, "solo");
   find(".mute").onclick = () => toggle(track, "mute");
   level.oninput = () => {
@@ -205,6 +220,10 @@ function pointer(canvas) {
 
 function setLoop(from, to) {
   player.setLoop(from === null ? null : { from, to });
+  showLoop();
+}
+
+function showLoop() {
   $("loop").setAttribute("aria-pressed", player.loop !== null);
   for (const region of document.querySelectorAll(".region")) {
     region.hidden = player.loop === null;
@@ -310,9 +329,11 @@ $("loop-end").onclick = () => setLoop(player.loop?.from ?? 0, player.now());
 $("position").oninput = () => player.seek($("position").value * player.rate);
 $("cancel").onclick = async () => {
   unwatch();
-  const id = [...results.values()].at(-1);
+  sending.abort();
+  const id = working;
+  working = null;
   for (const [name, value] of results) if (value === id) results.delete(name);
-  await api.removeJob(id);
+  if (id) await api.removeJob(id);
   $("work").hidden = true;
   if (job?.id === id) {
     player.pause();

@@ -49,6 +49,13 @@ export class Player {
     if (wasPlaying) this.play();
   }
 
+  // Nothing of this song's mixer is for the next one.
+  forget() {
+    for (const track of this.tracks) track.gain.disconnect();
+    this.tracks = [];
+    this.loop = null;
+  }
+
   // What a track is multiplied with now, solo, mute and the original considered.
   factor(track) {
     if (track.name === "song") return this.original ? 1 : 0;
