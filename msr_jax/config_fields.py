@@ -161,7 +161,7 @@ FIELDS = (
     Field("train.checkpoints", "text", "", "another place for checkpoints, such as `gs://…`"),
     Field("train.max_skipped", "int", "≥ 0", "steps whose loss or gradient is not finite change nothing and are counted; more than so many in a row end the run"),
     Field("train.validation_windows", "int", "≥ 0", "windows of a validation, spread over the split; 0 takes all"),
-    Field("train.wandb_project", "text", "", "logs to W&B too"),
+    Field("train.wandb_project", "text", "", "logs to W&B too (pip install wandb)"),
     Field("mesh.data", "int", "-1 or ≥ 1", "devices that share the batch; -1 takes what is left"),
     Field("mesh.fsdp", "int", "-1 or ≥ 1", "devices that share the parameters too"),
     Field("mesh.fsdp_min_size", "int", "≥ 0", "arrays of fewer elements are not split"),

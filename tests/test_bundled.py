@@ -1,6 +1,8 @@
 """The model that comes with the package: small, described, taken where none is named, and able to separate."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,14 @@ def test_it_is_small_and_has_a_card():
     assert msr_jax.load().refine == msr_jax.load("bundled").refine == "none"  # as its card says
     card = (BUNDLED / "README.md").read_text()
     assert all(f"**{word}" in card for word in ("Use", "Data", "Training", "Scores", "Limits", "Licence"))
+
+
+def test_its_card_is_what_the_study_would_write_around_its_figures():
+    template = (Path(__file__).resolve().parents[1] / "launch" / "study" / "bundled_card.md").read_text()
+    card, at = (BUNDLED / "README.md").read_text(), 0
+    for part in re.split(r"\{\w+\}", template):
+        assert part.strip() in card[at:], part[:200]
+        at = card.index(part.strip(), at)
 
 
 @pytest.mark.parametrize("options", [[], pytest.param(["--refine", "consistency"], marks=pytest.mark.slow)])

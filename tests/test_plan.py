@@ -228,13 +228,13 @@ def test_a_step_that_does_not_fit_comes_with_what_would():
         "accumulate": 1, "needs": 20e9, "has": 16e9,
         "bytes_per_device": {"parameters": 2e9, "optimiser": 4e9, "averages": 0, "frozen": 0},
     }  # fmt: skip
-    said = what_would_fit(config, plan, None)
+    said = what_would_fit(config, plan)
     assert "mesh.fsdp=8" in said[0]
     assert "data.batch=16 --config.optim.accumulate=2" in said[1] and "32 examples a step" in said[1]
     assert "model.remat=True" in said[2]
-    alone = what_would_fit({"model": {"remat": True}}, {**plan, "examples_per_device": 1, "batch": 8}, None)
+    alone = what_would_fit({"model": {"remat": True}}, {**plan, "examples_per_device": 1, "batch": 8})
     assert any("v6e" in line for line in alone) and not any("accumulate" in line for line in alone)
-    assert what_would_fit(config, {**plan, "fits": True}, None) == []
+    assert what_would_fit(config, {**plan, "fits": True}) == []
 
 
 @pytest.mark.parametrize("per_example,fixed,start", [(3.0, 4.0, 2), (7.9, 4.0, 6), (0.11, 1.0, 1), (20.0, 1.0, 3)])

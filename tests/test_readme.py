@@ -19,6 +19,7 @@ from msr_jax.cli import main
 from msr_jax.config_files import read_config
 from msr_jax.models.backbone import BACKBONES
 from msr_jax.weights.model_folder import load_model
+from msr_jax.weights.registry import TABLE, read_table
 from tests.conftest import TINY_SEGMENT
 from tests.toy import MODEL, make_toy
 
@@ -90,7 +91,14 @@ def by_hand(words):
         return True
     if words[:2] == ["msr", "train"]:  # the U-Net's small stages are run; these differ by the config alone
         return not (words[3].startswith("unet_") and words[3].endswith("_small"))
-    return words[:3] == ["python", "-m", "venv"] or "musdb" in words
+    if words[:2] == ["msr", "separate"] and is_fetched(words):
+        return True
+    return words[:3] == ["python3", "-m", "venv"] or "musdb" in words
+
+
+def is_fetched(words):
+    """Whether the model of a command is one of the registry's, which comes over the network."""
+    return "--model" in words and words[words.index("--model") + 1] in read_table(TABLE)
 
 
 def look(words):
@@ -99,6 +107,9 @@ def look(words):
     assert all(subprocess.run(["bash", "-n", ROOT / script]).returncode == 0 for script in scripts), words
     if "--config" in words:
         read_config(words[words.index("--config") + 1], [w for w in words if w.startswith("--config.")])
+    if words[:2] == ["msr", "separate"]:
+        stem = words[words.index("--residual") + 1]
+        assert stem not in read_table(TABLE)[words[words.index("--model") + 1]]["stems"], words
     if words[:2] == ["python", "-m"] and words[2].startswith("data_prep"):
         module = importlib.import_module(words[2])
         assert all(option in inspect.getsource(module) + PREPARE for option in words if option.startswith("--")), words

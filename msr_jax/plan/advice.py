@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from msr_jax.errors import UserError
 from msr_jax.plan.plan import chips_that_hold
-from msr_jax.plan.target import Target
 
 MOST_COMPILATIONS = 8
 
@@ -42,7 +41,7 @@ def split_batch(config: Mapping[str, Any], devices: int) -> Split:
     return Split(above, advice)
 
 
-def what_would_fit(config: Mapping[str, Any], plan: Mapping[str, Any], target: Target) -> list[str]:
+def what_would_fit(config: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
     """Settings under which a training step that does not fit would; estimates but for what `--fit` has compiled."""
     if plan["fits"] or plan["program"] != "train":
         return []

@@ -73,7 +73,7 @@ def _training(args: argparse.Namespace, config: dict[str, Any], target: Any) -> 
     config = _with_batch(config, split.batch)
     plan = make_plan(config, target)
     print_plan(plan, target)
-    plan["advice"] = [*split.advice, *what_would_fit(config, plan, target)]
+    plan["advice"] = [*split.advice, *what_would_fit(config, plan)]
     print_advice(plan["advice"])
     if args.fit:
         plan["fit"] = _fit(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ from msr_jax.errors import UserError
 from msr_jax.plan.hlo import collectives, forms
 from msr_jax.plan.program import Program
 from msr_jax.plan.target import Target, tracing
-from msr_jax.runtime import write_whole
+from msr_jax.runtime import home, write_whole
 
 # For simulated CPU devices the program's machine code need not be quick. Memory and communication stay the same.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -23,8 +22,8 @@ GIB = 2**30
 
 
 def cache_folder() -> Path:
-    """Where results are kept: `msr_jax/plans` in XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msr_jax" / "plans"
+    """Where results are kept: `plans` in `MSR_HOME`, or in the user's cache folder."""
+    return home() / "plans"
 
 
 def compile_program(program: Program, target: Target) -> dict[str, Any]:
