@@ -34,8 +34,11 @@ def tone(frequency=300.0, seconds=1.0, channels=2):
     return np.stack([0.3 * np.sin(2 * np.pi * frequency * (1 + c) * t) for c in range(channels)], 1).astype(np.float32)
 
 
-def encode(path, streams, kind=None):
-    """Write streams of audio (samples, channels) at 44,100 Hz (48,000 Hz for Opus, as it wants it) into a media file."""
+def encode(path, streams, kind=None, pts=None):
+    """Write streams of audio (samples, channels) at 44,100 Hz (48,000 Hz for Opus, as it wants it) into a media file.
+
+    With `pts` of 0 mp4 gets an edit list, which leaves out the encoder's delay.
+    """
     form, codec = kind or KINDS[path.name]
     if codec == "flac":
         return wrap_flac(path, streams[0], form)
@@ -51,7 +54,7 @@ def encode(path, streams, kind=None):
             frame = av.AudioFrame.from_ndarray(
                 np.ascontiguousarray(audio.reshape(1, -1)), format="flt", layout="stereo"
             )
-            frame.sample_rate = RATE
+            frame.sample_rate, frame.pts = RATE, pts
             container.mux(out.encode(frame))
             container.mux(out.encode(None))
     return path
@@ -124,15 +127,22 @@ def test_what_an_encoder_of_mp4_fills_its_last_frames_with_is_left_out(blocks, l
     info = media.MediaInfo(1, 1000, 0, 1.0)
     samples = np.arange(sum(blocks), dtype=np.float32)[:, None]
     parts = np.split(samples, np.cumsum(blocks)[:-1])
-    read = np.concatenate(list(media._measured(Path("a.m4a"), "mov", info, iter(parts))))
+    read = np.concatenate(list(media._measured(Path("a.m4a"), "mov", info, iter(parts), {})))
     np.testing.assert_array_equal(read, samples[:length])
-    other = np.concatenate(list(media._measured(Path("a.mka"), "matroska", info, iter(parts))))
+    other = np.concatenate(list(media._measured(Path("a.mka"), "matroska", info, iter(parts), {})))
     np.testing.assert_array_equal(other, samples)
 
 
 def test_lossless_files_keep_their_length(tmp_path):
     for name in ("alac.m4a", "a.oga"):
         assert len(read_audio(encode(tmp_path / name, [tone()]))[0]) == RATE
+
+
+@pytest.mark.parametrize("samples", [44_100, 44_117, 100_003])
+def test_a_song_in_mp4_keeps_its_length_to_the_sample(tmp_path, samples):
+    """The header counts in thousandths of a second."""
+    path = encode(tmp_path / "a.m4a", [tone(seconds=3.0)[:samples]], pts=0)
+    assert len(read_audio(path)[0]) == samples
 
 
 @pytest.mark.parametrize("name", ["a.m4a", "a.webm", "a.oga", "a.mka"])

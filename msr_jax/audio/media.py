@@ -42,6 +42,7 @@ SIGNATURES = {
 MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 SPEAKERS = "FL FR FC LFE BL BR FLC FRC BC SL SR TC TFL TFC TFR TBL TBC TBR".split()  # by bit of the mask
 TELLS_LENGTH = ("mov", "matroska", "asf")  # formats whose header has a length that is no estimate
+TICK = 1e-3  # seconds: what lengths in mp4 are counted in
 PADDING = 4096  # samples: what an encoder of mp4 may fill its last frames with
 SHORT = 0.2  # seconds by which a whole file may be shorter than its header says
 
@@ -81,12 +82,17 @@ def open_media(path: Path, kind: str, stream: int = 0) -> Iterator[tuple[MediaIn
         opened = _by_ffmpeg(path, kind, stream)
     else:
         raise UserError(f"{path} needs PyAV or ffmpeg to be read: pip install 'msr_jax[media]', or install ffmpeg")
-    with opened as (info, blocks):
-        yield info, _measured(path, kind, info, blocks)
+    with opened as (info, blocks, packets):
+        yield info, _measured(path, kind, info, blocks, packets)
 
 
-def _measured(path: Path, kind: str, info: MediaInfo, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The blocks without what an encoder of mp4 has filled the last frames with; an error if they end early."""
+def _measured(
+    path: Path, kind: str, info: MediaInfo, blocks: Iterator[np.ndarray], packets: dict[str, float]
+) -> Iterator[np.ndarray]:
+    """The blocks without what an encoder of mp4 has filled the last frames with; an error if they end early.
+
+    `packets`: when all blocks are taken, "end" is the second at which the last one ends. Headers of mp4 round it down to a tick.
+    """
     wanted = None if info.seconds is None else round(info.seconds * info.sample_rate)
     done, held = 0, [np.zeros((0, info.channels), np.float32)]
     for block in blocks:
@@ -98,6 +104,12 @@ def _measured(path: Path, kind: str, info: MediaInfo, blocks: Iterator[np.ndarra
                 block, held, wanted = np.concatenate([block, *held]), [], None
         done += len(block)
         if len(block):
+            yield block
+    if wanted is not None and held:
+        cut = round(packets.get("end", 0) * info.sample_rate) - done
+        if 0 < cut <= TICK * info.sample_rate:
+            block = np.concatenate(held)[:cut]
+            done += len(block)
             yield block
     if wanted is not None and done < wanted - SHORT * info.sample_rate:
         raise UserError(f"{path} is cut off: its header promises {wanted} samples, {done} could be read")
@@ -117,7 +129,7 @@ class _Quiet:
 
 
 @contextmanager
-def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, Iterator[np.ndarray]]]:
+def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, Iterator[np.ndarray], dict[str, float]]]:
     import av
 
     def told(error: Exception) -> UserError:
@@ -136,11 +148,16 @@ def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, It
             if len(container.streams.audio) <= stream:
                 raise UserError(f"{path} has {len(container.streams.audio)} streams of audio, not {stream + 1}")
             source, resampler = container.streams.audio[stream], av.AudioResampler(format="flt")
+            packets: dict[str, float] = {}
 
             def decode() -> Iterator[Any]:
                 try:
-                    for frame in chain(container.decode(source), [None]):
-                        yield from resampler.resample(frame)
+                    for packet in container.demux(source):
+                        if packet.pts is not None and packet.duration and packet.time_base:
+                            packets["end"] = float((packet.pts + packet.duration) * packet.time_base)
+                        for frame in packet.decode():
+                            yield from resampler.resample(frame)
+                    yield from resampler.resample(None)
                 except (av.FFmpegError, OSError, ValueError) as error:
                     raise told(error) from error
 
@@ -156,11 +173,13 @@ def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, It
             elif kind in TELLS_LENGTH and container.duration:
                 seconds = container.duration / av.time_base
             info = MediaInfo(len(names), first.sample_rate, mask, seconds)
-            yield info, (frame.to_ndarray().reshape(-1, len(names)) for frame in chain([first], frames))
+            yield info, (frame.to_ndarray().reshape(-1, len(names)) for frame in chain([first], frames)), packets
 
 
 @contextmanager
-def _by_ffmpeg(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, Iterator[np.ndarray]]]:
+def _by_ffmpeg(
+    path: Path, kind: str, stream: int
+) -> Iterator[tuple[MediaInfo, Iterator[np.ndarray], dict[str, float]]]:
     command = [
         "ffmpeg",
         "-nostdin",
@@ -205,6 +224,6 @@ def _by_ffmpeg(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, 
             channels, rate = struct.unpack("<HI", fmt[2:8])
             mask = struct.unpack("<I", fmt[20:24])[0] if len(fmt) >= 24 else 0
             info = MediaInfo(channels, rate, mask, None)
-            yield info, blocks()
+            yield info, blocks(), {}
         finally:
             program.kill()
