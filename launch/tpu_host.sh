@@ -5,12 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/python.sh
 source launch/python.sh
-if [ ! -x .venv/bin/python ]; then
-  if python=$(find_python 2>/dev/null); then
-    "$python" -m venv .venv
-  else
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none yet, or one that was not made to its end
+  if ! { python=$(find_python 2>/dev/null) && "$python" -m venv --clear .venv; }; then
     python3 -m pip install --quiet --user uv
-    python3 -m uv venv --quiet --seed --python 3.12 .venv
+    python3 -m uv venv --quiet --clear --seed --python 3.12 .venv
   fi
 fi
 .venv/bin/python -m pip install --quiet '.[tpu,cloud]'

@@ -55,7 +55,7 @@ create() {
   local spot=()
   [ "$SPOT" != yes ] || spot=(--spot)
   do_it gcloud compute tpus queued-resources create "$NAME" --node-id "$NAME" "${place[@]}" \
-    --accelerator-type "$TYPE" --runtime-version "$VERSION" "${spot[@]}"
+    --accelerator-type "$TYPE" --runtime-version "$VERSION" ${spot[@]+"${spot[@]}"}
 }
 
 delete() {
@@ -93,8 +93,8 @@ await() {
     echo "$NAME is $now"
     case $now in
       ACTIVE) return 0 ;;
-      FAILED | SUSPENDED | GONE | "") return 1 ;;
-      unknown) unknown=$((unknown + 1)) && [ "$unknown" -lt 10 ] || return 1 ;;
+      FAILED | SUSPENDED | GONE) return 1 ;;
+      unknown | "") unknown=$((unknown + 1)) && [ "$unknown" -lt 10 ] || return 1 ;;
       *) unknown=0 ;;
     esac
     pause
@@ -122,7 +122,7 @@ restore() { # the slice, ready to run; fails where that did not work this time
   local now
   now=$(state) || now=unknown
   case $now in
-    unknown) return 1 ;; # nothing is deleted that may be well
+    unknown | "" | SUSPENDING | DELETING) return 1 ;; # nothing is deleted that may be well, or is being deleted
     ACTIVE) ;;
     ACCEPTED | WAITING_FOR_RESOURCES | PROVISIONING | CREATING) await || return ;;
     GONE) { create && await; } || return ;;

@@ -379,12 +379,6 @@ def check_config(config: Mapping[str, Any], where: str = "config.", is_whole: bo
     for key in ("steps", "log_every", "validate_every", "checkpoint_every"):
         if (steps := found.get(f"train.{key}", per)) % per:
             raise UserError(f"train.{key} ({steps}) must be a positive multiple of train.steps_per_dispatch ({per})")
-    checkpoint, validate = (found.get(f"train.{key}_every", 1) for key in ("checkpoint", "validate"))
-    if found.get("train.keep_best") and (not found.get("data.validation") or checkpoint % validate):
-        raise UserError(
-            f"train.keep_best goes by the scores of validation: set data.validation, and make train.checkpoint_every ({checkpoint}) "
-            f"a multiple of train.validate_every ({validate})"
-        )
     for low, high in RISING:
         if low in found and high in found and found[low] > found[high]:
             raise UserError(f"{where}{low} ({found[low]}) must be at most {high} ({found[high]})")

@@ -27,6 +27,7 @@ log = logging.getLogger("msr_jax")  # silent in a library's use; `msr` prints it
 INTERRUPTED = 130  # exit code of Ctrl-C, as shells have it
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: saved and stopped on request; the launchers start it again
 COMPILED_BYTES = 2 * 2**30
+LONGEST = 200  # bytes of a name that gets more around it
 HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"  # in names on a disk that machines share
 # Seconds that the Python code has to end by itself after a signal; giving back the memory takes up to one more.
 GRACE = 0.7
@@ -98,12 +99,18 @@ def passing(path: Path) -> Path:
 
     What processes that are gone left of it is cleared.
     """
-    beside = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{_short(path.name)}.{HOST}.{os.getpid()}.tmp")
     clear_left_over(path.parent, [path.name])
     if beside not in PASSING:  # of an earlier process with this one's number, as in containers
         clear(beside)
     PASSING.add(beside)
     return beside
+
+
+def _short(name: str) -> str:
+    """The name, or where what `passing` adds to it would not fit into the 255 bytes of most file systems, its checksum."""
+    told = os.fsencode(name)
+    return name if len(told) <= LONGEST else f"{zlib.crc32(told):08x}"
 
 
 def clear(path: Path) -> None:
@@ -120,10 +127,11 @@ def clear(path: Path) -> None:
 
 def clear_left_over(folder: Path, names: Collection[str] | None = None) -> None:
     """Remove from a folder what `passing` named, for these names or for all, in processes of this machine that were killed."""
+    wanted = None if names is None else {_short(name) for name in names}
     with suppress(OSError):  # whoever writes there says what is wrong with the folder
         for path in folder.glob(".*.tmp"):
             found = re.fullmatch(rf"\.(.+)\.{HOST}\.(\d+)\.tmp", path.name)
-            if found and (names is None or found[1] in names) and not _is_running(int(found[2])):
+            if found and (wanted is None or found[1] in wanted) and not _is_running(int(found[2])):
                 clear(path)
 
 

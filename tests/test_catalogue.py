@@ -1,6 +1,7 @@
 """Many songs: where their stems go, who takes which, and what is written down about each."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -96,6 +97,23 @@ def test_what_names_no_songs_is_refused(library, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             find_tasks(given, tmp_path / "out", listed)
+
+
+def test_a_pipe_or_a_name_that_is_too_long_costs_one_song_and_not_the_batch(tiny_model, tmp_path, capsys):
+    music, out = tmp_path / "music", tmp_path / "out"
+    music.mkdir()
+    longest = "y" * 240  # legal, and so is the folder of its stems
+    for name in ("a", longest, "z"):
+        soundfile.write(music / f"{name}.wav", 0.1 * np.ones(3000), TINY_RATE)
+    os.mkfifo(music / "b.wav")  # nobody writes into it
+    command = ["separate", str(music), "-o", str(out), "--model", str(tiny_model), "--refine", "none"]
+    assert main([*command, "--manifest", str(tmp_path / "manifest.jsonl")]) == 1
+    assert {p.name for p in out.iterdir()} == {"a", longest, "z"} and not list(out.rglob(".*"))
+    rows = {row["source"]: row for row in map(json.loads, (tmp_path / "manifest.jsonl").read_text().splitlines())}
+    assert (
+        "is a pipe or a device" in rows[str(music / "b.wav")]["error"] and rows[str(music / "b.wav")]["sha256"] is None
+    )
+    assert "b.wav" in "".join(capsys.readouterr())
 
 
 def test_shards_share_a_folder_and_the_manifest_has_every_song_once(tiny_model, tmp_path, capsys):

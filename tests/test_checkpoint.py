@@ -71,7 +71,7 @@ def test_the_newest_are_kept(tmp_path):
 
 def test_the_best_are_kept_beside_the_newest(tmp_path):
     with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:
-        for step, score in ((1, 3.0), (2, 9.0), (3, None), (4, 5.0), (5, None)):
+        for step, score in ((1, 3.0), (2, 9.0), (3, float("nan")), (4, 5.0), (5, None)):
             checkpoints.save(a_state().replace(step=jnp.asarray(step, jnp.int32)), META, score)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "5"]
     with Checkpoints(tmp_path, keep=1, keep_best=1) as checkpoints:  # started again

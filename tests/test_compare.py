@@ -11,13 +11,13 @@ from msr_jax.evaluate.compare import bootstrap, compare, read_results
 from msr_jax.evaluate.protocols import METRICS
 
 
-def results(gain=0.0, tracks=20, seed=0, protocol="song"):
+def results(gain=0.0, tracks=20, seed=0, protocol="song", channels=2):
     """Results whose tracks differ by decibels among each other, and by `gain` and a little noise from seed to seed."""
     rng = np.random.default_rng(seed)
     level = np.random.default_rng(99).normal(5, 4, tracks)
     scores = lambda t: {s: (level[t] + gain * (s == "a") + rng.normal(0, 0.2, 8)).tolist() for s in "ab"}
     found = {f"track{t}": {m: scores(t) for m in METRICS} for t in range(tracks)}
-    settings = {"stems": ["a", "b"], "protocol": protocol, "sample_rate": 8000}
+    settings = {"stems": ["a", "b"], "protocol": protocol, "sample_rate": 8000, "channels": channels}
     return {"tracks": found, "settings": settings, "aggregate": {}}
 
 
@@ -43,7 +43,7 @@ def test_few_tracks_decide_nothing():
     ("other", "words"),
     [
         (results(protocol="paper"), "differ in protocol"),
-        (results() | {"settings": results()["settings"] | {"channels": 1}}, "differ in channels"),
+        (results(channels=1), "differ in channels"),
         (results() | {"tracks": {}}, "no track in common"),
     ],
 )

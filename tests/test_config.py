@@ -67,11 +67,6 @@ def test_fields_that_contradict_each_other_are_refused():
         ({"stems": ("a", "b")}, "the network of config.model takes 4"),
         ({"sede": 1}, "config.sede is no setting"),
         ({"model": 3}, "config.model must be a section"),
-        ({"train": {"keep_best": 1}}, "train.keep_best goes by the scores of validation: set data.validation"),
-        (
-            {"data": {"validation": "x"}, "train": {"keep_best": 1, "checkpoint_every": 4, "validate_every": 3}},
-            "make train.checkpoint_every (4) a multiple of train.validate_every (3)",
-        ),
     ):
         with pytest.raises(UserError, match=re.escape(words)):
             check_config({**unet_base().to_dict(), **change})

@@ -194,20 +194,24 @@ def test_a_pod_is_brought_back_though_a_command_fails_once(stand_in, tmp_path, a
     then[action] = f"{fails_once('failed', tmp_path)}; {then[action]}"
     cases = "\n".join(f"  *{word}*) {line} ;;" for word, line in then.items())
     stand_in("gcloud", f'case "$*" in\n{cases}\nesac')
-    code, said = bash("tpu_pod.sh", "resume", "--config", "c.py", **PLACE)
+    (tmp_path / "temporary").mkdir()
+    code, said = bash("tpu_pod.sh", "resume", "--config", "c.py", **PLACE, TMPDIR=str(tmp_path / "temporary"))
     assert code == 0 and verbs(stand_in).count("train") == 2, said
-    assert list(Path("/tmp").glob("tmp.*.tar.gz")) == []
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
-@pytest.mark.parametrize("state", ["", "WAITING_FOR_RESOURCES", "ACTIVE"])
-def test_a_pod_that_may_be_well_is_not_deleted(stand_in, tmp_path, state):
+@pytest.mark.parametrize(
+    ("state", "then"),
+    [("", "false"), ("", "true"), ("WAITING_FOR_RESOURCES", "true"), ("SUSPENDING", "true"), ("ACTIVE", "true")],
+)
+def test_a_pod_that_may_be_well_is_not_deleted(stand_in, tmp_path, state, then):
     """gcloud does not answer, the request still waits in its queue, or the slice is there: only the run has ended."""
     tries, asked = tmp_path / "tries", tmp_path / "asked"
     stand_in(
         "gcloud",
         f"""case "$*" in
   *train*) echo >> {tries}; [ "$(wc -l < {tries})" -gt 1 ] || exit 1 ;;
-  *describe*) echo >> {asked}; [ "$(wc -l < {asked})" -gt 3 ] && echo ACTIVE || {{ echo "{state}"; [ -n "{state}" ]; }} ;;
+  *describe*) echo >> {asked}; [ "$(wc -l < {asked})" -gt 3 ] && echo ACTIVE || {{ echo "{state}"; {then}; }} ;;
 esac""",
     )
     code, _ = bash("tpu_pod.sh", "resume", "--config", "c.py", **PLACE)

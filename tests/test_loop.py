@@ -184,10 +184,16 @@ def test_a_refinement_does_not_go_on_upon_another_separator(small, tmp_path):
     assert int(train(longer, tmp_path / "run", noise()).step) == longer["train"]["steps"]
 
 
-def test_a_setting_that_a_stage_does_not_read_is_refused(small, tmp_path):
-    small["init_from"]["diffusion"] = str(tmp_path)
-    with pytest.raises(UserError, match=r"init_from\.diffusion is not read by deterministic"):
-        train(small, tmp_path / "run", noise())
+def test_settings_that_mean_nothing_for_a_run_are_refused(small, tmp_path):
+    for section, change, words in (
+        ("init_from", {"diffusion": str(tmp_path)}, r"init_from\.diffusion is not read by deterministic"),
+        ("train", {"keep_best": 1}, r"keep_best goes by the scores of validation: set config\.data\.validation"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train({**small, section: {**small[section], **change}}, tmp_path / "run", noise())
+    often = {**small["train"], "keep_best": 1, "checkpoint_every": 4, "validate_every": 6}
+    with pytest.raises(UserError, match=r"checkpoint_every \(4\) a multiple of config\.train\.validate_every \(6\)"):
+        train({**small, "data": {**small["data"], "validation": "x"}, "train": often}, tmp_path / "run", noise())
 
 
 def test_an_average_that_is_wanted_later_is_no_damage(small, tmp_path):

@@ -117,6 +117,42 @@ def test_processes_that_do_not_see_the_same_checkpoints_say_so_before_the_first_
     assert said.count("process 1 does not see what process 0 writes to") == 2 and "set config.train.checkpoints" in said
 
 
+def test_hosts_with_another_separator_each_do_not_begin(tmp_path, settings):
+    """`init_from` is a folder that every host has, and nothing else makes them the same."""
+    for k in range(2):
+        (tmp_path / f"host{k}").mkdir()
+        codes, said = finish(start(tmp_path / f"host{k}" / "det", settings, train__steps=2, seed=k))
+        assert codes == [0], said
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = [
+        sys.executable,
+        "-m",
+        "tests.toy",
+        *TRAIN,
+        *settings,
+        "--workdir",
+        str(tmp_path / "run"),
+        "--config.method=diffusion",
+    ]
+    argv += [
+        "--config.init_from.deterministic=det",
+        "--coordinator",
+        f"127.0.0.1:{port}",
+        "--processes",
+        "2",
+        "--process",
+    ]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    hosts = [
+        subprocess.Popen([*argv, str(k)], env=environment(1), cwd=tmp_path / f"host{k}", **streams) for k in range(2)
+    ]
+    codes, said = finish(hosts)
+    assert codes == [2, 2], said
+    assert said.count("are others in process 1 than in process 0; give all hosts the same") == 2
+
+
 MESHES = {  # processes, devices of each, fsdp
     "one device": (1, 1, 1),
     "4 × 2": (1, 8, 2),

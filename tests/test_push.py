@@ -2,6 +2,7 @@
 
 import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -69,6 +70,37 @@ def test_a_caller_may_fill_one_buffer_again_and_again(make_copier):
         parts.append(pusher.push(buffer)["bass"])
     parts.append(pusher.close()["bass"])
     np.testing.assert_allclose(np.concatenate(parts), make_copier().separate(x, TINY_RATE)["bass"], atol=1e-6)
+
+
+def test_the_blocks_of_a_stream_may_be_one_array_filled_anew(make_copier):
+    """As `soundfile.blocks(path, out=buffer)` gives them."""
+    x, buffer = song(6000), np.zeros((500, 1), np.float32)
+
+    def blocks():
+        for at in range(0, len(x), 500):
+            buffer[:] = x[at : at + 500]
+            yield buffer
+
+    separator = make_copier()
+    parts = list(separator.stream(blocks(), TINY_RATE))
+    whole = separator.separate(x, TINY_RATE)
+    for stem in separator.stems:
+        np.testing.assert_allclose(np.concatenate([part[stem] for part in parts]), whole[stem], atol=1e-6)
+
+
+def test_rates_and_samples_come_as_array_packages_have_them(make_copier):
+    x, separator = song(3000), make_copier()
+    expected = separator.separate(x, TINY_RATE)["bass"]
+    np.testing.assert_array_equal(separator.separate(x, np.array(TINY_RATE))["bass"], expected)
+    narrow = separator.separate(jax.numpy.asarray(x, jax.numpy.bfloat16), jax.numpy.array(TINY_RATE))["bass"]
+    np.testing.assert_allclose(narrow, expected, atol=1e-2)
+
+    class Tensor:
+        def __array__(self, *_, **__):
+            raise RuntimeError("it requires grad\nand more")
+
+    with pytest.raises(UserError, match=r"^audio cannot be read as an array \(it requires grad\)$"):
+        separator.separate(Tensor(), TINY_RATE)
 
 
 def test_what_is_wrong_is_said_and_nothing_waits_for_ever(make_copier):

@@ -38,7 +38,7 @@ RATES = {
 }
 VORBIS_HIGHEST = 192_000  # Hz; libsndfile's Vorbis encoder ends the process somewhat above
 CHANNELS = {".flac": 8, ".mp3": 2}
-BITS = {"PCM_16": 16, "PCM_24": 24}  # that samples are rounded to here: libsndfile rounds down in WAV
+BITS = {"PCM_16": 16, "PCM_24": 24}  # of the subtypes that are rounded here, for libsndfile would round WAV's down
 COMPRESSION = {"MP3": 0.1, "VORBIS": 0.2}  # of 0 to 1: near the best that they have, since stems are worked on
 MPEG_FRAME = 1152  # samples that one frame of an mp3 holds at the most
 WAV_BYTES = 2**32 - 2**25  # a WAV file counts its bytes in 32 bits; room for tags
@@ -147,9 +147,8 @@ def _opened(path: Path) -> Iterator[tuple[AudioInfo, Callable[[int], np.ndarray]
         if opened.frames == 0:
             raise UserError(f"{path} holds no audio samples")
         if opened.format == "OGG" and opened.seekable():
-            opened.seek(
-                0
-            )  # else a stream that was cut out of another begins late (findings/libsndfile_opus_granule.sh)
+            # Else a stream that was cut out of another begins late (findings/libsndfile_opus_granule.sh).
+            opened.seek(0)
         if opened.format == "OGG" and _ogg_is_cut(file):
             raise UserError(f"{path} is cut off: its last page is missing or incomplete")
         frames = source.frames or (opened.frames if opened.frames < 2**60 else None)
@@ -306,17 +305,14 @@ class AudioWriter:
         suffix = self.path.suffix.lower()
         if suffix not in FORMATS:
             raise UserError(f"cannot write {path}: the name must end in {', '.join(FORMATS)}")
-        if self.path.is_dir():
+        if os.path.isdir(self.path):  # False also of a name that is too long
             raise UserError(f"cannot write {path}: it is a folder")
         kind, usual = FORMATS[suffix]
         if channels > CHANNELS.get(suffix, channels):
             raise UserError(
                 f"cannot write {path}: {kind} holds {CHANNELS[suffix]} channels at most, not {channels}; write WAV"
             )
-        if suffix == ".flac" and sample_rate > 65_535 and (sample_rate % 10 or sample_rate > 655_350):
-            raise UserError(f"cannot write {path}: FLAC has no rate of {sample_rate} Hz; write WAV")
-        if suffix == ".ogg" and sample_rate > VORBIS_HIGHEST:
-            raise UserError(f"cannot write {path}: no Ogg Vorbis is written above {VORBIS_HIGHEST} Hz; write WAV")
+        check_rate(self.path, sample_rate)
         self.subtype = subtype or usual
         # Samples per channel that fit.
         self.room = WAV_BYTES // (WIDTH.get(self.subtype, 4) * channels) if kind == "WAV" else None
@@ -410,6 +406,15 @@ def write_audio(path: str | Path, audio: np.ndarray, sample_rate: int, subtype: 
     """
     with AudioWriter(path, sample_rate, audio.shape[1], subtype, len(audio)) as writer:
         writer.write(audio)
+
+
+def check_rate(path: Path, sample_rate: int) -> None:
+    """Raises UserError if the format of a file's suffix does not have a rate (Hz)."""
+    suffix = path.suffix.lower()
+    if suffix == ".flac" and sample_rate > 65_535 and (sample_rate % 10 or sample_rate > 655_350):
+        raise UserError(f"cannot write {path}: FLAC has no rate of {sample_rate} Hz; write WAV")
+    if suffix == ".ogg" and sample_rate > VORBIS_HIGHEST:
+        raise UserError(f"cannot write {path}: no Ogg Vorbis is written above {VORBIS_HIGHEST} Hz; write WAV")
 
 
 def _rounded(audio: np.ndarray, subtype: str) -> np.ndarray:

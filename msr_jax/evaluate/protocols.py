@@ -116,8 +116,8 @@ def _kept(values: np.ndarray) -> list[float]:
 def _singular(bss: BssScores, stem: int, estimate: np.ndarray, sample_rate: int) -> int:
     """Frames of a stem whose projection is singular. Where its estimate (channels, samples) is silent, SIR and SAR are 0 / 0."""
     is_nan = np.isnan(bss.sir[stem]) & ~np.isnan(bss.sdr[stem])
-    frames = np.array_split(estimate, np.arange(1, len(is_nan)) * sample_rate, axis=-1)
-    return int(sum(nan and bool(frame.any()) for nan, frame in zip(is_nan, frames, strict=True)))
+    frame = lambda k: estimate[:, k * sample_rate : (k + 1) * sample_rate]
+    return sum(bool(frame(k).any()) for k in np.flatnonzero(is_nan))
 
 
 def score_song(

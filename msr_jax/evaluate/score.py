@@ -141,11 +141,15 @@ def evaluate_tracks(
     for estimator in estimators:
         free.put(estimator)
 
+    seconds: dict[Path, float] = {}  # of the work alone, without the wait for a device
+
     def borrowed(folder: Path, references: np.ndarray) -> tuple[np.ndarray, list[str]]:
         estimator = free.get()
+        started = time.perf_counter()
         try:
             return estimator(folder, references)
         finally:
+            seconds[folder] = time.perf_counter() - started
             free.put(estimator)
 
     def work(folder: Path) -> tuple[str, dict | None, str, bool]:
@@ -162,7 +166,7 @@ def evaluate_tracks(
             except (ValueError, KeyError, TypeError):
                 pass  # written by something else: done anew
         try:
-            scores = score_track(folder, borrowed, plan, sounds)
+            scores = score_track(folder, borrowed, plan, sounds) | {"work_seconds": seconds.pop(folder)}
         except UserError as error:
             return name, None, str(error), False
         if place:

@@ -232,11 +232,12 @@ def make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
         raise UserError(f"model.channels ({net.channels}) must be a multiple of patch_factor ({net.patch_factor})")
     if net.multipliers[0] != 1:
         raise UserError(f"model.multipliers must begin with 1, the channels of the patches, not {net.multipliers[0]}")
-    if net.kernel_multiplier_downsample % 2:
-        raise UserError(f"model.kernel_multiplier_downsample ({net.kernel_multiplier_downsample}) must be even")
-    odd = [
-        c for c in net.multipliers[1:] if net.channels * c % net.resnet_groups
-    ]  # the patches have groups of their own
+    if any(net.kernel_multiplier_downsample * factor % 2 for factor in net.factors):
+        raise UserError(
+            f"model.kernel_multiplier_downsample ({net.kernel_multiplier_downsample}) times each of model.factors must be even"
+        )
+    # The patches, at multipliers[0], have groups of their own.
+    odd = [c for c in net.multipliers[1:] if net.channels * c % net.resnet_groups]
     if odd:
         raise UserError(
             f"model.resnet_groups ({net.resnet_groups}) must divide the channels of every level, such as {net.channels * odd[0]}"

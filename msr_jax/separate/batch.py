@@ -26,6 +26,7 @@ PARTS = 2  # of a song that wait to be written, beside those within its separati
 TOLD = (
     "stems", "steps", "seed", "dtype", "demix", "shifts", "one_mask", "mixture_consistent", "residual", "format", "bits", "peak"
 )  # fmt: skip
+OF_DEMIX = ("num_overlap", "chunk_batch", "bigshifts", "tta")
 
 
 def separator_of(args: argparse.Namespace) -> Separator | Ensemble:
@@ -39,6 +40,8 @@ def separator_of(args: argparse.Namespace) -> Separator | Ensemble:
     reference = Demix(args.num_overlap, args.chunk_batch, args.bigshifts, args.tta)
     if not args.demix and reference != Demix():
         raise UserError("--num-overlap, --chunk-batch, --bigshifts and --tta go with --demix")
+    if args.demix and (args.overlap, args.segments) != (None, None):
+        raise UserError("--overlap and --segments are of our own chunks; --demix has --num-overlap")
     options: dict[str, Any] = {"refine": args.refine, "num_steps": args.steps, "seed": args.seed, "dtype": args.dtype}
     options |= {"overlap": args.overlap, "segments": args.segments, "shifts": args.shifts, "memory": args.memory}
     options |= {"one_mask": args.one_mask, "reference": reference if args.demix else None}
@@ -74,6 +77,8 @@ class Batch:
             chosen["ensemble_by"] = separator.by
         one = separator.members[0] if isinstance(separator, Ensemble) else separator
         chosen |= {"refine": refinement_of(separator), "segments": one.segments, "overlap": one.overlap}
+        if args.demix:
+            chosen |= {"overlap": None} | {name: getattr(args, name) for name in OF_DEMIX}
         self.settings = {**chosen, **{name: getattr(args, name) for name in TOLD}}
 
     def begin(self, task: Task, is_told: Callable[[str, dict[str, Path]], bool] = lambda *_: False) -> "Begun":

@@ -117,10 +117,10 @@ def _check_places(tasks: Sequence[Task]) -> None:
     """Raises UserError if two songs would share a place."""
     for (shared, name), count in Counter((task.folder, task.names) for task in tasks).most_common(1):
         if count > 1:
-            place = shared.name if name == "{stem}.{ext}" else name
-            raise UserError(
-                f"two songs are named {place} and would share a folder; separate them into different folders"
+            place = (
+                f"two songs are named {shared.name}" if name == "{stem}.{ext}" else f"the stems of two songs are {name}"
             )
+            raise UserError(f"{place} and would share a folder; separate them into different folders")
 
 
 class _Names:

@@ -265,7 +265,7 @@ class _Teller:
             self.say(f"{task.song.name}: {stems} in {task.folder} ({self.how})")
             if clipped := {stem: count for stem, count in written.clipped.items() if count}:
                 numbers = ", ".join(f"{count} in {written.paths[stem].name}" for stem, count in clipped.items())
-                self.say(f"  samples beyond ±1, clipped: {numbers}; --peak scale or --format wav keeps their shape")
+                self.say(f"  samples beyond ±1, clipped: {numbers}; --peak scale or wav of 32 bits keeps their shape")
             if written.gain != 1:
                 self.say(f"  all stems by {20 * math.log10(written.gain):.2f} dB, so that none passes ±1")
 

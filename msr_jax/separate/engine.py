@@ -36,6 +36,7 @@ from msr_jax.separate.mixture import OFFSET_REACH, SHARE_SECONDS, Original, as_t
 from msr_jax.separate.network import ABREAST, Network
 from msr_jax.separate.one_mask import with_one_mask
 from msr_jax.weights.model_folder import (
+    ALL_STEMS,
     BUNDLED,
     DEFAULT_OVERLAP,
     DEFAULT_REFINE,
@@ -142,7 +143,7 @@ class Separator(AudioSeparator):
             )
         if mixture_consistent and residual:
             raise UserError("with a residual the stems add up to the song already; leave mixture_consistent out")
-        check_residual(residual, self.separated)
+        check_residual(residual, config.get(ALL_STEMS, config["stems"]))
         self.mixture_consistent, self.residual = mixture_consistent, residual
         self.stems: list[str] = [*self.separated, *([residual] if residual else [])]
         self.segment, self.sample_rate = config["segment"], config["sample_rate"]

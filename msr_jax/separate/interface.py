@@ -60,7 +60,7 @@ class AudioSeparator(ABC):
         Raises:
           UserError: no samples, another shape, integers, NaN or infinite samples, a rate that is not positive.
         """
-        given = np.asarray(audio)
+        given = _as_array(audio)
         wide = checked(given)
         if not wide.size:
             raise UserError(
@@ -80,7 +80,7 @@ class AudioSeparator(ABC):
         """Separate a stream of blocks, any length each; memory does not grow with that of the stream.
 
         Args:
-          blocks: (samples, channels) or, of one channel, (samples,), about [-1, 1].
+          blocks: (samples, channels) or, of one channel, (samples,), about [-1, 1]; copied, so that one array may carry them all.
           sample_rate: of the blocks and of what is yielded, Hz.
           channels: of the blocks; None takes those of the first one.
           frames: length of the stream in samples where it is known; what comes back has exactly this length.
@@ -99,9 +99,10 @@ class AudioSeparator(ABC):
             first = next(rest, None)
             if first is None:
                 return
-            channels, rest = checked(first).shape[1], chain([first], rest)
+            first = checked(first).copy()
+            channels, rest = first.shape[1], chain([first], rest)
         check_channels(channels)
-        yield from self._flow((checked(block, channels) for block in rest), rate, channels, frames, progress)
+        yield from self._flow((checked(block, channels).copy() for block in rest), rate, channels, frames, progress)
 
     def pusher(self, sample_rate: int, channels: int = 1) -> Pusher:
         """Separate what is pushed, as from a sound card: `push(block)` gives the stems so far, `close()` the rest.
@@ -126,6 +127,8 @@ def is_whole(value: Any, least: int, most: float = math.inf) -> bool:
 
 
 def checked_rate(sample_rate: int) -> int:
+    if getattr(sample_rate, "shape", None) == () and hasattr(sample_rate, "item"):  # a number of an array package
+        sample_rate = sample_rate.item()
     is_number = isinstance(sample_rate, int | float | np.integer | np.floating)
     if not is_number or not 0 < sample_rate < math.inf:
         raise UserError(f"the sample rate must be positive, in Hz, not {sample_rate!r}")
@@ -142,10 +145,18 @@ def check_residual(residual: str | None, stems: Sequence[str]) -> None:
         raise UserError(f"the residual must have another name than the stems {', '.join(stems)}")
 
 
+def _as_array(audio: ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(audio)
+    except (RuntimeError, TypeError, ValueError) as error:  # a tensor with a gradient, lists of unlike lengths
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"audio cannot be read as an array ({reason})") from error
+
+
 def checked(audio: ArrayLike, channels: int | None = None) -> np.ndarray:
     """Audio (samples,) or (samples, channels) as (samples, channels) float32. Raises UserError where it is none."""
-    audio = np.asarray(audio)
-    if audio.dtype.kind != "f":
+    audio = _as_array(audio)
+    if audio.dtype.kind != "f" and audio.dtype.name != "bfloat16":
         raise UserError(f"audio must be floating-point samples in about [-1, 1], not {audio.dtype}")
     audio = audio.astype(np.float32, copy=False)
     if audio.ndim not in (1, 2):

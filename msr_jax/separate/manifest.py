@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -89,9 +90,12 @@ def _places(stems: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def sha256_of(path: Path) -> str | None:
-    """Of a file's bytes; None where they cannot be read."""
+    """Of a file's bytes; None where they cannot be read, and of a pipe or a device, which may have no end."""
     try:
-        with open(seekable(path), "rb") as file:
+        path = seekable(path)
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
+        with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, UserError):
         return None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from msr_jax.audio.io import AudioInfo, AudioWriter, audio_info, read_blocks, seekable, writable_rate
+from msr_jax.audio.io import AudioInfo, AudioWriter, audio_info, check_rate, read_blocks, seekable, writable_rate
 from msr_jax.audio.tags import Tags, read_tags, stem_tags
 from msr_jax.errors import UserError
 from msr_jax.runtime import PASSING, clear, clear_left_over, passing
@@ -139,6 +139,8 @@ def write_stems(
     tags = {stem: stem_tags(found, stem, title) for stem in stems} if found else {}
     try:
         rate = writable_rate(f".{output.suffix}", about.info.sample_rate)
+        for path in paths.values():
+            check_rate(path, rate)  # before the song is separated
         counted = _at_rate(_counted(parts, progress) if progress else parts, list(paths), about.info, rate)
         info = _info_at(about.info, rate)
         if output.peak == "scale":
@@ -155,7 +157,7 @@ def write_stems(
             except OSError as error:
                 raise UserError(f"cannot write {folder}: {error.strerror}") from error
     except UserError as error:  # in the words of what was asked for
-        raise UserError(str(error).replace(str(beside), str(folder))) from error
+        raise UserError(str(error).replace(str(beside), str(folder)).replace(str(unscaled), str(folder))) from error
     finally:
         temporary = {unscaled, beside} - {folder}
         for place in (*temporary, *new_folders):  # of these, those that stayed empty

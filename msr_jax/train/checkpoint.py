@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ class Checkpoints:
         arrays = {name: getattr(state, name) for name in ITEMS if getattr(state, name) is not None}
         items = {name: ocp.args.StandardSave(value) for name, value in arrays.items()}
         meta = {"format": FORMAT, "step": step, **meta}
-        metrics = None if score is None else {BEST: score}
+        metrics = {BEST: score} if score is not None and math.isfinite(score) else None
         args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
         self._writing(lambda: self.manager.save(step, args=args, metrics=metrics))
 

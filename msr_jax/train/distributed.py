@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NamedTuple, TypeVar, overload
 
 import jax
@@ -144,19 +145,20 @@ def check_is_shared(folder: epath.Path) -> None:
     """Raises UserError in all processes if one of them does not see what the first one writes into a folder."""
     if jax.process_count() == 1:
         return
-    token = int(multihost_utils.broadcast_one_to_all(np.random.default_rng().integers(2**31)))
-    probe = folder / f".seen-by-all-{token}"
+    token = str(int(multihost_utils.broadcast_one_to_all(np.random.default_rng().integers(2**31))))
+    probe = folder / ".seen-by-all"
 
     def write() -> None:
         try:
-            probe.write_text("")
+            probe.write_text(token)
         except Exception as error:  # of a bucket's own kind
             raise UserError(f"cannot write to {folder} ({str(error) or type(error).__name__})") from error
 
     def look() -> None:
         for _ in range(LOOKS):  # a disk over the network may show it somewhat later
-            if probe.exists():
-                return
+            with suppress(Exception):  # of a bucket's own kind
+                if probe.read_text() == token:
+                    return
             time.sleep(0.5)
         raise UserError(
             f"process {jax.process_index()} does not see what process 0 writes to {folder}; set config.train.checkpoints to a place that "
@@ -168,7 +170,18 @@ def check_is_shared(folder: epath.Path) -> None:
         agree(look)
     finally:
         if is_main():
-            probe.unlink(missing_ok=True)
+            with suppress(Exception):  # a bucket may allow no removing
+                probe.unlink(missing_ok=True)
+
+
+def check_same_in_all(sums: Mapping[str, str], what: str) -> None:
+    """Raises UserError in all processes if their checksums (hexadecimal, 32 bits) are not those of the first one."""
+    if jax.process_count() == 1 or not sums:
+        return
+    rows = multihost_utils.process_allgather(np.array([int(crc, 16) for crc in sums.values()], np.uint32))
+    for k, row in enumerate(rows):
+        if not np.array_equal(row, rows[0]):
+            raise UserError(f"{what} are others in process {k} than in process 0; give all hosts the same")
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from msr_jax.runtime import log as program_log
 from msr_jax.runtime import saying
 from msr_jax.train.batches import check_batch, dispatches, open_dataset
 from msr_jax.train.checkpoint import Checkpoints
-from msr_jax.train.distributed import agree, is_main
+from msr_jax.train.distributed import agree, check_same_in_all, is_main
 from msr_jax.train.log import RunLog
 from msr_jax.train.same_data import changes, data_identity, networks_identity
 from msr_jax.train.sharding import gather, make_mesh
@@ -74,6 +74,7 @@ def train(
         holds, or too many steps in a row without a finite loss.
     """
     check_config(config)
+    _check_for_training(config)
     mesh = make_mesh(config["mesh"])
     check_batch(config["data"]["batch"], mesh)
     backbone = make_backbone(config["model"], config["compute_dtype"])
@@ -86,6 +87,7 @@ def train(
         # The deterministic stage only begins with what it is given.
         "networks": networks_identity(frozen) if config["method"] in BUILDS_ON else {},
     }
+    check_same_in_all(identity["networks"], "the networks that config.init_from names")
     windows = agree(lambda: read_windows(config))
     if windows is not None and config["data"].get("validation_split") == "test" and is_main():
         program_log.info(
@@ -102,6 +104,23 @@ def train(
     finally:
         if place is not None:
             place.release()
+
+
+def _check_for_training(config: Mapping[str, Any]) -> None:
+    """Raises UserError for settings that contradict each other where a run begins, and do no harm elsewhere."""
+    t, init_from = config["train"], config["init_from"]
+    source = BUILDS_ON.get(config["method"], ("deterministic",))[0]
+    other = "diffusion" if source == "deterministic" else "deterministic"
+    if init_from[other]:
+        raise UserError(
+            f"config.init_from.{other} is not read by {config['method']}, which takes config.init_from.{source}; leave it out"
+        )
+    if t["keep_best"] and (not config["data"]["validation"] or t["checkpoint_every"] % t["validate_every"]):
+        raise UserError(
+            "config.train.keep_best goes by the scores of validation: set config.data.validation, and make "
+            f"config.train.checkpoint_every ({t['checkpoint_every']}) a multiple of config.train.validate_every "
+            f"({t['validate_every']})"
+        )
 
 
 def _run(
@@ -243,6 +262,38 @@ def _restore_or_start(
         _say(f"starting at step 0 {f'on {folder}' if folder else 'from scratch'}")
         return stage.start(), _SkipCount(limit)
     meta = checkpoints.meta()
+    changed, others = agree(lambda: _compared(checkpoints, meta, config, identity, accept_new_data))
+    try:
+        state = checkpoints.restore(stage.abstract)
+    except UserError as error:
+        of_the_state = [change for change in changed if change[0].split(".")[0] in ("optim", "model", "ema_rate")]
+        if not of_the_state:
+            raise
+        listed = ", ".join(f"config.{name} = {old}, not {new}" for name, old, new in of_the_state)
+        raise UserError(
+            f"the checkpoints in {checkpoints.folder} were made with {listed}, and do not fit; use another --workdir"
+        ) from error
+    _say(f"resumed from step {int(state.step)} in {checkpoints.folder}")
+    if changed:
+        listed = ", ".join(f"{name} ({old} before, {new} now)" for name, old, new in changed)
+        _say(f"settings changed since then: {listed}")
+    if others:
+        _say(f"the data changed since then: {others}")
+    return state, _SkipCount(limit, **meta.get("skipped", {}))
+
+
+def _compared(
+    checkpoints: Checkpoints,
+    meta: Mapping[str, Any],
+    config: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    accept_new_data: bool,
+) -> tuple[list[tuple[str, Any, Any]], str]:
+    """Settings that changed since a checkpoint (name, old, new), and what changed of the data, in words.
+
+    Raises:
+      UserError: it was made with what must not change: another network, seed, separator, or other data that is not accepted.
+    """
     then = {**BEFORE, **dict(settings(meta["config"]))}
     changed = [(k, then.get(k), v) for k, v in settings(config) if then.get(k) != v]
     for name, old, new in changed:
@@ -264,23 +315,7 @@ def _restore_or_start(
             f"the checkpoints in {checkpoints.folder} were made with other data ({others}); give back what they were made "
             "with, use another --workdir, or go on with the new data by --accept-new-data"
         )
-    try:
-        state = checkpoints.restore(stage.abstract)
-    except UserError as error:
-        of_the_state = [change for change in changed if change[0].split(".")[0] in ("optim", "model", "ema_rate")]
-        if not of_the_state:
-            raise
-        listed = ", ".join(f"config.{name} = {old}, not {new}" for name, old, new in of_the_state)
-        raise UserError(
-            f"the checkpoints in {checkpoints.folder} were made with {listed}, and do not fit; use another --workdir"
-        ) from error
-    _say(f"resumed from step {int(state.step)} in {checkpoints.folder}")
-    if changed:
-        listed = ", ".join(f"{name} ({old} before, {new} now)" for name, old, new in changed)
-        _say(f"settings changed since then: {listed}")
-    if others:
-        _say(f"the data changed since then: {others}")
-    return state, _SkipCount(limit, **meta.get("skipped", {}))
+    return changed, others
 
 
 class _SkipCount:

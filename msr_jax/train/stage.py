@@ -151,11 +151,7 @@ def as_inputs(networks: Mapping[str, Any]) -> dict[str, Any]:
 def load_frozen(config: Mapping[str, Any]) -> dict[str, Any]:
     """Networks that the stage builds on, by name, from `init_from`; UserError where they are missing or differ."""
     source, needed = BUILDS_ON.get(config["method"], ("deterministic", ("deterministic",)))
-    folder, other = config["init_from"][source], "diffusion" if source == "deterministic" else "deterministic"
-    if config["init_from"][other]:
-        raise UserError(
-            f"config.init_from.{other} is not read by {config['method']}, which takes config.init_from.{source}; leave it out"
-        )
+    folder = config["init_from"][source]
     if not folder and config["method"] not in BUILDS_ON:
         return {}
     if not folder:

@@ -42,9 +42,8 @@ def init_state(params: Params, tx: optax.GradientTransformation, ema_rate: float
 
 def _updates(opt_state: Any) -> Array | int:
     """How many updates an optimiser has made, which is what its schedule goes by: steps that were skipped are none."""
-    return min(
-        (count for _, count in optax.tree.get_all_with_path(opt_state, "count")), key=lambda c: c.ndim, default=0
-    )
+    is_count = lambda _, value: getattr(value, "shape", None) == () and jnp.issubdtype(value.dtype, jnp.integer)
+    return next((count for _, count in optax.tree.get_all_with_path(opt_state, "count", filtering=is_count)), 0)
 
 
 def make_train_steps(

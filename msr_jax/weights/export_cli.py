@@ -77,6 +77,8 @@ def pypi_tensors(model: Model) -> dict[str, Any]:
     for field, value in unknown.items():
         if sizes.get(field, getattr(kind, field)) != value:
             raise UserError(f"the package BS-RoFormer has no {field}, which is {sizes[field]} here: take --format msst")
+    if sizes["name"] == "bs_roformer" and sizes["linear_transformer_depth"]:
+        raise UserError("the package's BSRoformer has no linear attention: take --format msst")
     tensors = published_tensors(model, "deterministic")
     is_shifted = sizes["name"] == "mel_band_roformer" and not sizes["linear_transformer_depth"]
     return renumber(tensors, 1) if is_shifted else tensors
@@ -169,4 +171,8 @@ def main(argv: list[str]) -> int:
     print(f"wrote {out} ({what})")
     if args.format in ("msst", "safetensors") and model.config["model"].get("zero_dc") is False:
         print("no tensor tells that the lowest bin is kept: the YAML beside it must say model.zero_dc: false")
+    if args.format == "pypi" and model.config["model"].get("zero_dc"):
+        print(
+            "the package keeps the lowest bin, which this model leaves out (model.zero_dc): what it gives differs there"
+        )
     return 0
