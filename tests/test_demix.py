@@ -84,6 +84,8 @@ def test_settings_that_mean_nothing_are_refused(stereo_model, tmp_path, capsys):
     soundfile.write(tmp_path / "a.wav", song(700, 2), RATE)
     command = ["separate", str(tmp_path / "a.wav"), "-o", str(tmp_path / "out"), "--model", str(stereo_model)]
     assert main([*command, "--tta"]) == 2 and "go with --demix" in capsys.readouterr().err
+    assert main([*command, "--demix", "--overlap", "0.3"]) == 2
+    assert "--demix has --num-overlap" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main([*command, "--demix", "--refine", "none"]) == 0
     assert soundfile.info(tmp_path / "out" / "a" / "vocals.wav").frames == 700

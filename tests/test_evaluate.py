@@ -4,6 +4,7 @@ import json
 import queue
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -219,6 +220,16 @@ def test_an_interrupted_evaluation_does_not_wait_for_the_tracks_in_work(short_co
         evaluate_tracks(tracks, [estimate] * 2, Plan(STEMS, RATE), workers=2, progress=interrupt)
     may_end.set()
     assert is_let_go.get()
+
+
+def test_the_time_of_a_track_is_that_of_its_separation_without_the_wait_for_a_device(short_corpus):
+    def estimate(folder, references):
+        time.sleep(0.5)
+        return 0.5 * references, []
+
+    tracks = find_tracks(short_corpus / "test", STEMS)
+    scored, _, _ = evaluate_tracks(tracks * 2, [estimate], Plan(STEMS, RATE), workers=4)
+    assert all(0.5 <= track["work_seconds"] < 0.9 for track in scored.values())
 
 
 def test_shards_share_the_work_and_the_last_call_collects(short_corpus, tmp_path, capsys):

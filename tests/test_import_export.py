@@ -143,7 +143,7 @@ def test_a_separator_of_other_stems_and_channels_gets_names_and_separates(tmp_pa
     [
         ({"attention_heads": "two"}, "model.attention_heads must be a whole number"),
         ({"unet": [1]}, "holds no mapping of a U-Net's sizes"),
-        ({"kernel_multiplier_downsample": 3}, "kernel_multiplier_downsample (3) must be even"),
+        ({"kernel_multiplier_downsample": 3}, "take the config that these weights were made with"),
     ],
 )
 def test_sizes_that_cannot_be_are_one_sentence(told, words, tmp_path, capsys):
@@ -152,6 +152,13 @@ def test_sizes_that_cannot_be_are_one_sentence(told, words, tmp_path, capsys):
     assert main(["import", source, "-o", str(tmp_path / "m"), "--config", str(tmp_path / "sizes.json")]) == 2
     message = capsys.readouterr().err
     assert words in message and message.count("\n") == 1 and not (tmp_path / "m").exists()
+
+
+def test_linear_attention_is_not_exported_for_a_package_without_it(tiny_model):
+    model = load_model(tiny_model)
+    sizes = {"name": "bs_roformer", "linear_transformer_depth": 1}
+    with pytest.raises(UserError, match="has no linear attention: take --format msst"):
+        pypi_tensors(model._replace(config={**model.config, "model": sizes}))
 
 
 def test_a_backbone_of_ones_own_is_exported_to_no_published_program(tiny_model):

@@ -139,5 +139,11 @@ def test_lengths_and_sizes_that_do_not_fit_are_refused(tiny_backbone):
         make_backbone({"name": "unet1d", **TINY_SIZES, "factors": (2, 2)})
     with pytest.raises(UserError, match=r"resnet_groups .* must divide the channels"):
         make_backbone({"name": "unet1d", **TINY_SIZES, "resnet_groups": 3})
+    for change, words in (
+        ({"multipliers": (2, *TINY_SIZES["multipliers"][1:])}, "must begin with 1"),
+        ({"factors": (3, *TINY_SIZES["factors"][1:]), "kernel_multiplier_downsample": 1}, "must be even"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make_backbone({"name": "unet1d", **TINY_SIZES, **change})
     with pytest.raises(UserError, match="no backbone 'unet2d'"):
         make_backbone({"name": "unet2d"})

@@ -166,7 +166,7 @@ def evaluate_tracks(
             except (ValueError, KeyError, TypeError):
                 pass  # written by something else: done anew
         try:
-            scores = score_track(folder, borrowed, plan, sounds) | {"work_seconds": seconds.pop(folder)}
+            scores = score_track(folder, borrowed, plan, sounds) | {"work_seconds": seconds[folder]}
         except UserError as error:
             return name, None, str(error), False
         if place:
