@@ -7,7 +7,7 @@ import pytest
 
 from msr_jax.audio.devices import traced_for
 from msr_jax.models.backbone import cast_params, make_backbone
-from msr_jax.models.slices import map_slices, only_after, scan_slices
+from msr_jax.models.slices import map_slices, scan_slices
 from tests.test_bs_roformer import SIZES
 
 XS = {"a": jnp.arange(24, dtype=jnp.bfloat16).reshape(4, 6) / 7, "b": jnp.arange(4.0)}
@@ -48,25 +48,3 @@ def test_a_networks_stacks_stay_narrow_and_accelerators_get_them_as_they_are(bfl
     np.testing.assert_array_equal(separate(stored, x), network.separate(as_numbers, x)[0])
     with traced_for("gpu"):
         assert jax.tree.leaves(cast_params(params["layers"], "bfloat16", ("time",)))[0].dtype != jnp.uint16
-
-
-@pytest.mark.parametrize("is_ordered", [False, True])
-def test_what_waits_for_something_else_is_the_same_and_not_held_beside_it(is_ordered, bfloat16_units):
-    """Twenty networks of two layers on one input, their weights stored as bits, as mask heads are."""
-    weights = jnp.asarray(np.random.default_rng(0).standard_normal((2, 20, 64, 64)) / 8, jnp.bfloat16)
-    x = jnp.asarray(np.random.default_rng(1).standard_normal((256, 64)), jnp.bfloat16)
-
-    def run(bits, x, is_ordered):
-        found = []
-        for k in range(20):
-            inputs = [jax.lax.bitcast_convert_type(b[k], jnp.bfloat16) for b in bits], x
-            (one, two), y = only_after(found[-1], inputs) if found and is_ordered else inputs
-            found.append(jnp.tanh(y @ one) @ two)
-        return jnp.concatenate(found)
-
-    bits = jax.lax.bitcast_convert_type(weights, jnp.uint16)
-    lowered = {k: jax.jit(run, static_argnums=2).lower(bits, x, k).compile() for k in (False, is_ordered)}
-    np.testing.assert_array_equal(lowered[False](bits, x), lowered[is_ordered](bits, x))
-    if is_ordered:
-        held = {k: c.memory_analysis().temp_size_in_bytes for k, c in lowered.items()}
-        assert held[True] < 0.7 * held[False]

@@ -71,9 +71,3 @@ def istft(spectrum: Array, n_fft: int, hop: int, window_length: int, samples: in
     envelope = np.where(envelope > 1e-11, envelope, np.inf).astype(np.float32)  # x / inf is 0, and so is its gradient
     x = overlap_add(irfft(spectrum, n_fft) * window, hop)[..., kept][..., : len(envelope)] / envelope
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, samples - len(envelope))])
-
-
-def complex_product(x: Array, y: Array) -> Array:
-    """x · y for complex numbers as a last axis (real, imaginary)."""
-    real = x[..., 0] * y[..., 0] - x[..., 1] * y[..., 1]
-    return jnp.stack([real, x[..., 0] * y[..., 1] + x[..., 1] * y[..., 0]], axis=-1)

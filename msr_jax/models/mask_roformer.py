@@ -18,14 +18,14 @@ from flax import linen as nn
 from jax import lax
 
 from msr_jax.audio.devices import platform
-from msr_jax.audio.stft import complex_product, istft, stft
+from msr_jax.audio.stft import istft, stft
 from msr_jax.errors import UserError
 from msr_jax.models.adapters import adapt, adapt_tokens, add_per_mixture, embed, init_adapters, init_conditioning, relay
 from msr_jax.models.initial import draw_marked, linear_params, uniform_fan
 from msr_jax.models.interface import Backbone, read_fields
 from msr_jax.models.products import product
 from msr_jax.models.roformer import Film, Sizes, rms_norm, transformer
-from msr_jax.models.slices import is_narrow, map_slices, only_after, scan_slices, unpack
+from msr_jax.models.slices import is_narrow, map_slices, scan_slices, unpack
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -254,15 +254,9 @@ class MaskRoformer(nn.Module):
         def row(a: tuple[Params, tuple[Array, Array] | None]) -> tuple[Array, dict[str, Array]]:
             p, given = a
             x, z = given or (by_band, spectrum)
-            parts: list[Array] = []
-            start = 0
+            parts, start = [], 0
             for g, (_, count) in enumerate(self._groups):
-                inputs = (p[f"group_{g}"], x[start : start + count])
-                if (
-                    parts and self._goes_one_by_one and self._is_fixed
-                ):  # else all groups are begun before one is done, and held
-                    inputs = only_after(parts[-1], inputs)
-                y = self._over(band)(inputs)  # (bands, tokens, values)
+                y = self._over(band)((p[f"group_{g}"], x[start : start + count]))  # (bands, tokens, values)
                 parts.append(y.swapaxes(0, 1).reshape(batch, frames, -1))
                 start += count
             flat = jnp.concatenate(parts, axis=-1)
@@ -399,6 +393,12 @@ class MaskRoformer(nn.Module):
         for name, value in {"final_norm": normed, **masks, **embedded, **kept}.items():
             self.sow("intermediates", name, value)
         return back(stems)
+
+
+def complex_product(x: Array, y: Array) -> Array:
+    """x · y for complex numbers as a last axis (real, imaginary)."""
+    real = x[..., 0] * y[..., 0] - x[..., 1] * y[..., 1]
+    return jnp.stack([real, x[..., 0] * y[..., 1] + x[..., 1] * y[..., 0]], axis=-1)
 
 
 def read_network(kind: type[MaskRoformer], sizes: Mapping[str, Any], dtype: jnp.dtype) -> MaskRoformer:

@@ -60,15 +60,6 @@ def unpack(tree: Any) -> Any:
     return jax.tree.map(lambda a: lax.bitcast_convert_type(a, jnp.bfloat16) if a.dtype == BITS else a, tree)
 
 
-def only_after(done: Array, tree: Any) -> Any:
-    """The tree, unchanged; a compiler cannot begin with its arrays of bfloat16 before `done` is there: their bits have a 0 mixed
-    in that comes from it. A CPU's takes barriers (`lax.optimization_barrier`) out before it orders a program.
-    """
-    zero = (done.reshape(-1)[0] > jnp.inf).astype(BITS)
-    mix = lambda a: lax.bitcast_convert_type(_bits(a) ^ zero, a.dtype) if a.dtype == jnp.bfloat16 else a
-    return jax.tree.map(mix, tree)
-
-
 def is_narrow(x: Array) -> bool:
     """Whether x is bfloat16, as such or as its bits."""
     return x.dtype in (jnp.bfloat16, BITS)

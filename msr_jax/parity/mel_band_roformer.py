@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from msr_jax.audio.stft import complex_product
+from msr_jax.models.mask_roformer import complex_product
 from msr_jax.models.mel_band_roformer import MelBandRoformer, mel_bands
 from msr_jax.parity.checks import TOLERANCE, Arrays, Check, relative_error
 from msr_jax.parity.separators import (
