@@ -52,6 +52,12 @@ def test_what_cannot_be_compared_is_refused(other, words):
         compare(results(), other)
 
 
+def test_older_results_do_not_tell_their_channels_and_are_compared():
+    older = results()
+    del older["settings"]["channels"]
+    assert compare(older, results(seed=1))
+
+
 def test_the_command_reads_folders_names_what_does_not_match_and_writes(tmp_path, capsys):
     for name, told in (("a", results()), ("b", results(0.5, tracks=18, seed=1))):
         (tmp_path / name).mkdir()

@@ -5,6 +5,7 @@ file is, its first bytes tell, and FFmpeg never guesses: some of its formats are
 """
 
 import errno
+import math
 import os
 import shutil
 import struct
@@ -91,25 +92,30 @@ def _measured(
 ) -> Iterator[np.ndarray]:
     """The blocks without what an encoder of mp4 has filled the last frames with; an error if they end early.
 
-    `packets`: when all blocks are taken, "end" is the second at which the last one ends. Headers of mp4 round it down to a tick.
+    `packets`: when all blocks are taken, "end" is the second at which the last one ends. The length in a header of mp4 is often in
+    thousandths of a second; where it may be, the packets decide within one of these.
     """
     wanted = None if info.seconds is None else round(info.seconds * info.sample_rate)
-    done, held = 0, [np.zeros((0, info.channels), np.float32)]
+    slack, done = 0, 0
+    held: list[np.ndarray] = []
+    if info.seconds is not None and abs(info.seconds - TICK * round(info.seconds / TICK)) * info.sample_rate <= 0.51:
+        slack = math.ceil(TICK * info.sample_rate)
     for block in blocks:
         if wanted is not None and kind == "mov":
-            room = max(0, wanted - done)
+            room = max(0, wanted - slack - done)
             held.append(block[room:])
             block = block[:room]
-            if sum(map(len, held)) > PADDING:  # more than padding: the length was none
+            if sum(map(len, held)) > PADDING + slack:  # more than padding: the length was none
                 block, held, wanted = np.concatenate([block, *held]), [], None
         done += len(block)
         if len(block):
             yield block
     if wanted is not None and held:
-        cut = round(packets.get("end", 0) * info.sample_rate) - done
-        if 0 < cut <= TICK * info.sample_rate:
-            block = np.concatenate(held)[:cut]
-            done += len(block)
+        end = round(packets["end"] * info.sample_rate) if "end" in packets else wanted
+        length = end if abs(end - wanted) <= slack else wanted
+        block = np.concatenate(held)[: max(0, length - done)]
+        done += len(block)
+        if len(block):
             yield block
     if wanted is not None and done < wanted - SHORT * info.sample_rate:
         raise UserError(f"{path} is cut off: its header promises {wanted} samples, {done} could be read")

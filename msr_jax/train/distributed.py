@@ -146,7 +146,7 @@ def check_is_shared(folder: epath.Path) -> None:
     if jax.process_count() == 1:
         return
     token = str(int(multihost_utils.broadcast_one_to_all(np.random.default_rng().integers(2**31))))
-    probe = folder / ".seen-by-all"
+    probe = folder / f".seen-by-all-{token}"  # another each time: a bucket may allow neither removing nor replacing
 
     def write() -> None:
         try:
@@ -170,7 +170,7 @@ def check_is_shared(folder: epath.Path) -> None:
         agree(look)
     finally:
         if is_main():
-            with suppress(Exception):  # a bucket may allow no removing
+            with suppress(Exception):  # of a bucket's own kind
                 probe.unlink(missing_ok=True)
 
 

@@ -87,7 +87,8 @@ def train(
         # The deterministic stage only begins with what it is given.
         "networks": networks_identity(frozen) if config["method"] in BUILDS_ON else {},
     }
-    check_same_in_all(identity["networks"], "the networks that config.init_from names")
+    read = {**frozen, **({"start": begin} if begin else {})}
+    check_same_in_all(networks_identity(read), "the networks that config.init_from names")
     windows = agree(lambda: read_windows(config))
     if windows is not None and config["data"].get("validation_split") == "test" and is_main():
         program_log.info(
