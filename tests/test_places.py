@@ -122,7 +122,7 @@ def test_stems_go_where_a_pattern_says(tmp_path):
         with pytest.raises(UserError, match="--filename is"):
             find_tasks([], tmp_path, tmp_path / "list", pattern)
     (tmp_path / "list").write_text("/m/a/one.wav\n/m/b/one.wav\n")
-    with pytest.raises(UserError, match=r"two songs are named \{stem\}/one"):
+    with pytest.raises(UserError, match=r"the stems of two songs are \{stem\}/one"):
         find_tasks([], tmp_path, tmp_path / "list", "{stem}/{track}.{ext}")
 
 

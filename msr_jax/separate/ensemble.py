@@ -12,7 +12,6 @@ from msr_jax.separate.chunks import abreast, shared
 from msr_jax.separate.engine import Separator, load
 from msr_jax.separate.interface import AudioSeparator, check_residual
 from msr_jax.separate.mixture import SHARE_SECONDS, Original, as_the_song
-from msr_jax.weights.model_folder import ALL_STEMS
 
 BY = ("mean", "median", "mean-spectra", "median-spectra")
 WINDOW, HOP = 4096, 1024  # samples of a spectrum, at the song's rate, and from one to the next
@@ -73,7 +72,7 @@ class Ensemble(AudioSeparator):
                 )
         if mixture_consistent and residual:
             raise UserError("with a residual the stems add up to the song already; leave mixture_consistent out")
-        check_residual(residual, first.config.get(ALL_STEMS, first.stems))
+        check_residual(residual, first.stems)
         self.members, self.by, self.separated = list(members), by, list(first.stems)
         self.weights = np.asarray(weights) / np.sum(weights)
         self.mixture_consistent, self.residual = mixture_consistent, residual
