@@ -162,20 +162,24 @@ def test_a_pod_is_made_spot_and_runs_on_all_its_hosts(stand_in):
 
 def test_a_preempted_pod_is_made_again_and_the_run_goes_on(stand_in, tmp_path):
     lost = tmp_path / "lost"
-    stand_in(
-        "gcloud",
+    gcloud(
+        stand_in,
         # The first run is cut off with the slice; the next finds a new one and ends well.
-        f"""case "$*" in
-  *train*) [ -e {lost} ] || {{ touch {lost}; exit 255; }} ;;
-  *describe*) [ -e {lost}.again ] && echo ACTIVE || echo SUSPENDED ;;
-  *create*) touch {lost}.again ;;
-esac""",
+        train=f"[ -e {lost} ] || {{ touch {lost}; exit 255; }}",
+        describe=f"[ -e {lost}.again ] && echo ACTIVE || echo SUSPENDED",
+        create=f"touch {lost}.again",
     )
     code, said = bash("tpu_pod.sh", "resume", "--config", "c.py", **PLACE)
     assert code == 0 and "ended with code 255; going on (attempt 1 of 20)" in said
     assert verbs(stand_in) == [
         "train", "describe", "describe", "delete", "create", "describe", "scp", "tpu_host.sh", "train",
     ]  # fmt: skip
+
+
+def gcloud(stand_in, **lines):
+    """A stand-in that runs the line of shell under the first of these words among its arguments."""
+    cases = "\n".join(f"  *{word}*) {line} ;;" for word, line in lines.items())
+    stand_in("gcloud", f'case "$*" in\n{cases}\nesac')
 
 
 def verbs(stand_in):
@@ -192,8 +196,7 @@ def test_a_pod_is_brought_back_though_a_command_fails_once(stand_in, tmp_path, a
     then = {"train": f"[ -e {lost} ] || {{ touch {lost}; exit 255; }}", "create": f"touch {lost}.again"}
     then |= {"describe": f"[ -e {lost}.again ] && echo ACTIVE || echo SUSPENDED", "scp": "true"}
     then[action] = f"{fails_once('failed', tmp_path)}; {then[action]}"
-    cases = "\n".join(f"  *{word}*) {line} ;;" for word, line in then.items())
-    stand_in("gcloud", f'case "$*" in\n{cases}\nesac')
+    gcloud(stand_in, **then)
     (tmp_path / "temporary").mkdir()
     code, said = bash("tpu_pod.sh", "resume", "--config", "c.py", **PLACE, TMPDIR=str(tmp_path / "temporary"))
     assert code == 0 and verbs(stand_in).count("train") == 2, said
@@ -207,12 +210,10 @@ def test_a_pod_is_brought_back_though_a_command_fails_once(stand_in, tmp_path, a
 def test_a_pod_that_may_be_well_is_not_deleted(stand_in, tmp_path, state, then):
     """gcloud does not answer, the request still waits in its queue, or the slice is there: only the run has ended."""
     tries, asked = tmp_path / "tries", tmp_path / "asked"
-    stand_in(
-        "gcloud",
-        f"""case "$*" in
-  *train*) echo >> {tries}; [ "$(wc -l < {tries})" -gt 1 ] || exit 1 ;;
-  *describe*) echo >> {asked}; [ "$(wc -l < {asked})" -gt 3 ] && echo ACTIVE || {{ echo "{state}"; {then}; }} ;;
-esac""",
+    gcloud(
+        stand_in,
+        train=f'echo >> {tries}; [ "$(wc -l < {tries})" -gt 1 ] || exit 1',
+        describe=f'echo >> {asked}; [ "$(wc -l < {asked})" -gt 3 ] && echo ACTIVE || {{ echo "{state}"; {then}; }}',
     )
     code, _ = bash("tpu_pod.sh", "resume", "--config", "c.py", **PLACE)
     assert code == 0 and not {"delete", "create"} & set(verbs(stand_in))
@@ -220,13 +221,11 @@ esac""",
 
 def test_a_pod_that_was_never_made_is_made(stand_in, tmp_path):
     made = tmp_path / "made"
-    stand_in(
-        "gcloud",
-        f"""case "$*" in
-  *train*) [ -e {made} ] || exit 1 ;;
-  *describe*) [ -e {made} ] && echo ACTIVE || {{ echo "ERROR: NOT_FOUND: no such resource" >&2; exit 1; }} ;;
-  *create*) touch {made} ;;
-esac""",
+    gcloud(
+        stand_in,
+        train=f"[ -e {made} ] || exit 1",
+        describe=f'[ -e {made} ] && echo ACTIVE || {{ echo "ERROR: NOT_FOUND: no such resource" >&2; exit 1; }}',
+        create=f"touch {made}",
     )
     code, _ = bash("tpu_pod.sh", "resume", "--config", "c.py", **PLACE)
     assert code == 0 and "create" in verbs(stand_in) and "delete" not in verbs(stand_in)

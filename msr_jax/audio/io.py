@@ -38,11 +38,11 @@ RATES = {
 }
 VORBIS_HIGHEST = 192_000  # Hz; libsndfile's Vorbis encoder ends the process somewhat above
 CHANNELS = {".flac": 8, ".mp3": 2}
-BITS = {"PCM_16": 16, "PCM_24": 24}  # of the subtypes that are rounded here, for libsndfile would round WAV's down
 COMPRESSION = {"MP3": 0.1, "VORBIS": 0.2}  # of 0 to 1: near the best that they have, since stems are worked on
 MPEG_FRAME = 1152  # samples that one frame of an mp3 holds at the most
 WAV_BYTES = 2**32 - 2**25  # a WAV file counts its bytes in 32 bits; room for tags
 WIDTH = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "DOUBLE": 8}  # bytes of a sample; 4 for the others
+ROUNDED = ("PCM_16", "PCM_24")  # here, for libsndfile would round WAV's down
 
 
 class AudioInfo(NamedTuple):
@@ -284,8 +284,8 @@ class AudioWriter:
     alone, not on the time.
 
     Raises:
-      UserError: another suffix, the place cannot be written, a rate that the format has not, NaN or infinite samples, or a WAV file of unknown length that
-        passes 4 GB.
+      UserError: another suffix, the place cannot be written, a rate that the format has not, NaN or infinite samples, or a WAV
+        file of unknown length that passes 4 GB.
     """
 
     def __init__(
@@ -419,9 +419,9 @@ def check_rate(path: Path, sample_rate: int) -> None:
 
 def _rounded(audio: np.ndarray, subtype: str) -> np.ndarray:
     """Samples as the integers of a subtype that is rounded to here, as libsndfile takes them; others as they are."""
-    bits = BITS.get(subtype)
-    if bits is None:
+    if subtype not in ROUNDED:
         return audio
+    bits = 8 * WIDTH[subtype]
     one = 2.0 ** (bits - 1)
     whole = np.clip(np.rint(audio * np.float32(one)), -one, one - 1)
     return whole.astype(np.int16) if bits == 16 else whole.astype(np.int32) << (32 - bits)

@@ -43,7 +43,7 @@ SIGNATURES = {
 MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 SPEAKERS = "FL FR FC LFE BL BR FLC FRC BC SL SR TC TFL TFC TFR TBL TBC TBR".split()  # by bit of the mask
 TELLS_LENGTH = ("mov", "matroska", "asf")  # formats whose header has a length that is no estimate
-TICK = 1e-3  # seconds: what lengths in mp4 are counted in
+TICK = 1e-3  # seconds: what lengths in mp4 are mostly counted in
 PADDING = 4096  # samples: what an encoder of mp4 may fill its last frames with
 SHORT = 0.2  # seconds by which a whole file may be shorter than its header says
 

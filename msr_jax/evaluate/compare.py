@@ -84,7 +84,8 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], metrics: Sequen
     0, and "likely" where the 95 % interval alone does.
 
     Raises:
-      UserError: the results were made by different protocols, on different stems, rates or channels, share no track, or lack a metric.
+      UserError: the results were made by different protocols, on different stems, rates or channels, share no track, or lack a
+        metric.
     """
     for key in ("protocol", "stems", "sample_rate", "channels"):
         a, b = before["settings"].get(key), after["settings"].get(key)

@@ -3,8 +3,9 @@
 import json
 import queue
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,10 +58,16 @@ def mixture_as_estimate(stems: Sequence[str]) -> SeparateFunction:
     return lambda mixture, sample_rate: {stem: mixture for stem in stems}
 
 
-def score_track(folder: Path, estimate: EstimateFunction, plan: Plan, excerpt: Path | None = None) -> dict[str, Any]:
+def score_track(
+    folder: Path,
+    borrowed: Callable[[], AbstractContextManager[EstimateFunction]],
+    plan: Plan,
+    excerpt: Path | None = None,
+) -> dict[str, Any]:
     """Load, separate and score one track.
 
     Args:
+      borrowed: waits for an estimate function that is free; that wait is no work.
       excerpt: a folder that gets a few seconds of mixture, references and estimates.
 
     Returns:
@@ -72,9 +79,10 @@ def score_track(folder: Path, estimate: EstimateFunction, plan: Plan, excerpt: P
     references = cut(load_references(folder, plan.stems, plan.sample_rate, plan.channels), plan.protocol, plan.segment)
     if not references.shape[-1]:
         raise UserError(f"{folder} has no segment that the protocol '{plan.protocol}' keeps")
-    started = time.perf_counter()
-    estimates, notes = estimate(folder, references)
-    worked = time.perf_counter() - started
+    with borrowed() as estimate:
+        started = time.perf_counter()
+        estimates, notes = estimate(folder, references)
+        worked = time.perf_counter() - started
     if not np.isfinite(estimates).all():
         raise UserError(f"an estimate of {folder} holds NaN or infinite samples")
     told = {"seconds": references.shape[-1] / plan.sample_rate, "work_seconds": worked, "notes": notes}
@@ -141,15 +149,12 @@ def evaluate_tracks(
     for estimator in estimators:
         free.put(estimator)
 
-    seconds: dict[Path, float] = {}  # of the work alone, without the wait for a device
-
-    def borrowed(folder: Path, references: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    @contextmanager
+    def borrowed() -> Iterator[EstimateFunction]:
         estimator = free.get()
-        started = time.perf_counter()
         try:
-            return estimator(folder, references)
+            yield estimator
         finally:
-            seconds[folder] = time.perf_counter() - started
             free.put(estimator)
 
     def work(folder: Path) -> tuple[str, dict | None, str, bool]:
@@ -166,7 +171,7 @@ def evaluate_tracks(
             except (ValueError, KeyError, TypeError):
                 pass  # written by something else: done anew
         try:
-            scores = score_track(folder, borrowed, plan, sounds) | {"work_seconds": seconds[folder]}
+            scores = score_track(folder, borrowed, plan, sounds)
         except UserError as error:
             return name, None, str(error), False
         if place:

@@ -127,6 +127,7 @@ def is_whole(value: Any, least: int, most: float = math.inf) -> bool:
 
 
 def checked_rate(sample_rate: int) -> int:
+    """A sample rate in Hz as Python's number. Raises UserError where it is none, or not positive."""
     if getattr(sample_rate, "shape", None) == () and hasattr(sample_rate, "item"):  # a number of an array package
         sample_rate = sample_rate.item()
     is_number = isinstance(sample_rate, int | float | np.integer | np.floating)

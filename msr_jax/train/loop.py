@@ -82,13 +82,13 @@ def train(
     backbone.check_length(config["segment"])
     frozen, begin = agree(lambda: load_frozen(config)), agree(lambda: load_start(config))
     data = dataset if dataset is not None else agree(lambda: open_dataset(config))
+    sums = networks_identity({**frozen, **({"start": begin} if begin else {})})
+    check_same_in_all(sums, "the networks that config.init_from names")
     identity = {
         "data": {} if dataset is not None else agree(lambda: data_identity(config)),
-        # The deterministic stage only begins with what it is given.
-        "networks": networks_identity(frozen) if config["method"] in BUILDS_ON else {},
+        # The deterministic stage only begins with what it is given, as a warm start does.
+        "networks": {name: sums[name] for name in frozen if config["method"] in BUILDS_ON},
     }
-    read = {**frozen, **({"start": begin} if begin else {})}
-    check_same_in_all(networks_identity(read), "the networks that config.init_from names")
     windows = agree(lambda: read_windows(config))
     if windows is not None and config["data"].get("validation_split") == "test" and is_main():
         program_log.info(
