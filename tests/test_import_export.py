@@ -116,6 +116,13 @@ def test_what_no_tensor_of_a_separator_tells_is_said_to_be_assumed(tmp_path, cap
     assert "assumed resnet_groups 8, which no tensor tells" in capsys.readouterr().out
 
 
+def test_heads_that_were_assumed_and_do_not_fit_are_asked_for(tmp_path, capsys):
+    tensors, _ = separator(tmp_path)
+    write_tensors(tmp_path / "x.safetensors", tensors, np.float32)
+    assert main(["import", str(tmp_path / "x.safetensors"), "-o", str(tmp_path / "again")]) == 2
+    assert "attention_heads were assumed: --heads, --groups or --config tells them" in capsys.readouterr().err
+
+
 def test_a_separator_of_other_stems_and_channels_gets_names_and_separates(tmp_path, capsys):
     sizes = {**TINY_SIZES, "in_channels": 2, "context_features": 3}
     params = make_backbone({"name": "unet1d", **sizes}).init(jax.random.key(0), False)

@@ -105,7 +105,11 @@ def read_unet(checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], where
     for network, tensors in groups.items():
         expected = parameter_shapes(backbone, network)
         shown = from_torch({k: np.empty(t.shape, np.int8) for k, t in tensors.items()})
-        check_tensors(shown, expected, f"{where} ({prefixes[network]}…)")
+        try:
+            check_tensors(shown, expected, f"{where} ({prefixes[network]}…)")
+        except UserError as error:
+            hint = f"; {' and '.join(unseen)} were assumed: --heads, --groups or --config tells them" if unseen else ""
+            raise UserError(f"{error}{hint}") from error
         check_real(tensors, where)
         weights[network] = unflatten(from_torch({k: t.read().astype(np.float32) for k, t in tensors.items()}))
     return {k: model[k] for k in FIELDS}, weights, assumed
