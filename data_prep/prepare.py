@@ -147,8 +147,8 @@ def report(notes: Mapping[str, Sequence[Mapping[str, Any]]], manifest: Mapping[s
             f"{split}: {len(used)} of {len(tracks)} tracks, {seconds.sum() / 3600:.2f} h, "
             f"{sum(t['clipped'] for t in used)} clipped samples"
         )
-        per_stem = zip(manifest["stems"], active, means, strict=False)
-        lines.append("  active: " + ", ".join(f"{s} {a:.0f} %" for s, a, _ in per_stem))
+        per_stem = zip(manifest["stems"], active, strict=True)
+        lines.append("  active: " + ", ".join(f"{s} {a:.0f} %" for s, a in per_stem))
         named = zip([*manifest["stems"], "mixture"], means, strict=True)
         lines.append("  loudness (RMS): " + ", ".join(f"{s} {x:.1f} dB" for s, x in named))
         for track in tracks:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import signal
 
-from data_prep.arranger import CRASH, HAT, KICK, OPEN, PEDAL, RIDE, SIDE, Note, Part
+from data_prep.arranger import CRASH, HAT, KICK, OPEN, PEDAL, RIDE, SIDE, Part
 from data_prep.scores import write_midi
 from msr_jax.errors import UserError
 
@@ -293,7 +293,6 @@ def render_part(
     Args:
       synthesised: share of parts that our own models play; vocals always are.
     """
-    part = part._replace(notes=[Note(*n) for n in part.notes])
     soundfont, cents = soundfonts[rng.integers(len(soundfonts))], rng.normal(0, 8)
     if part.group == "vocals" or (part.group != "other" and rng.random() < synthesised):
         x = synthesise_part(rng, part, seconds)
@@ -303,6 +302,6 @@ def render_part(
             if soundfont.endswith(".cfg")
             else sample_part(part, seconds, soundfont, cents)
         )
-    x = colour(rng, np.resize(x, int(seconds * RATE)) if len(x) != int(seconds * RATE) else x, part.group)
+    x = colour(rng, x, part.group)
     loud = np.sqrt(np.square(x[np.abs(x) > 1e-4]).mean()) if (np.abs(x) > 1e-4).any() else 0.0
     return x / loud if loud else x

@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from msr_jax.config_fields import check_config, leaves
-from msr_jax.errors import UserError
+from msr_jax.errors import UserError, first_line
 
 RECIPES = Path(__file__).parent / "configs"  # in a clone, a link to configs/; in a wheel, a copy of it
 
@@ -64,7 +64,7 @@ def read_config(name: str, overrides: list[str]) -> dict[str, Any]:
         try:
             read = _parse(path, list(used.values()))
         except (flags.Error, TypeError, ValueError, KeyError, AttributeError, SyntaxError) as error:
-            raise UserError(f"{override}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{override}: {first_line(error)}") from error
     config = read.to_dict()
     check_config(config)
     return config

@@ -371,6 +371,11 @@ def processor() -> str:
     return hashlib.sha256(kind.encode()).hexdigest()[:8]
 
 
+def cores() -> int:
+    """Cores that this process may use; where the system does not tell (macOS), those that there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> str:
     """The processor, the cores that this process may use, and the operating system."""
     name = platform.processor() or platform.machine()
@@ -379,7 +384,7 @@ def machine() -> str:
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     except OSError:
         pass
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {platform.system()}, Python {platform.python_version()}"
+    return f"{name}, {cores()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 def give_back_memory() -> None:

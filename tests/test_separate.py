@@ -125,7 +125,7 @@ def test_one_compilation_serves_every_length_and_channel_count(tiny_model):
     separator.separate(song(10), RATE)
     for samples, channels in ((1, 1), (TINY_SEGMENT + 1, 2), (5 * TINY_SEGMENT, 3)):
         separator.separate(song(samples, channels), RATE)
-    assert separator.network.lengths() == [TINY_SEGMENT]
+    assert separator.network.lengths() == [TINY_SEGMENT] and len(separator.network._programs) == 1
 
 
 def test_channels_are_separated_each_on_its_own(separator):

@@ -15,6 +15,7 @@ import requests
 import soundfile
 from fastapi.testclient import TestClient
 
+from msr_jax.audio.io import AudioWriter
 from msr_jax.errors import UserError
 from msr_jax.serve import command, guard, source
 from msr_jax.serve.api import make_app
@@ -77,7 +78,7 @@ def wait(client, identity):
     raise AssertionError(job)
 
 
-def test_a_song_comes_back_as_stems_that_add_up_to_it(client):
+def test_a_song_comes_back_as_stems_that_add_up_to_it(client, tmp_path):
     body = song_file()
     answer = create(client, body)
     assert answer.status_code == 202 and answer.headers["location"] == f"/api/jobs/{answer.json()['id']}"
@@ -94,7 +95,11 @@ def test_a_song_comes_back_as_stems_that_add_up_to_it(client):
     np.testing.assert_allclose(
         read(client.get(f"{base}/drums.flac").content), np.clip(stems["drums"], -1, 1), atol=2**-22
     )
-    assert client.get(f"{base}/drums.mp3").headers["content-type"] == "audio/mpeg"
+    mp3 = client.get(f"{base}/drums.mp3")
+    assert mp3.headers["content-type"] == "audio/mpeg"
+    with AudioWriter(tmp_path / "drums.mp3", RATE, stems["drums"].shape[1]) as writer:  # as `msr separate` writes it
+        writer.write(stems["drums"])
+    assert mp3.content == (tmp_path / "drums.mp3").read_bytes()
     mix = read(client.get(f"{base}/mixdown.wav", params={"gains": "drums:0.5,bass:1"}).content)
     np.testing.assert_allclose(mix, 0.5 * stems["drums"] + stems["bass"], atol=1e-6)
     piece = read(client.get(f"{base}/bass.wav", params={"start": 1000, "frames": 77}).content)

@@ -58,7 +58,7 @@ def test_a_blend_lies_between_what_diffusion_began_with_and_the_consistency_netw
 
 def test_a_mean_of_two_separators_is_scored_beside_them(toy_model, short_corpus, tmp_path, capsys, monkeypatch):
     def table(other):
-        monkeypatch.setattr("sys.argv", ["study_mean.py", str(toy_model), str(other), str(short_corpus)])
+        monkeypatch.setattr("sys.argv", ["mean.py", str(toy_model), str(other), str(short_corpus)])
         launch_script("study/mean").main()
         rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
         return np.array([[float(cell) for cell in row[1:]] for row in rows])

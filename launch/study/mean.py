@@ -6,6 +6,7 @@ err apart. Both must have the same stems and sample rate.
 
 import argparse
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -49,4 +50,4 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        sys.exit(f"study_mean.py: {error}")
+        sys.exit(f"{Path(__file__).name}: {error}")

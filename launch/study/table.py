@@ -40,4 +40,4 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), sys.argv[2:])
     except UserError as error:
-        sys.exit(f"study_table.py: {error}")
+        sys.exit(f"{Path(__file__).name}: {error}")

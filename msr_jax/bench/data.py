@@ -19,6 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from msr_jax.bench.engines import peak_memory
 from msr_jax.config import MUSDB_STEMS, SLAKH_STEMS, musdb_data, unet_base
 from msr_jax.data.pipeline import make_train_dataset
 from msr_jax.data.records import RecordSource
@@ -69,9 +70,15 @@ def _median(function: Callable[[int], Any], repeats: int) -> float:
 
 
 def _row(name: str, seconds: float, **more: Any) -> dict[str, Any]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     rate = {"crops_per_second": 1 / seconds}
-    return {"name": name, "seconds": seconds, "speedup_over_peer": None, "peak_memory_bytes": peak, **rate, **more}
+    return {
+        "name": name,
+        "seconds": seconds,
+        "speedup_over_peer": None,
+        "peak_memory_bytes": peak_memory(),
+        **rate,
+        **more,
+    }
 
 
 def _stages(track: str, data: dict[str, Any], stems, rate: int, channels: int, repeats: int) -> list[dict[str, Any]]:
@@ -123,7 +130,7 @@ def _stream(
     finally:
         stream.close()
     # The largest of the processes that have ended, which the workers of this stream are among.
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    peak = peak_memory(resource.getrusage(resource.RUSAGE_CHILDREN))
     row = _row(f"{track}_stream_{WORKERS}_workers", seconds / batch, batches_per_second=1 / seconds, batch=batch)
     return {**row, "peak_memory_bytes": peak}
 

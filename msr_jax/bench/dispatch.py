@@ -8,6 +8,8 @@ import statistics
 import time
 from typing import Any
 
+from msr_jax.bench.engines import peak_memory
+
 STEPS_PER_DISPATCH = (1, 10, 100)
 WIDTH, BATCH = 32, 8
 
@@ -60,15 +62,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "seconds": seconds,
                 "steps_per_second": 1 / seconds,
                 "speedup_over_peer": None,
-                "peak_memory_bytes": _peak_memory(),
+                "peak_memory_bytes": peak_memory(),
                 "all_seconds": every,
             }
         )
         print(f"{per:>4} steps per dispatch: {1 / seconds:10.0f} steps/s")
     return rows
-
-
-def _peak_memory() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

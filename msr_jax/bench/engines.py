@@ -44,6 +44,12 @@ def limit_threads() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 
 
+def peak_memory(usage: resource.struct_rusage | None = None) -> int:
+    """The largest resident memory in bytes: of this process, or of what `usage` is of."""
+    most = (usage or resource.getrusage(resource.RUSAGE_SELF)).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # macOS counts bytes
+
+
 def matmul_rate(precision: str, size: int = 2048) -> Callable[[], float]:
     """Measures operations per second of a product of `size` rows and columns in this precision, the best of five."""
     import jax
@@ -85,7 +91,7 @@ def serve(
         forward()
         seconds = time.perf_counter() - started
         best = max(before, rate() if rate else 0.0)
-        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, best, flush=True)
+        print(seconds, peak_memory(), best, flush=True)
 
 
 def _start(engine: Engine) -> Any:  # a Popen with pipes

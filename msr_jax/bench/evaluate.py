@@ -5,25 +5,22 @@ is run before and after the peer, so that a machine that changes its pace shows.
 """
 
 import argparse
-import os
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
+from msr_jax.bench.engines import limit_threads, peak_memory
 from msr_jax.errors import UserError
 
-THREADS = 2
 SONG = (4, 2, 44_100, 240)  # stems, channels, Hz, seconds
 TINY = (2, 1, 2000, 9)
 
 
 def worker(engine: str, repeats: int, is_tiny: bool) -> None:
     """Print seconds and CPU seconds of each run (the first one with compilation, not counted), and the peak memory in bytes."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+    limit_threads()
     from msr_jax.runtime import keep_freed_memory
 
     keep_freed_memory()
@@ -51,7 +48,7 @@ def worker(engine: str, repeats: int, is_tiny: bool) -> None:
         started, used = time.perf_counter(), time.process_time()
         score(length)
         times += [time.perf_counter() - started, time.process_time() - used]
-    print(*times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(*times, peak_memory())
 
 
 def _run(engine: str, repeats: int, is_tiny: bool) -> tuple[list[tuple[float, float]], int]:

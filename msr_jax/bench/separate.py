@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from msr_jax.bench.builds import Build, environment_of, older_build, own_build
-from msr_jax.bench.engines import OLDER
+from msr_jax.bench.engines import OLDER, peak_memory
 from msr_jax.errors import UserError
 
 RATE = 44_100  # Hz of the songs
@@ -70,7 +70,7 @@ def run_build(build: Build, songs: Sequence[Path], out: Path, refine: str, byte_
             text = told.read().decode(errors="replace").strip()
             where = f"the build in {build.sources or build.python}"
             raise UserError(f"{where} ended with exit code {process.returncode}: {text[-400:]}")
-    return Run(now, first, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+    return Run(now, first, used.ru_utime + used.ru_stime, peak_memory(used))
 
 
 def make_song(path: Path, seconds: float, tracks: Sequence[np.ndarray]) -> Path:

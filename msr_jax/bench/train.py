@@ -10,6 +10,7 @@ import statistics
 import time
 from typing import Any
 
+from msr_jax.bench.engines import matmul_rate, peak_memory
 from msr_jax.bench.unet import TINY
 
 BATCH = 50
@@ -27,22 +28,6 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
         config["model"].update({k: tuple(v) if isinstance(v, list) else v for k, v in TINY.items()})
         config["segment"] = config["data"]["crop"] = 2048
     return config
-
-
-def matmul_rate(size: int, repeats: int) -> float:
-    """FLOP/s of a square bfloat16 product with float32 accumulation on one device, the best of `repeats`."""
-    import jax
-    import jax.numpy as jnp
-
-    a = jnp.ones((size, size), jnp.bfloat16)
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(jnp.bfloat16))
-    jax.block_until_ready(product(a, a))
-    best = float("inf")
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(product(a, a))
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -90,7 +75,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         np.asarray(metrics["loss"])
         every.append(time.perf_counter() - began)
     seconds, flops = statistics.median(every[2:]), count_flops(traced.jaxpr) / mesh.size
-    measured = matmul_rate(256 if args.tiny else 8192, args.repeats)
+    measured = matmul_rate("bfloat16", 256 if args.tiny else 8192)()
     device = jax.devices()[0]
     sheet = peak_flops(device.device_kind)
     memory = device.memory_stats() or {}
@@ -98,7 +83,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         "name": f"train_{config['method']}_{config['compute_dtype']}",
         "seconds": seconds,
         "speedup_over_peer": None,
-        "peak_memory_bytes": memory.get("peak_bytes_in_use") or _host_peak(),
+        "peak_memory_bytes": memory.get("peak_bytes_in_use") or peak_memory(),
         "device": device.device_kind,
         "devices": mesh.size,
         "batch": config["data"]["batch"],
@@ -114,9 +99,3 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         f"{row['utilisation_of_matmul']:.1%} of the measured matrix product ({measured / 1e12:.1f} TFLOP/s){share}"
     )
     return [row]
-
-
-def _host_peak() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

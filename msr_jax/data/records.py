@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.hashing import Hasher
 
-from msr_jax.errors import UserError
+from msr_jax.errors import UserError, first_line
 
 MANIFEST = "dataset_info.json"
 NAME, VERSION = "segments", "2.0.0"
@@ -203,9 +203,8 @@ class RecordSource:
             splits = list(builder.info.splits)
             self._data: Any = builder.as_data_source(split) if split in splits else None
         except Exception as error:  # it reads classes and shapes from the JSON files, and fails on others in any way
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UserError(
-                f"{folder} does not describe records that can be read ({reason}); prepare the data again"
+                f"{folder} does not describe records that can be read ({first_line(error)}); prepare the data again"
             ) from error
         if self._data is None:
             raise UserError(f"{folder} has no split '{split}'; it has {', '.join(splits)}")

@@ -101,7 +101,7 @@ def estimate_stems(
 
 
 def _window_lists(windows: Sequence[WindowScores], stems: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    values, silent, plain = (np.concatenate([w[k] for w in windows]) for k in (1, 6, 2))
+    values, plain, silent = (np.concatenate([getattr(w, k) for w in windows]) for k in ("si_sdri", "si_sdr", "silent"))
     return {
         "si_sdri_active": {s: values[~silent[:, j], j].tolist() for j, s in enumerate(stems)},
         "si_sdri_msdm": {s: values[:, j].tolist() for j, s in enumerate(stems)},

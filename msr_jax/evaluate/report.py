@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from msr_jax.audio.io import read_audio, resample
+from msr_jax.audio.io import read_audio, resample, writable_rate
 from msr_jax.evaluate import plots
 from msr_jax.evaluate.protocols import METRICS, of_track
 from msr_jax.evaluate.published import DATA, PUBLISHED, Row
@@ -28,7 +28,6 @@ NAMES = {
     "snr": "SNR, whole track (dB)",
     "log_wmse": "log-WMSE",
 }
-MP3_RATES = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 48_000, 44_100)  # Hz
 STYLE = """
 :root{color-scheme:light dark;--back:#fff;--text:#1b1d22;--soft:#656b78;--line:#d9dce3;--card:#f5f6f9;--warn:#b3261e;
 --c0:#2f6fde;--c1:#d9730d;--c2:#1d9a6c;--c3:#9a4fd0;--c4:#c2334d;--c5:#7a7f00}
@@ -181,7 +180,8 @@ def _gains(results: Mapping[str, Any], stems: Sequence[str], metric: str) -> str
 def _sound(path: Path, title: str) -> str:
     audio, rate = read_audio(path)
     coded = io.BytesIO()
-    heard, heard_rate = (audio, rate) if rate in MP3_RATES else (resample(audio, rate, MP3_RATES[-1]), MP3_RATES[-1])
+    heard_rate = writable_rate(".mp3", rate)
+    heard = resample(audio, rate, heard_rate)
     heard = heard if heard.shape[1] <= 2 else heard.mean(1, keepdims=True)
     soundfile.write(coded, np.clip(heard, -1, 1), heard_rate, format="MP3")
     source = "data:audio/mpeg;base64," + base64.b64encode(coded.getvalue()).decode()

@@ -97,7 +97,7 @@ def sigmas_of(config: Mapping[str, Any], refine: str, setting: Setting) -> np.nd
 
 def averages(scores: Sequence[WindowScores]) -> dict[str, float | None]:
     """Averages over stems of the means over windows: SI-SDRi in both conventions."""
-    values, silent = (np.concatenate([s[k] for s in scores]) for k in (1, 6))
+    values, silent = (np.concatenate([getattr(s, k) for s in scores]) for k in ("si_sdri", "silent"))
     active = [values[~silent[:, j], j].mean() for j in range(values.shape[1]) if (~silent[:, j]).any()]
     found = {"si_sdri_active": active, "si_sdri_msdm": values.mean(0) if len(values) else []}
     return {name: float(np.mean(v)) if len(v) else None for name, v in found.items()}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from msr_jax.methods.denoiser import Denoiser, clip_waveform
+from msr_jax.methods.denoiser import Denoiser, clip_waveform, per_example
 
 Array = jax.Array
 Noise = Callable[[Array | int], Array]
@@ -149,11 +149,9 @@ def solve_by_heun(denoise: Denoiser, x: Array, grid: Array, level: Array, num_st
 
     def heun(x: Array, step: Array) -> Array:
         here, there = grid[level + step], grid[level + step + 1]  # (batch,)
-        wide = lambda v: v.reshape(-1, *(1,) * (x.ndim - 1))
-        slope = lambda x, sigma: (x - denoise(x, sigma)) / wide(sigma)
-        g = slope(x, here)
-        ahead = x + wide(there - here) * g
-        return x + wide(there - here) * (g + slope(ahead, there)) / 2
+        slope = lambda x, sigma: (x - denoise(x, sigma)) / per_example(sigma, x)
+        g, down = slope(x, here), per_example(there - here, x)
+        return x + down * (g + slope(x + down * g, there)) / 2
 
     def step(x: Array, k: Array) -> tuple[Array, None]:
         return lax.cond(k < num_steps, heun, lambda x, k: x, x, k), None

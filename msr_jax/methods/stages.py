@@ -1,7 +1,7 @@
 """The three stages of the method, built from a config and a backbone: training objectives and the refiner.
 
-Everything above this file in the package (training, separation, evaluation) uses these two functions and knows neither
-networks nor noise; everything here takes the network as a function and knows no backbone.
+Training and separation take these two functions and know neither networks nor noise; `evaluate.sweep`, which varies the noise,
+takes the samplers themselves. Of a backbone this file knows the interface alone, the rest of `methods` a function.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -11,7 +11,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Check(NamedTuple):
-    """One compared tensor: max|Δ| / max(1, max|reference|), and how large that may be."""
+    """One compared tensor: its error, as `relative_error` or, of gradients, `relative_norm`, and how large that may be."""
 
     name: str
     error: float

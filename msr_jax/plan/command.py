@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     args, overrides = _parser().parse_known_args(argv)
     config = read_config(args.config, overrides)
-    if args.steps is not None and args.separate not in ("diffusion", "consistency"):
+    if args.steps is not None and args.separate not in SEPARATIONS[1:]:
         raise UserError("--steps goes with --separate diffusion or consistency")
     # Imported late: a mistyped setting is answered at once.
     from msr_jax.plan.target import find_target

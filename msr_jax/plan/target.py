@@ -14,7 +14,7 @@ import jax
 from jax.experimental import topologies
 
 from msr_jax.audio.devices import traced_for
-from msr_jax.errors import UserError
+from msr_jax.errors import UserError, first_line
 from msr_jax.plan.chips import CHIPS, FLAT_SLICES, LARGEST_SLICE, TPUS, Chip, gpu_description
 
 MOST_DEVICES = 8960
@@ -95,8 +95,9 @@ def _tpus(name: str, kind: str, shape: str) -> Target:
         one = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) == {"1", "x"} else {}  # a host's four chips otherwise
         devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **one).devices
     except Exception as error:  # whatever libtpu throws for a slice that it does not know
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"--target {name} is no slice that libtpu knows ({reason}); such are {EXAMPLES}") from error
+        raise UserError(
+            f"--target {name} is no slice that libtpu knows ({first_line(error)}); such are {EXAMPLES}"
+        ) from error
     hosts = max(1, len({getattr(device, "process_index", 0) for device in devices}))
     return Target(name, kind, "tpu", tuple(devices), hosts, f"libtpu {version('libtpu')}")
 
@@ -132,9 +133,8 @@ def _gpus(name: str, kind: str, sizes: list[int]) -> Target:
             platform="cuda", topology_name=topology, topology=topology, target_config=gpu_description(CHIPS[kind])
         ).devices
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
-            f"--target {name}: the CUDA plugin cannot compile here ({reason}); pip install 'msr_jax[cuda]' brings one"
+            f"--target {name}: the CUDA plugin cannot compile here ({first_line(error)}); pip install 'msr_jax[cuda]' brings one"
         ) from error
     return Target(name, kind, "gpu", tuple(devices), hosts, _cuda_version(plugin))
 

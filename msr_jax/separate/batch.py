@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ class Batch:
         if isinstance(separator, Ensemble):
             self.model = " + ".join(args.ensemble)
             chosen["ensemble_by"] = separator.by
-        one = separator.members[0] if isinstance(separator, Ensemble) else separator
+        one = separator.members[0]
         chosen |= {"refine": refinement_of(separator), "segments": one.segments, "overlap": one.overlap}
         if args.demix:
             chosen |= {"overlap": None} | {name: getattr(args, name) for name in OF_DEMIX}
@@ -174,12 +174,10 @@ def begun_ahead(
 
 def all_stems(separator: Separator | Ensemble) -> list[str]:
     """Of the model or models, whichever are wanted; and what is left of the song, if it is."""
-    members: Sequence[Separator] = separator.members if isinstance(separator, Ensemble) else [separator]
-    theirs = (stem for member in members for stem in member.config.get(ALL_STEMS, member.config["stems"]))
+    theirs = (stem for member in separator.members for stem in member.config.get(ALL_STEMS, member.config["stems"]))
     return list(dict.fromkeys([*separator.stems, *theirs]))
 
 
 def refinement_of(separator: Separator | Ensemble) -> str:
     """Its name; of several models that differ in it, all of them."""
-    members: Sequence[Separator] = separator.members if isinstance(separator, Ensemble) else [separator]
-    return ", ".join(dict.fromkeys(member.refine for member in members))
+    return ", ".join(dict.fromkeys(member.refine for member in separator.members))

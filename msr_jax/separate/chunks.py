@@ -157,7 +157,7 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
     """The same items, made in a thread of their own from now on, at most `depth` of them before they are asked for.
 
     What the thread raises comes out here. Whoever stops early closes the iterator; the thread then ends after the item that
-    it is at, and nobody waits for it.
+    it is at, and nobody waits for it (the program's end does for a call of the networks, see `gather.waited_for`).
     """
     made: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     is_over = threading.Event()

@@ -270,11 +270,10 @@ class _Teller:
                 self.say(f"  all stems by {20 * math.log10(written.gain):.2f} dB, so that none passes ±1")
 
     def end(self, problems: Sequence[str], songs: int) -> None:
-        one = self.separator.members[0] if isinstance(self.separator, Ensemble) else self.separator
-        others = [name for name in one.refinements if name != "none"]
+        others = [name for name in self.separator.members[0].refinements if name != "none"]
         if refinement_of(self.separator) == "none" and others and not self.is_json:
             dial = f"--refine {'|'.join(others)} takes longer and may come nearer"
-            print(f"not refined; {dial}: the model's README.md has figures")
+            print(f"not refined; {dial}")
         if problems:
             print(f"NOT separated: {len(problems)} of {songs} songs", file=sys.stderr)
             for problem in problems:

@@ -168,6 +168,11 @@ class Separator(AudioSeparator):
             mixtures=1 if backbone.stems_together else 2,  # those take their tokens a few at a time by themselves
         )
 
+    @property
+    def members(self) -> list["Separator"]:
+        """Itself alone, as an ensemble has several."""
+        return [self]
+
     def _channels_of_run(self, channels: int) -> int:
         """How many of a song's channels go through the network together."""
         return channels if self.one_mask else self.config["channels"]

@@ -1,12 +1,58 @@
 """Work that several threads ask for, gathered into calls: full where there is enough of it, and so many at a time."""
 
+import atexit
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 Run = Callable[[list[Any]], Any]  # whose result has one entry an item
+_inside, _threads = threading.Condition(), set[int]()  # that compile or compute
+_is_ending = False
+
+
+@contextmanager
+def waited_for() -> Iterator[None]:
+    """The end of the program waits for a thread that is inside.
+
+    Python stops threads in its end, and one that it stops inside of XLA takes the process down with it. Where the end has
+    begun, none but the main thread comes in: others stay here, as Python would have them stay somewhere.
+    """
+    me = threading.get_ident()
+    with _inside:
+        is_outermost = me not in _threads
+        if _is_ending and is_outermost and threading.current_thread() is not threading.main_thread():
+            _inside.wait_for(lambda: False)
+        _threads.add(me)
+    try:
+        yield
+    finally:
+        with _inside:
+            if is_outermost:
+                _threads.discard(me)
+            _inside.notify_all()
+
+
+@atexit.register
+def _wait_for_all() -> None:
+    global _is_ending
+    with _inside:
+        _is_ending = True
+        _inside.wait_for(lambda: not _threads)
+
+
+def _forget_threads() -> None:
+    """In a forked process, which has none of them."""
+    global _inside
+    _inside = threading.Condition()
+    _threads.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 @dataclass(eq=False)
@@ -44,7 +90,7 @@ class Calls:
         with self._changed:
             self._line.extend((asked, k, item) for k, item in enumerate(items))
             self._changed.notify_all()
-        # Nobody waits for these threads where the program ends.
+        # Nobody waits for these threads where the program ends, beyond the call that each is at.
         for _ in range(min(abreast, -(-len(items) // size)) - 1):
             threading.Thread(target=self._work, args=(asked, size, abreast), daemon=True).start()
         self._work(asked, size, abreast)
@@ -81,7 +127,8 @@ class Calls:
         error: BaseException | None = None
         results: Any = ()
         try:
-            results = taken[0][0].run([item for _, _, item in taken])
+            with waited_for():
+                results = taken[0][0].run([item for _, _, item in taken])
         except BaseException as raised:
             error = raised
         with self._changed:

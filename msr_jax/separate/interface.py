@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from msr_jax.config_fields import is_plain_name
-from msr_jax.errors import UserError
+from msr_jax.errors import UserError, first_line
 from msr_jax.separate.push import Pusher
 
 MAX_CHANNELS = 1024  # as in libsndfile
@@ -150,8 +150,7 @@ def _as_array(audio: ArrayLike) -> np.ndarray:
     try:
         return np.asarray(audio)
     except (RuntimeError, TypeError, ValueError) as error:  # a tensor with a gradient, lists of unlike lengths
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"audio cannot be read as an array ({reason})") from error
+        raise UserError(f"audio cannot be read as an array ({first_line(error)})") from error
 
 
 def checked(audio: ArrayLike, channels: int | None = None) -> np.ndarray:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from msr_jax.errors import UserError
 from msr_jax.runtime import give_back_memory, log, processor, saying, write_whole
-from msr_jax.separate.gather import Calls
+from msr_jax.separate.gather import Calls, waited_for
 
 KEPT = 32  # programs that are kept beside each other
 SOURCES = ("audio", "methods", "models", "separate")  # folders of this package that a program is traced from
@@ -163,7 +163,8 @@ class Network:
                 program = self._programs.get((batch_size, *shape))
                 if program is not None:
                     return batch_size, program
-                program = self._compile(batch_size, shape)
+                with waited_for():
+                    program = self._compile(batch_size, shape)
                 needed = self._bytes[batch_size, *shape] = _bytes_of_call(program)
                 if needed > self.memory and batch_size > 1 and batch_size >= self.stems:
                     self._halve(batch_size, f"a call takes {needed / 1e9:.3g} GB of the {self.memory / 1e9:.3g} GB for")

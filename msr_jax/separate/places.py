@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from msr_jax.errors import UserError
+from msr_jax.errors import UserError, first_line
 from msr_jax.separate.songs import Task
 
 COLUMN = "path"  # of a table
@@ -46,8 +46,7 @@ def _reading(url: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        told = "it is not there" if isinstance(error, FileNotFoundError) else reason[0]
+        told = "it is not there" if isinstance(error, FileNotFoundError) else first_line(error)
         raise UserError(f"{url} cannot be read ({told})") from error
 
 

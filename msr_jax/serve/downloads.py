@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from msr_jax.audio.io import AudioWriter
+from msr_jax.audio.io import CHANNELS, RATES, AudioWriter
 from msr_jax.errors import UserError
 from msr_jax.serve.jobs import Job
 
 MEDIA = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg"}
 BLOCK = 1 << 18  # samples that are encoded at a time
-MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
 
 
 def encoded(job: Job, gains: Mapping[str, float], suffix: str, name: str) -> Path:
@@ -34,12 +32,11 @@ def encoded(job: Job, gains: Mapping[str, float], suffix: str, name: str) -> Pat
         if not path.exists():
             audio = job.source.audio
             assert audio is not None
-            if suffix == "mp3":
-                _write_mp3(path, job, gains, audio.sample_rate, audio.channels)
-            else:
-                with AudioWriter(path, audio.sample_rate, audio.channels, frames=audio.frames) as writer:
-                    for block in _mixed(job, gains):
-                        writer.write(block)
+            if suffix == "mp3" and (audio.channels > CHANNELS[".mp3"] or audio.sample_rate not in RATES[".mp3"]):
+                raise UserError(f"mp3 holds no {audio.channels} channels at {audio.sample_rate} Hz; take wav or flac")
+            with AudioWriter(path, audio.sample_rate, audio.channels, frames=audio.frames) as writer:
+                for block in _mixed(job, gains):
+                    writer.write(block)
     return path
 
 
@@ -47,16 +44,6 @@ def _mixed(job: Job, gains: Mapping[str, float]) -> Iterator[np.ndarray]:
     for start in range(0, job.frames, BLOCK):
         parts = [np.float32(gain) * job.read(track, start, BLOCK) for track, gain in gains.items()]
         yield np.add.reduce(parts, 0, dtype=np.float32)
-
-
-def _write_mp3(path: Path, job: Job, gains: Mapping[str, float], rate: int, channels: int) -> None:
-    if channels > 2 or rate not in MP3_RATES:
-        raise UserError(f"mp3 holds no {channels} channels at {rate} Hz; take wav or flac")
-    beside = path.with_suffix(".part")
-    with soundfile.SoundFile(beside, "w", rate, channels, "MPEG_LAYER_III", format="MP3") as file:
-        for block in _mixed(job, gains):
-            file.write(np.clip(block, -1, 1))
-    beside.replace(path)
 
 
 def piece(audio: np.ndarray, sample_rate: int) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from msr_jax.errors import UserError
-from msr_jax.methods.stages import REFINEMENTS, network_of
+from msr_jax.methods.stages import REFINEMENTS, SAMPLED, network_of
 from msr_jax.separate.engine import Separator, load
 from msr_jax.weights.model_folder import BUNDLED, load_model
 from msr_jax.weights.registry import find_named
@@ -44,7 +44,7 @@ class Models:
                 "sample_rate": model.config["sample_rate"],
                 "channels": model.config["channels"],
                 "refinements": held,
-                "steps": list(DIAL) if {"consistency", "diffusion"} & set(held) else [],
+                "steps": list(DIAL) if set(SAMPLED) & set(held) else [],
             }
 
     def stems(self, name: str, refine: str, steps: int | None) -> list[str]:
@@ -54,7 +54,7 @@ class Models:
         offer = self.offers[name]
         if refine not in offer["refinements"]:
             raise UserError(f"the model {name} cannot refine by '{refine}', only by {', '.join(offer['refinements'])}")
-        if steps is not None and (refine not in ("consistency", "diffusion") or steps not in DIAL):
+        if steps is not None and (refine not in SAMPLED or steps not in DIAL):
             raise UserError(f"steps must be one of {', '.join(map(str, DIAL))}, with refine consistency or diffusion")
         return offer["stems"]
 

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from msr_jax.errors import UserError
+from msr_jax.errors import UserError, first_line
 from msr_jax.train.distributed import agree, check_is_shared
 from msr_jax.train.state import TrainState
 
@@ -38,7 +38,7 @@ class Checkpoints:
             self.folder = epath.Path(folder)
         except (ImportError, KeyError, ValueError) as error:
             raise UserError(
-                f"train.checkpoints: {folder} names no store that can be written ({_first_line(error)})"
+                f"train.checkpoints: {folder} names no store that can be written ({first_line(error)})"
             ) from error
         if keep < 1:
             raise UserError(f"train.keep must be at least 1, not {keep}")
@@ -74,7 +74,7 @@ class Checkpoints:
         except Exception as error:  # each store has its own: no such bucket, no permission
             if "://" not in str(self.folder):
                 raise
-            raise UserError(f"cannot write checkpoints to {self.folder} ({_first_line(error)})") from error
+            raise UserError(f"cannot write checkpoints to {self.folder} ({first_line(error)})") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -118,7 +118,7 @@ class Checkpoints:
             action()
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"cannot write a checkpoint to {self.folder} ({_first_line(error)}); those before it are whole: "
+                f"cannot write a checkpoint to {self.folder} ({first_line(error)}); those before it are whole: "
                 "make room, then start again"
             ) from error
 
@@ -136,7 +136,7 @@ class Checkpoints:
                 return meta
         except READ_ERRORS as error:
             raise UserError(
-                f"{self.folder / str(step)} is not a checkpoint of msr train ({_first_line(error)}); "
+                f"{self.folder / str(step)} is not a checkpoint of msr train ({first_line(error)}); "
                 "remove it or use another --workdir"
             ) from error
         raise UserError(
@@ -158,7 +158,7 @@ class Checkpoints:
         except READ_ERRORS as error:
             raise UserError(
                 f"the checkpoint {self.folder / str(step)} is damaged or holds another model or optimiser than the config "
-                f"({_first_line(error)}); remove it or use another --workdir"
+                f"({first_line(error)}); remove it or use another --workdir"
             ) from error
         counter = jax.jit(lambda: jnp.asarray(step, jnp.int32), out_shardings=abstract.step.sharding)()
         return dataclasses.replace(abstract, step=counter, **{name: restored[name] for name in items})
@@ -173,7 +173,3 @@ def _print_unraisable(told: Any) -> None:
 def _is_worth_telling(record: logging.LogRecord) -> bool:
     """Not a traceback, nor that a checkpoint has no score: not each step is validated."""
     return not record.exc_info and "did not provide metrics" not in record.getMessage()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

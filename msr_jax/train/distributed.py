@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from msr_jax.errors import UserError
+from msr_jax.errors import UserError, first_line
 from msr_jax.runtime import saying
 
 T = TypeVar("T")
@@ -103,8 +103,9 @@ def initialize(cluster: Cluster | None) -> None:
         with saying(f"waiting for the other processes, at {place}", after=10):
             jax.distributed.initialize(*cluster[:3], cluster_detection_method=cluster.method)
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise UserError(f"cannot join the other processes ({reason}); check the coordinator and the count") from error
+        raise UserError(
+            f"cannot join the other processes ({first_line(error)}); check the coordinator and the count"
+        ) from error
 
 
 def is_main() -> bool:

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     args, overrides = _parser().parse_known_args(argv)
     config = read_config(args.config, overrides)
     if args.profile < 0:
-        raise UserError("--profile must be positive")
+        raise UserError("--profile must be 0 or more")
     return _train(args, config)
 
 

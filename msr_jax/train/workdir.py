@@ -15,6 +15,7 @@ import numpy as np
 from msr_jax.errors import UserError
 from msr_jax.runtime import EXIT_STOPPED, ending_with, handling_sigterm, write_whole
 from msr_jax.train.distributed import any_process
+from msr_jax.weights.model_folder import restore_set_aside
 
 
 class Workdir:
@@ -33,6 +34,7 @@ class Workdir:
                 raise UserError(f"cannot write to --workdir {path}: permission denied")
             self.lock = lock = open(path / ".lock", "a+")
             self._hold(lock)
+            restore_set_aside(path / "model")
             for left in path.glob(".model.*"):  # of a run that was killed while it wrote
                 shutil.rmtree(left)
         except OSError as error:

@@ -4,7 +4,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from msr_jax.errors import UserError
+from msr_jax.errors import UserError, first_line
 
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 
@@ -40,12 +40,12 @@ def fetch(address: str) -> Path:
     except UserError:
         raise
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(f"the Hub has no such file: {address} ({_first_line(error)})") from error
+        raise UserError(f"the Hub has no such file: {address} ({first_line(error)})") from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{address} cannot be fetched; is there a network? ({_first_line(error)})") from error
+        raise UserError(f"{address} cannot be fetched; is there a network? ({first_line(error)})") from error
     except Exception as error:
         if type(error).__module__.startswith(("httpx", "httpcore", "requests")):  # raised through by some versions
-            raise UserError(f"{address} cannot be fetched; is there a network? ({_first_line(error)})") from error
+            raise UserError(f"{address} cannot be fetched; is there a network? ({first_line(error)})") from error
         raise
 
 
@@ -59,7 +59,3 @@ def _verified(path: Path, address: str) -> Path:
             blob.unlink()
             raise UserError(f"{address} arrived damaged (its SHA-256 is {found}, not {blob.name}); try again")
     return path
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -116,10 +116,7 @@ def save_model(
     folder = Path(folder)
     if folder.exists() and not (folder / "config.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no model folder; name another place")
-    for left in _set_aside(folder):  # by a process that was killed between the two renamings below
-        if not folder.exists():
-            with suppress(OSError):  # what is wrong with the place is said below
-                os.replace(left, folder)
+    restore_set_aside(folder)  # of a process that was killed between the two renamings below
     beside, replaced = passing(folder), folder.with_name(f".{folder.name}.{os.getpid()}{SET_ASIDE}")
     kept = {
         "format": FORMAT,
@@ -143,6 +140,14 @@ def save_model(
         clear(beside)
     for left in _set_aside(folder):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def restore_set_aside(folder: Path) -> None:
+    """Put back the model folder that a process had set aside to replace it, if it was killed before there was another."""
+    for left in _set_aside(folder):
+        if not folder.exists():
+            with suppress(OSError):  # what is wrong with the place is said where it is written to
+                os.replace(left, folder)
 
 
 def _set_aside(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from msr_jax.errors import UserError
+from msr_jax.errors import UserError, first_line
 from msr_jax.runtime import home
 from msr_jax.weights.detect import clean_names, detect_arch
 from msr_jax.weights.lightning import read_checkpoint
@@ -132,9 +132,8 @@ def _fetch(name: str, entry: Mapping[str, Any]) -> Path:
     except OSError as error:  # those of its HTTP client are
         if error.filename:  # a file's, not the network's
             raise UserError(f"cannot write to {home() / 'downloads'}: {error.strerror or error}") from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{name} is not in {folder_of(name).parent} yet and cannot be fetched; is there a network? ({reason})"
+            f"{name} is not in {folder_of(name).parent} yet and cannot be fetched; is there a network? ({first_line(error)})"
         ) from error
     size = Path(path).stat().st_size
     if size != entry["size"]:
