@@ -120,7 +120,7 @@ FIELDS = (
     Field("optim.schedule", "text", "constant | cosine | linear", "of the learning rate; the released configs' is constant"),
     Field("optim.warmup_steps", "int", "≥ 0", "steps over which the rate rises from 0"),
     Field("optim.decay_steps", "int", "≥ 0", "steps over which it falls, the last ones; 0: all after the warm-up"),
-    Field("optim.final_lr", "float", "≥ 0", "rate at the last step of `cosine` and `linear`"),
+    Field("optim.final_lr", "float", "≥ 0", "rate that `cosine` and `linear` have come to when the last step is done"),
     Field("optim.freeze", "texts", "", "patterns of parameters' paths, such as `band_split/*`, that stay as they are"),
     Field("ema_rate", "float", "≥ 0, < 1", "rate of a running average of the parameters, at step t at most (1 + t)/(10 + t); 0 keeps none (released)"),
     Field("init_from.deterministic", "text", "", "model folder, or working directory of a run, of the separator to refine; for the deterministic stage, of the parameters to go on from (fine-tuning)"),

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,12 @@ def _parse(path: Path, overrides: list[str]) -> ConfigDict:
     argv = ["msr train", f"--config={path}", *overrides]
     values = flags.FlagValues()  # not the process's own: this can then be called again
     config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
-    values(argv)
+    beside = str(path.parent.resolve())
+    sys.path.insert(0, beside)  # recipes of one folder may share a module
+    try:
+        values(argv)
+    finally:
+        sys.path.remove(beside)
     return values.config
 
 

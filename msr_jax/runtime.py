@@ -322,7 +322,7 @@ def home() -> Path:
 
 
 def keep_compiled_programs() -> None:
-    """Have JAX keep compiled programs for the next process, at most `COMPILED_BYTES`; to be called before its import.
+    """Have JAX keep compiled programs for the next process, at most `COMPILED_BYTES`.
 
     A folder for each processor and release of the compiler: a program of another one may use instructions that this one lacks.
     Whoever sets `JAX_COMPILATION_CACHE_DIR` decides alone.
@@ -343,6 +343,12 @@ def keep_compiled_programs() -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    if "jax" in sys.modules:  # it has read them: a module with a backbone of one's own was imported first
+        config = sys.modules["jax"].config
+        config.update("jax_compilation_cache_dir", str(folder))
+        config.update("jax_compilation_cache_max_size", int(os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"]))
+        seconds = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+        config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 def _clear_half_kept(folder: Path) -> None:

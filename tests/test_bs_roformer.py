@@ -223,7 +223,7 @@ def test_bfloat16_is_close_to_float32(weights, separate, bfloat16_units):
     params = cast_params(weights["deterministic"], "bfloat16")
     rough = jax.jit(lambda p, x: coarse.separate(p, x)[0])(params, mixture())
     assert rough.dtype == jnp.float32
-    assert 0 < np.linalg.norm(rough - exact) / np.linalg.norm(exact) < 0.05
+    assert 0 < np.linalg.norm(rough - exact) / np.linalg.norm(exact) < 0.015
 
 
 def test_sizes_and_lengths_that_do_not_fit_are_refused(backbone):

@@ -7,7 +7,7 @@ from msr_jax.metrics.bss_eval import bss_eval
 from msr_jax.metrics.museval_backend import museval_metrics
 
 RATE = 800
-TOLERANCE = 1e-3  # dB, of every frame
+TOLERANCE = 1e-6  # dB, of every frame
 
 
 def noise(stems=2, channels=1, seconds=3.2, seed=0):

@@ -1,5 +1,7 @@
 """Work of several threads is gathered into calls."""
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -95,3 +97,26 @@ def test_what_is_made_ahead_begins_before_it_is_asked_for_and_ends_where_nobody_
     waiting.close()
     assert ended.wait(5) and list(waiting) == []
     assert list(ahead(range(5))) == [0, 1, 2, 3, 4]
+
+
+def test_the_end_of_a_program_waits_for_a_thread_that_computes_and_lets_none_begin(tmp_path):
+    program = f"""
+import threading, time
+from pathlib import Path
+from msr_jax.separate.gather import waited_for
+
+def work():
+    with waited_for():
+        begun.set()
+        time.sleep(0.5)
+        with waited_for():  # it may go on inside
+            Path({str(tmp_path / "whole")!r}).touch()
+    with waited_for():
+        Path({str(tmp_path / "more")!r}).touch()
+
+begun = threading.Event()
+threading.Thread(target=work, daemon=True).start()
+begun.wait()
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]

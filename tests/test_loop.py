@@ -241,6 +241,14 @@ def test_a_workdir_that_cannot_be_made_is_answered(small, tmp_path):
         train(small, tmp_path / "file" / "run", noise())
 
 
+def test_the_only_model_which_a_killed_run_had_set_aside_is_put_back(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / ".model.99999999.old")
+    shutil.copytree(tiny_model, tmp_path / ".model.1.half")
+    Workdir(tmp_path).release()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "model"]
+    assert load_model(tmp_path / "model").weights
+
+
 def test_a_workdir_that_another_run_holds_is_refused_and_nothing_in_it_touched(small, tmp_path):
     train({**small, "train": {**small["train"], "steps": 4}}, tmp_path / "run", noise())
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}

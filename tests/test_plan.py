@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from jax.sharding import AbstractMesh
 
 from msr_jax.cli import main
+from msr_jax.errors import UserError
 from msr_jax.plan import compiled, target
 from msr_jax.plan.advice import largest_batch, split_batch, what_would_fit
 from msr_jax.plan.chips import CHIPS, GPUS, gpu_description, peak_flops
@@ -191,6 +193,15 @@ def test_a_missing_compiler_is_named_with_what_brings_it(monkeypatch, capsys):
     for name, extra in (("v5e:2x2", "msr_jax[tpu]"), ("h200:8", "msr_jax[cuda]")):
         assert main(["plan", "--config", TOY, "--target", name]) == 2
         assert f"pip install '{extra}'" in capsys.readouterr().err
+
+
+def test_a_compiler_that_fails_without_a_word_is_named_all_the_same(monkeypatch):
+    def fail(**_):
+        raise RuntimeError
+
+    monkeypatch.setattr(topologies, "get_topology_desc", fail)
+    with pytest.raises(UserError, match=r"\(RuntimeError\)"):
+        find_target("v5e:2x2")
 
 
 def test_what_a_plan_cannot_use_is_answered(capsys):

@@ -215,6 +215,8 @@ class _AttentionOutput(nn.Module):
 
 
 class AttentionInner(nn.Module):
+    """Norm, self-attention over time, projection and norm: (batch, time, channels) -> the same."""
+
     heads: int
     head_features: int
     dtype: jnp.dtype = jnp.float32

@@ -185,7 +185,7 @@ def _bytes(text: str) -> int:
 
 def main(argv: list[str]) -> int:
     args = parser_of().parse_args(argv)
-    if args.out.exists() and not args.out.is_dir():
+    if os.path.exists(args.out) and not os.path.isdir(args.out):  # pathlib's raise where one may not look
         raise UserError(f"{args.out} is a file; -o must name a folder")
     Output(args.format, args.bits, args.peak).check()
     shard, shards = find_shard(args.shard, os.environ, args.processes, args.process)

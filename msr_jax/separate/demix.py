@@ -4,15 +4,12 @@ It keeps the whole song in memory and its own habits: the corrections of the fad
 the result depends a little on the batch size, and a sample that no chunk gives weight to is zero.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from msr_jax.errors import UserError
-
-# (chunks (batch, samples, channels), number of the first) -> estimates (batch, stems, samples, channels)
-ChunkFunction = Callable[[np.ndarray, int], np.ndarray]
+from msr_jax.separate.chunks import ChunkFunction
 
 
 class Demix(NamedTuple):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from msr_jax.errors import UserError
+from msr_jax.methods.samplers import SOLVERS
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import BACKBONES, cast_params, compute_dtype, make_backbone
 from msr_jax.runtime import log
@@ -154,7 +155,10 @@ class Separator(AudioSeparator):
         weights = {k: cast_params(v, dtype, backbone.looped) for k, v in model.weights.items() if k in needed}
         refiner = lambda one_by_one: make_refiner(config, backbone, refine, num_steps, one_by_one, chosen)
         refiner(False)  # what is wrong with the number of steps shows here
-        is_own = BACKBONES[config["model"]["name"]].__module__.startswith("msr_jax.")
+        parts: list[Callable] = [BACKBONES[config["model"]["name"]]]
+        if refine == "diffusion":
+            parts.append(SOLVERS[config["diffusion"]["sampler"]["solver"]])
+        is_own = all(part.__module__.startswith("msr_jax.") for part in parts)  # others' sources are not looked at
         settings = {"config": config, "refine": refine, "num_steps": num_steps, "stems": chosen, "one_mask": one_mask}
         masked = with_one_mask if one_mask else lambda function: function
         self.network = Network(

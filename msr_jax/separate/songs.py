@@ -155,6 +155,8 @@ def write_stems(
             try:
                 _put(beside, folder)
             except OSError as error:
+                if all(path.is_file() for path in task.paths(stems, output.suffix).values()):
+                    raise UserError(f"another run has written {folder} meanwhile; its stems stay") from error
                 raise UserError(f"cannot write {folder}: {error.strerror}") from error
     except UserError as error:  # in the words of what was asked for
         raise UserError(str(error).replace(str(beside), str(folder)).replace(str(unscaled), str(folder))) from error

@@ -117,6 +117,7 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.state.is_ending = lambda: False  # whoever runs it says when
 
     def job_of(identity: str) -> Job:
         job = desk.get(identity)
@@ -137,6 +138,12 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
     async def bad_input(_: Request, error: UserError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
+    @app.exception_handler(OSError)
+    async def no_room(_: Request, error: OSError) -> JSONResponse:
+        if isinstance(error, FileNotFoundError):  # deleted while this was on its way
+            return JSONResponse({"detail": "the job has been deleted"}, 404)
+        return JSONResponse({"detail": f"the server cannot keep that: {error.strerror or 'its disk fails'}"}, 507)
+
     @app.exception_handler(RequestValidationError)
     async def bad_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
@@ -147,7 +154,7 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
         status_code=202,
         openapi_extra=UPLOAD,
         response_model=JobReport,
-        responses=_problems(400, 404, 408, 413, 415, 422, 503),
+        responses=_problems(400, 404, 408, 413, 415, 422, 503, 507),
     )
     async def create(request: Request, response: Response) -> JobReport:
         """Queue a song."""
@@ -173,7 +180,7 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
 
         async def events() -> AsyncIterator[str]:
             last = None
-            while desk.get(job.id) is job:
+            while desk.get(job.id) is job and not app.state.is_ending():
                 now = report(job).model_dump()
                 if now != last:
                     yield f"data: {json.dumps(now)}\n\n"
@@ -189,7 +196,7 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
         """Stop a job and remove its files."""
         desk.remove(job_of(job_id))
 
-    @app.get("/api/jobs/{job_id}/stems.zip", response_class=Response, responses=_problems(404, 409, 422))
+    @app.get("/api/jobs/{job_id}/stems.zip", response_class=Response, responses=_problems(404, 409, 422, 507))
     def stems(job_id: str, format: Annotated[str, Query(pattern="^(wav|flac|mp3)$")] = "wav") -> StreamingResponse:
         """All stems as a ZIP; with `rest`, what they leave of the song, they add up to it."""
         job = finished(job_id)
@@ -199,7 +206,7 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
             itertools.chain([first], pieces), headers=_attachment(job, "zip"), media_type="application/zip"
         )
 
-    @app.get("/api/jobs/{job_id}/mixdown.{suffix}", response_class=Response, responses=_problems(404, 409, 422))
+    @app.get("/api/jobs/{job_id}/mixdown.{suffix}", response_class=Response, responses=_problems(404, 409, 422, 507))
     def mixdown(
         job_id: str,
         suffix: str,
@@ -225,7 +232,7 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
         data = data[: len(data) // COLUMN_BYTES * COLUMN_BYTES]
         return Response(data, media_type="application/octet-stream", headers=VIEW_HEADERS)
 
-    @app.get("/api/jobs/{job_id}/{track}.{suffix}", response_class=Response, responses=_problems(404, 409, 422))
+    @app.get("/api/jobs/{job_id}/{track}.{suffix}", response_class=Response, responses=_problems(404, 409, 422, 507))
     def stem(
         job_id: str,
         track: str,
@@ -298,7 +305,10 @@ async def _queue(desk: Desk, job_of: Callable[[str], Job], form: dict[str, Any])
         name = earlier.source.name
     else:
         assert isinstance(file, UploadFile)
-        name = Path((file.filename or "song").replace("\\", "/")).name[:200] or "song"
+        told = (
+            (file.filename or "song").replace("%22", '"').replace("%0D", "").replace("%0A", "")
+        )  # as browsers escape them
+        name = Path(told.replace("\\", "/")).name[:200] or "song"
         taken = await run_in_threadpool(_store, desk, file)
     try:
         if isinstance(taken, Path):
@@ -312,8 +322,12 @@ async def _queue(desk: Desk, job_of: Callable[[str], Job], form: dict[str, Any])
 
 def _store(desk: Desk, file: UploadFile) -> Path:
     handle, path = tempfile.mkstemp(prefix="upload-", dir=desk.folder)
-    with open(handle, "wb") as out:
-        shutil.copyfileobj(file.file, out)
+    try:
+        with open(handle, "wb") as out:
+            shutil.copyfileobj(file.file, out)
+    except BaseException:
+        Path(path).unlink(missing_ok=True)
+        raise
     return Path(path)
 
 

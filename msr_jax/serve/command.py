@@ -64,6 +64,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--port must lie between 0 and 65535, not {args.port}")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"msr serve needs {', '.join(missing)}: pip install 'msr_jax[web]'")
+    if args.token and not args.token.isascii():
+        raise UserError("--token must be of ASCII characters: no other reaches the server in a request's header")
     token = args.token or (None if is_loopback(args.host) else secrets.token_urlsafe(16))
     return _serve(args, token)
 
@@ -89,7 +91,9 @@ def _serve(args: argparse.Namespace, token: str | None) -> int:
     models = Models(args.model)
     threading.Thread(target=models.warm, daemon=True).start()
     desk = Desk(models, Limits(args.max_minutes), args.jobs, args.keep_hours, args.max_queue, args.folder)
-    app = make_app(desk, token, int(args.max_upload_mb * 1e6), tuple(args.allow_origin))
+    app = make_app(
+        desk, token, int(args.max_upload_mb * 1e6), tuple(origin.rstrip("/") for origin in args.allow_origin)
+    )
     name = socket.gethostname() if args.host in ("0.0.0.0", "::") else args.host  # by which others reach it
     shown = f"[{name}]" if ":" in name else name
     link = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={quote(token, safe='')}" if token else "")
@@ -98,9 +102,11 @@ def _serve(args: argparse.Namespace, token: str | None) -> int:
         app,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=1,  # seconds
         server_header=False,
         h11_max_incomplete_event_size=1 << 16,
     )
-    uvicorn.Server(config).run([listener])
+    server = uvicorn.Server(config)
+    app.state.is_ending = lambda: server.should_exit
+    server.run([listener])
     return 0

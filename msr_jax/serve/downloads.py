@@ -14,6 +14,7 @@ from msr_jax.serve.jobs import Job
 
 MEDIA = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg"}
 BLOCK = 1 << 18  # samples that are encoded at a time
+MIXES = 2  # of a job that are kept, whatever gains are asked for
 
 
 def encoded(job: Job, gains: Mapping[str, float], suffix: str, name: str) -> Path:
@@ -25,7 +26,7 @@ def encoded(job: Job, gains: Mapping[str, float], suffix: str, name: str) -> Pat
       name: of the file, one of ours.
 
     Raises:
-      UserError: the format cannot hold this rate or so many channels.
+      UserError: the format cannot hold this rate or so many channels. OSError: there is no room, or the job has been deleted.
     """
     path = job.folder / f"{name}.{suffix}"
     with job.lock:
@@ -34,9 +35,16 @@ def encoded(job: Job, gains: Mapping[str, float], suffix: str, name: str) -> Pat
             assert audio is not None
             if suffix == "mp3" and (audio.channels > CHANNELS[".mp3"] or audio.sample_rate not in RATES[".mp3"]):
                 raise UserError(f"mp3 holds no {audio.channels} channels at {audio.sample_rate} Hz; take wav or flac")
-            with AudioWriter(path, audio.sample_rate, audio.channels, frames=audio.frames) as writer:
-                for block in _mixed(job, gains):
-                    writer.write(block)
+            for old in sorted(job.folder.glob("mix_*"), key=lambda p: p.stat().st_mtime)[: 1 - MIXES]:
+                old.unlink()
+            try:
+                with AudioWriter(path, audio.sample_rate, audio.channels, frames=audio.frames) as writer:
+                    for block in _mixed(job, gains):
+                        writer.write(block)
+            except UserError as error:  # of a place that is the server's own affair
+                if isinstance(error.__cause__, OSError):
+                    raise error.__cause__ from None
+                raise
     return path
 
 

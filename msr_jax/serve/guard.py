@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, RedirectResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 COOKIE = "msr_token"
@@ -69,7 +69,7 @@ class Guard:
             return _error(421, "this server answers to localhost alone; start it with --host and --token for others")
         allowed = {f"http://{host}", f"https://{host}", *self.origins}
         if origin in self.origins and scope["method"] == "OPTIONS":
-            return JSONResponse({}, 204)
+            return Response(status_code=204)
         if scope["method"] not in SAFE and origin is not None and origin not in allowed:
             return _error(403, "requests from other sites are not taken")
         if self.token is not None and scope["path"] != "/healthz":
@@ -129,6 +129,7 @@ def _cors(origin: str | None, origins: tuple[str, ...]) -> dict[str, str]:
         "access-control-allow-origin": origin,
         "access-control-allow-headers": "authorization, content-type",
         "access-control-allow-methods": "GET, POST, DELETE",
+        "access-control-expose-headers": "content-disposition, location, x-column-bands, x-column-samples",
         "vary": "origin",
         "cross-origin-resource-policy": "cross-origin",
     }

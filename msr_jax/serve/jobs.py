@@ -52,7 +52,6 @@ class Job:
     state: str = "queued"
     error: str | None = None
     frames: int = 0
-    created: float = field(default_factory=time.time)
     ended: float | None = None
     cancelled: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)  # of the files that downloads make
@@ -220,6 +219,8 @@ class Desk:
                 self._end(job, "done")
             except UserError as error:
                 self._end(job, "failed", str(error))
+            except OSError as error:
+                self._end(job, "failed", f"the server cannot keep the stems: {error.strerror or 'its disk fails'}")
             except Exception as error:  # one song's fault must not stop the others'
                 self._end(job, "failed", f"the separation failed ({type(error).__name__})")
                 if not job.cancelled:
@@ -231,6 +232,9 @@ class Desk:
         job.error, job.ended, job.state = error, time.time(), state
         if not job.cancelled:
             self.counts[state] += 1
+        if state == "failed":  # half of its stems serve nobody
+            for path in (*map(job.samples, job.stems), *map(job.view, ("song", *job.stems))):
+                path.unlink(missing_ok=True)
 
     def _separate(self, job: Job) -> None:
         job.state = "decoding"

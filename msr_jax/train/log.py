@@ -26,7 +26,8 @@ class RunLog:
     """Log of a run in `workdir`, kept by one process; the others make one without `workdir`, which writes nothing.
 
     `metrics.jsonl` holds no times: on resume the lines after the restored step are dropped, and the file then becomes
-    that of a run that was never interrupted. TensorBoard and the progress line have means over `log_every` steps.
+    that of a run that was never interrupted. TensorBoard and the progress line have means over `log_every` steps, the first
+    after a resume over those since.
     """
 
     def __init__(

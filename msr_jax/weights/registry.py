@@ -85,7 +85,7 @@ def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
     Raises:
       UserError: neither; or the file cannot be fetched, is not the one that the table knows, or cannot be imported.
     """
-    if Path(place).exists() or os.sep in str(place):
+    if os.path.exists(place) or os.sep in str(place):
         return Path(place)
     if str(place) == "bundled":
         return BUNDLED

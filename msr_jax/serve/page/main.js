@@ -88,7 +88,6 @@ function upload(file) {
 function again() {
   if (!job) return;
   const known = results.get(JSON.stringify(setting()));
-  if (known === job.id) return;
   unwatch();
   if (known) {
     sending.abort();
@@ -110,6 +109,7 @@ function show(now) {
   const isNewSong = fresh && now.frames !== null;
   job = job && fresh && now.state === "failed" ? job : now;
   progress(now);
+  if (now.state === "failed") for (const [name, id] of results) if (id === now.id) results.delete(name); // to be tried again
   if (now.frames === null || now.state === "failed") return;
   if (isNewSong || player.frames !== now.frames || player.jobId !== now.id) open(now);
   player.available = now.frames_done;
@@ -235,8 +235,10 @@ function showLoop() {
 
 async function refreshPictures(now) {
   for (const [name, picture] of pictures) {
-    const columns = await api.columns(now.id, name, picture.count).catch(() => null);
+    const from = picture.count;
+    const columns = await api.columns(now.id, name, from).catch(() => null);
     if (!columns || now.id !== player.jobId || pictures.get(name) !== picture) return;
+    if (picture.count !== from) continue; // another call has been quicker
     picture.add(columns);
     picture.draw(Math.ceil(now.frames / columns.samples));
   }
@@ -319,7 +321,11 @@ $("model").onchange = () => {
   showDial();
   again();
 };
-$("file").onchange = () => $("file").files.length && upload($("file").files[0]);
+$("file").onchange = () => {
+  const [file] = $("file").files;
+  if (file) upload(file);
+  $("file").value = ""; // so that the same one can be chosen again
+};
 $("format").onchange = links;
 $("play").onclick = playOrPause;
 $("original").onclick = original;

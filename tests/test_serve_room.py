@@ -1,0 +1,110 @@
+"""`msr serve` where its disk is full, a job is deleted under way, or it is to end: an answer in a sentence, and nothing left over."""
+
+import errno
+import os
+import shutil
+import threading
+import time
+
+import pytest
+
+from msr_jax.errors import UserError
+from msr_jax.separate.engine import Separator
+from msr_jax.serve import command, downloads
+from tests.test_serve import client_of, create, models, song_file, wait  # noqa: F401  (a fixture among them)
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def server(models, tmp_path):  # noqa: F811
+    client, desk = client_of(models, tmp_path / "server")
+    with client:
+        yield client, desk
+
+
+def test_an_upload_that_meets_a_full_disk_is_answered_and_leaves_nothing(server, monkeypatch):
+    client, desk = server
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", full)
+        answer = create(client)
+    assert answer.status_code == 507 and "No space left" in answer.json()["detail"]
+    assert [p.name for p in desk.folder.iterdir()] == ["lock"]
+    assert wait(client, create(client).json()["id"])["state"] == "done"
+
+
+def test_a_job_that_meets_a_full_disk_names_the_reason_and_keeps_no_half_stems(server, monkeypatch):
+    client, desk = server
+    monkeypatch.setattr(Separator, "stream", full)
+    identity = create(client).json()["id"]
+    job = wait(client, identity)
+    assert job["state"] == "failed" and "No space left" in job["error"]
+    assert {p.name for p in desk.get(identity).folder.iterdir()} <= {"song.f32", "upload"}
+
+
+def test_a_download_that_meets_a_full_disk_does_not_name_the_servers_place(server, monkeypatch):
+    client, desk = server
+    identity = wait(client, create(client).json()["id"])["id"]
+
+    class Full(downloads.AudioWriter):
+        def write(self, audio):
+            try:
+                full()
+            except OSError as error:
+                raise UserError(f"cannot write {self.path}") from error
+
+    monkeypatch.setattr(downloads, "AudioWriter", Full)
+    answer = client.get(f"/api/jobs/{identity}/drums.flac")
+    assert answer.status_code == 507 and str(desk.folder) not in answer.text
+
+
+def test_mixes_of_any_gains_do_not_fill_the_disk(server):
+    client, desk = server
+    identity = wait(client, create(client, song_file(0.2)).json()["id"])["id"]
+    for k in range(5):
+        assert client.get(f"/api/jobs/{identity}/mixdown.wav?gains=drums:0.{k + 1}").status_code == 200
+    assert len(list(desk.get(identity).folder.glob("mix_*"))) == downloads.MIXES
+
+
+def test_what_is_fetched_while_its_job_is_deleted_is_told_so(server):
+    client, desk = server
+    identity = wait(client, create(client, song_file(0.2)).json()["id"])["id"]
+    shutil.rmtree(desk.get(identity).folder)
+    for path in ("drums.flac", "stems.zip", "mixdown.wav?gains=drums:1", "drums.wav?start=0&frames=10"):
+        answer = client.get(f"/api/jobs/{identity}/{path}")
+        assert answer.status_code == 404 and answer.json()["detail"] == "the job has been deleted"
+
+
+def test_who_watches_a_job_does_not_keep_a_server_that_ends(server, models):  # noqa: F811
+    client, desk = server
+    held = threading.Event()
+    waiting = {"offers": models.offers, "stems": models.stems, "separator": lambda *_: held.wait()}
+    desk.models = type("Waiting", (), waiting)()
+    identity = create(client, song_file(0.2)).json()["id"]
+    client.app.state.is_ending = lambda: True
+    started = time.monotonic()
+    client.get(f"/api/jobs/{identity}", headers={"accept": "text/event-stream"})
+    assert time.monotonic() - started < 5
+    held.set()
+
+
+def test_a_browser_may_ask_before_it_uses_the_api_from_a_named_page(models, tmp_path):  # noqa: F811
+    client, _ = client_of(models, tmp_path, origins=("https://friend.example",))
+    with client:
+        asked = {"origin": "https://friend.example", "access-control-request-method": "POST"}
+        answer = client.options("/api/jobs", headers=asked)
+    assert answer.status_code == 204 and answer.content == b""
+    assert "x-column-bands" in answer.headers["access-control-expose-headers"]
+
+
+def test_a_name_that_a_browser_escaped_is_shown_as_it_was(server):
+    client, _ = server
+    answer = client.post("/api/jobs", files={"file": ('a"b.wav', song_file(0.2))})
+    assert answer.json()["name"] == 'a"b.wav'
+
+
+def test_a_token_that_no_header_can_carry_is_refused():
+    with pytest.raises(UserError, match="--token must be of ASCII"):
+        command.main(["--token", "пароль", "--port", "0"])
