@@ -224,6 +224,50 @@ def test_without_a_yaml_or_its_model_section_a_hop_of_441_is_assumed_and_said(te
     assert model.config["stems"] == (["a", "b"] if text else ["stem_0", "stem_1"])
 
 
+SOME = "stft_hop_length: 16, zero_dc: false, skip_connection: true"
+WHOLE = f"dim: 6, depth: 2, stft_win_length: 64, {SOME}"
+CHUNK = "{chunk_size: 640, sample_rate: 22050}"
+
+
+@pytest.mark.parametrize(
+    "text", [f"model: {{{SOME}}}", f"{{{SOME}}}", f"augment: {{dim: 1, depth: 2}}\nmodel: {{{SOME}}}"]
+)
+def test_a_yaml_of_some_fields_tells_those_and_what_it_leaves_out_is_said(text, tmp_path, capsys):
+    save_file(weights_of("bs_roformer"), tmp_path / "w.safetensors")
+    (tmp_path / "c.yaml").write_text(text)
+    model, _ = imported(tmp_path / "w.safetensors", tmp_path / "m", "--config", str(tmp_path / "c.yaml"))
+    sizes = model.config["model"]
+    assert (sizes["stft_hop_length"], sizes["zero_dc"], sizes["skip_connection"]) == (16, False, True)
+    said = capsys.readouterr().out
+    assert "assumed stft_win_length 64, stft_normalized false, which no tensor tells" in said and "zero_dc" not in said
+    assert "assumed the stems' names stem_0, stem_1, chunks of 485100 samples, songs of 44100 Hz" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"size: &size {{dim: 6, depth: 2}}\naudio: {CHUNK}\nmodel: {{<<: *size, stft_win_length: 64, {SOME}}}\ntraining: {{instruments: [a, b]}}",
+        f"config: {{audio: {CHUNK}, model: {{{WHOLE}}}, training: {{instruments: [a, b]}}}}",
+    ],
+)
+def test_the_sections_are_those_around_the_one_called_model_at_whatever_level(text, tmp_path, capsys):
+    save_file(weights_of("bs_roformer"), tmp_path / "w.safetensors")
+    (tmp_path / "c.yaml").write_text(text)
+    model, _ = imported(tmp_path / "w.safetensors", tmp_path / "m", "--config", str(tmp_path / "c.yaml"))
+    assert model.config["model"]["stft_hop_length"] == 16 and model.config["model"]["skip_connection"]
+    assert model.config["stems"] == ["a", "b"]
+    assert (model.config["segment"], model.config["sample_rate"]) == (640, 22_050)
+    assert "assumed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["hello: {a: 1}", "model: {zerodc: false}\ntraining: {batch_size: 1}"])
+def test_a_yaml_that_tells_nothing_is_refused(text, tmp_path, capsys):
+    save_file(weights_of("bs_roformer"), tmp_path / "w.safetensors")
+    (tmp_path / "c.yaml").write_text(text)
+    message = refused(tmp_path / "w.safetensors", tmp_path / "m", capsys, "--config", str(tmp_path / "c.yaml"))
+    assert "--config tells nothing of" in message and "such as model.dim" in message
+
+
 def test_mel_bands_without_a_yaml_tell_rate_and_fft(tmp_path):
     bands = {"num_bands": 12, "sample_rate": 48_000, "stft_n_fft": 2048, "stft_win_length": 2048}
     save_file(weights_of("mel_band_roformer", **bands), tmp_path / "w.safetensors")

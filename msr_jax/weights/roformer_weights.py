@@ -1,5 +1,6 @@
 """BS- and Mel-Band RoFormers in checkpoints: their sizes, from tensors and from the configs beside them, and their weights."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -23,11 +24,13 @@ from msr_jax.weights.roformer_names import (
     renumber,
     stack_lazily,
 )
-from msr_jax.weights.yaml_config import find_section, read_recipe, told_sizes
+from msr_jax.weights.yaml_config import find_section, find_sections, read_recipe, told_recipe, told_sizes
 
 FAMILIES = {"bsrf": "bs_roformer", "melrf": "mel_band_roformer"}
 # Of mel bands, (Hz, n_fft) that are in use, for weights without a YAML.
 LAYOUTS = ((44_100, 2048), (44_100, 4096), (48_000, 2048), (48_000, 4096), (32_000, 2048), (24_000, 2048))
+# What no tensor tells and the stems depend on: assumed and said on import, and named on export where it is not what is assumed.
+UNSEEN = ("stft_hop_length", "stft_win_length", "stft_normalized", "zero_dc", "skip_connection")
 SHARED_BIAS = r"shared_(qkv|out)_bias|linear_\d+_bias_\d+"
 DAMAGED = "the file is damaged, or of a variant that this package does not have"
 
@@ -190,11 +193,19 @@ def read_roformer(
         raise UserError(f"{where} is not a deterministic checkpoint: it holds more than one network; leave --arch out")
     is_pypi = is_numbered_by_pypi(networks["deterministic"])
     inside = find_section(plain(checkpoint.content.get("hyper_parameters")) or {}, "dim", "stft_hop_length")
-    beside = find_section(told, "dim", "depth") or find_section({"model": told.get("model")}, "stft_hop_length")
+    told = find_sections(told, name) if told else {}
     sources = {
         source: told_sizes(section, name, source)
-        for source, section in ((f"the config inside {where}", inside), (teller, beside))
+        for source, section in ((f"the config inside {where}", inside), (teller, told.get("model", {})))
     }
+    recipe = told_recipe(told)
+    if told and not sources[teller] and not recipe:
+        raise UserError(
+            f"{teller} tells nothing of {where}: neither fields of a {name}, such as model.dim, nor training.instruments,"
+            " audio.sample_rate or audio.chunk_size; give the YAML that belongs to these weights"
+        )
+    # One that has both is a whole call of the network, which has its defaults in what the call leaves out.
+    is_whole = lambda section: "dim" in section and "depth" in section
     inferred: dict[str, Any] = {}
     for network, tensors in networks.items():
         own = _spread(renumber(tensors, -1) if is_pypi else tensors)
@@ -209,7 +220,7 @@ def read_roformer(
         inferred |= _mel_bands(values, sources[teller], where)
     else:
         inferred |= _cut_bands(values, {**sources[f"the config inside {where}"], **sources[teller]})
-    model = {"name": name, **_unseen_sizes(name, inferred, bool(beside), is_pypi), **inferred}
+    model = {"name": name, **_unseen_sizes(name, inferred, is_whole(sources[teller]), is_pypi), **inferred}
     for source, told_by in sources.items():
         for field, value in told_by.items():
             if field in inferred and inferred[field] != value:
@@ -221,11 +232,7 @@ def read_roformer(
             f"{where}: nothing tells how far the frames of its STFT are apart, and {model['stft_hop_length']} samples, as in"
             f" most public weights, is more than a frame of {model['stft_win_length']}; give the weights' YAML by --config"
         )
-    config = bsrf_base()  # for what is no network's: the method's settings, and stems and rate where nothing tells them
-    config.unlock()
-    config.model = model
-    config.channels = 2 if model["stereo"] else 1
-    config.sample_rate = model.get("sample_rate", config.sample_rate)  # that mel bands are laid out for
+    config = _base_config(model)
     read_recipe(config, told, teller)
     try:
         backbone = make_backbone(config.model.to_dict())
@@ -245,13 +252,25 @@ def read_roformer(
             f"an STFT hop of {model['stft_hop_length']} samples, which no tensor tells; give the weights' YAML by --config"
             " if it has another"
         )
-    is_dc_told = any("zero_dc" in told_by for told_by in sources.values())
+    told_fields = {field for told_by in sources.values() for field in told_by}
+    unseen = [field for field in UNSEEN[1:] if field not in told_fields]
     # The numbers of the tensors tell whose weights they are, but where there is linear attention.
-    if name == "mel_band_roformer" and model["linear_transformer_depth"] and not is_dc_told:
+    if "zero_dc" in unseen and name == "mel_band_roformer" and model["linear_transformer_depth"]:
+        unseen.remove("zero_dc")
         assumed.append(
             f"zero_dc = {str(model['zero_dc']).lower()}, as the public training code has it; weights of the PyPI package have"
             " false, which their YAML must say"
         )
+    elif is_pypi and "zero_dc" in unseen:
+        unseen.remove("zero_dc")
+    if unseen and not any(is_whole(told_by) for told_by in sources.values()):
+        listed = ", ".join(f"{field} {json.dumps(model[field])}" for field in unseen)
+        assumed.append(f"{listed}, which no tensor tells either, as in most public weights")
+    words = {"stems": f"the stems' names {', '.join(config.stems)}", "segment": f"chunks of {config.segment} samples"}
+    if name != "mel_band_roformer":  # whose bands tell the rate
+        words["sample_rate"] = f"songs of {config.sample_rate} Hz"
+    if missing := [text for field, text in words.items() if field not in recipe]:
+        assumed.append(f"{', '.join(missing)}, which nothing tells")
     if model.get("sample_rate", config.sample_rate) != config.sample_rate:
         assumed.append(
             f"songs of {config.sample_rate} Hz, as audio.sample_rate says, though the mel bands are laid out for"
@@ -259,6 +278,45 @@ def read_roformer(
         )
     plain_config = config.to_dict()
     return Imported({k: plain_config[k] for k in FIELDS}, weights, assumed)
+
+
+def _base_config(model: Mapping[str, Any]) -> Any:
+    """A config of a network of these sizes: the method's settings, and stems, rate and chunk where nothing tells them."""
+    config = bsrf_base()
+    config.unlock()
+    config.model = model
+    config.channels = 2 if model["stereo"] else 1
+    config.sample_rate = model.get("sample_rate", config.sample_rate)  # that mel bands are laid out for
+    if model["num_stems"] != len(config.stems):
+        config.stems = tuple(f"stem_{k}" for k in range(model["num_stems"]))
+    return config
+
+
+def untold(config: Mapping[str, Any], is_pypi: bool = False) -> dict[str, dict[str, Any]]:
+    """The sections of the YAML without which `read_roformer` would take a model's separator for another; {} if there is none.
+
+    Args:
+      config: of a model folder with a RoFormer.
+      is_pypi: whether its tensors are to be numbered as the PyPI package does in Mel-Band RoFormers.
+    """
+    net, name = published_network(config["model"], "deterministic"), config["model"]["name"]
+    values = [2 * net.channels * width for width in net.band_widths]
+    try:
+        seen = _mel_bands(values, {}, "") if name == "mel_band_roformer" else _cut_bands(values, {})
+    except UserError:  # a layout that is in no use
+        seen = {}
+    bands = ("sample_rate", "stft_n_fft") if name == "mel_band_roformer" else ("stereo",)
+    is_seen = all(seen.get(field) == getattr(net, field) for field in ("stereo", *bands))
+    sizes = {field.name: getattr(net, field.name) for field in fields(net) if field.name not in INNER}
+    assumed, base = _unseen_sizes(name, sizes, False, is_pypi), _base_config(sizes)
+    model = {field: sizes[field] for field in UNSEEN if sizes[field] != assumed[field]}
+    audio = {"sample_rate": "sample_rate", "segment": "chunk_size"}
+    sections = {
+        "model": model | ({} if is_seen else {field: sizes[field] for field in bands}),
+        "audio": {told: config[field] for field, told in audio.items() if config[field] != base[field]},
+        "training": {} if list(config["stems"]) == list(base.stems) else {"instruments": list(config["stems"])},
+    }
+    return {section: told for section, told in sections.items() if told}
 
 
 def _unseen_sizes(name: str, inferred: Mapping[str, Any], is_told: bool, is_pypi: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What the YAMLs beside public weights tell: the network's fields, stems, rate and chunk."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,43 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return told
 
 
+def _mappings(told: Any) -> Iterator[Mapping[Any, Any]]:
+    """The nested mappings from the outside in, each once: aliases may have one stand in many places, or inside of itself."""
+    level, seen = [told], set()
+    while level:
+        found = [value for value in level if isinstance(value, Mapping)]
+        level = []
+        for value in found:
+            if id(value) not in seen:
+                seen.add(id(value))
+                level += value.values()
+                yield value
+
+
 def find_section(told: Any, *names: str) -> dict[str, Any]:
     """The first mapping inside nested mappings that has all of these fields, from the outside in; {} if there is none."""
-    level = [told]
-    while level:
-        for value in level:
-            if isinstance(value, Mapping) and all(name in value for name in names):
-                return dict(value)
-        level = [inner for value in level if isinstance(value, Mapping) for inner in value.values()]
-    return {}
+    return next((dict(value) for value in _mappings(told) if all(name in value for name in names)), {})
+
+
+def find_sections(told: Mapping[str, Any], network: str) -> dict[str, Any]:
+    """The sections of a config at one level, `model` among them with the fields of `network`, a name of a backbone.
+
+    A section that is called so comes first, with whatever it holds: other mappings may have a dim and a depth too, as those that
+    an anchor names. Without one it is the mapping that has both, or the config itself where fields stand at its top.
+    """
+    known = _known(network)
+    for around in _mappings(told):
+        section = find_section(around.get("model"), "dim", "depth") or around.get("model")
+        if isinstance(section, Mapping) and known & set(section):
+            return {**told, **around, "model": dict(section)}
+    section = find_section(told, "dim", "depth") or told
+    if not known & set(section):  # what another network has in its own is refused by name
+        section = told["model"] if isinstance(told.get("model"), Mapping) else {}
+    return {**told, "model": dict(section)}
+
+
+def _known(network: str) -> set[str]:
+    return {field.name for field in fields(NETWORKS[network])} - INNER - OURS
 
 
 def told_sizes(told: Mapping[str, Any], network: str, where: str) -> dict[str, Any]:
@@ -73,9 +101,24 @@ def told_sizes(told: Mapping[str, Any], network: str, where: str) -> dict[str, A
     for name in ("time_transformer_depth", "freq_transformer_depth"):
         if told.get(name) == 0 and (network == "mel_band_roformer" or name.startswith("time")):
             raise UserError(f"{where} says {name} = 0; a network without such transformers is not supported")
-    known = {field.name for field in fields(NETWORKS[network])} - INNER - OURS
-    shown = {name: value for name, value in told.items() if name in known and value is not None}
+    shown = {name: value for name, value in told.items() if name in _known(network) and value is not None}
     return {name: check_field(f"model.{name}", value, f"{where}: ", model=network) for name, value in shown.items()}
+
+
+def told_recipe(told: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """What a config of the public training code tells of `stems`, `sample_rate` and `segment`: its own name for it, and the value."""
+    section = lambda name: found if isinstance(found := told.get(name), Mapping) else {}
+    audio, training, inference = section("audio"), section("training"), section("inference")
+    stems = [training["target_instrument"]] if training.get("target_instrument") else training.get("instruments")
+    is_cut = inference.get("chunk_size") is not None
+    found = {
+        "stems": ("training.instruments", stems),
+        "sample_rate": ("audio.sample_rate", audio.get("sample_rate")),
+        "segment": ("inference.chunk_size", inference["chunk_size"])
+        if is_cut
+        else ("audio.chunk_size", audio.get("chunk_size")),
+    }
+    return {field: (name, value) for field, (name, value) in found.items() if value is not None}
 
 
 def read_recipe(config: Any, told: Mapping[str, Any], where: str = "--config") -> None:
@@ -84,20 +127,9 @@ def read_recipe(config: Any, told: Mapping[str, Any], where: str = "--config") -
     Raises:
       UserError: more or fewer stems than the weights have, or a value that cannot be.
     """
-    section = lambda name: found if isinstance(found := told.get(name), Mapping) else {}
-    audio, training, inference = section("audio"), section("training"), section("inference")
-    stems = [training["target_instrument"]] if training.get("target_instrument") else training.get("instruments")
+    for field, (name, value) in told_recipe(told).items():
+        config[field] = check_field(field, value, f"{where}: ", told=name)
     count = config.model["num_stems"]
-    if stems is None:
-        stems = config.stems if count == len(config.stems) else [f"stem_{k}" for k in range(count)]
-    config.stems = check_field("stems", stems, f"{where}: ", told="training.instruments")
     if len(config.stems) != count:
         shown = ", ".join(config.stems)
         raise UserError(f"{where} names {len(config.stems)} stems ({shown}), but the weights have {count}")
-    for field, told_as, value in (
-        ("sample_rate", "audio.sample_rate", audio.get("sample_rate")),
-        ("segment", "audio.chunk_size", audio.get("chunk_size")),
-        ("segment", "inference.chunk_size", inference.get("chunk_size")),
-    ):
-        if value is not None:
-            config[field] = check_field(field, value, f"{where}: ", told=told_as)
