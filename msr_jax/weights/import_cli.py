@@ -2,31 +2,43 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
 from msr_jax.weights.detect import beside, clean_names, detect_arch, prefixes_of, refuse_foreign
 from msr_jax.weights.hub import fetch
 from msr_jax.weights.lightning import Checkpoint, read_checkpoint
-from msr_jax.weights.model_folder import save_model
-from msr_jax.weights.roformer_weights import Imported, read_roformer
+from msr_jax.weights.model_folder import FIELDS, save_model
+from msr_jax.weights.roformer_weights import FAMILIES, Imported, read_roformer
 from msr_jax.weights.torch_names import DUPLICATES, PREFIXES
 from msr_jax.weights.unet_weights import published_sizes, read_unet
 from msr_jax.weights.yaml_config import read_yaml
 
+BACKBONES = {**FAMILIES, "unet": "unet1d"}  # by the first word of --arch
+# What a model folder's config tells of the weights beside the sizes of their networks.
+RECIPE = ("stems", "sample_rate", "segment", "input_level", "diffusion", "consistency")
 
-def read_model(checkpoint: Checkpoint, arch: str, told: dict[str, Any], where: str) -> Imported:
+
+def read_model(
+    checkpoint: Checkpoint, arch: str, told: dict[str, Any], where: str, recipe: Mapping[str, Any] | None = None
+) -> Imported:
     """Config and weights by network, from an open checkpoint and what is told of its sizes.
+
+    Args:
+      recipe: the fields `RECIPE` of a model folder's config, where that is what tells them.
 
     Raises:
       UserError: a tensor is missing, surplus or misshapen; or the file is of another kind than `arch`.
     """
     if arch.startswith("unet"):
-        return Imported(*read_unet(checkpoint, arch, told, where))
-    return read_roformer(checkpoint, arch, told, where)
+        return Imported(*read_unet(checkpoint, arch, told, where, recipe))
+    found = read_roformer(checkpoint, arch, told, where)
+    return found._replace(config={**found.config, **(recipe or {})})
 
 
 def ignored_entries(checkpoint: Checkpoint, arch: str) -> list[str]:
@@ -51,21 +63,44 @@ def _is_same(a: Any, b: Any) -> bool:
     return place(a) == place(b) or np.array_equal(a.read(), b.read())
 
 
-def _told(args: argparse.Namespace, arch: str) -> dict[str, Any]:
-    """What `--config` says, in the form that the architecture's reader takes."""
-    if not args.config:
-        return {}
-    if not arch.startswith("unet"):
-        return read_yaml(args.config)
+def _folder_config(path: str) -> dict[str, Any]:
+    """The config of a model folder, checked; {} where the file is something else."""
     try:
-        told = json.loads(Path(args.config).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--config {args.config} cannot be read as JSON ({error})") from error
+        told = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError):  # YAML, or what its own reader refuses
+        return {}
+    if not isinstance(told, dict) or not set(FIELDS) <= set(told):
+        return {}
+    told = {field: told[field] for field in FIELDS}
+    check_config(told, f"--config {path}: ", is_whole=False)
+    return told
+
+
+def _told(path: str | None, arch: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `--config` says in the form that the architecture's reader takes, and the fields `RECIPE` if it is a model folder's."""
+    if not path:
+        return {}, {}
+    family = arch.split("_")[0]
+    folder = _folder_config(path)
+    if folder and folder["model"]["name"] != BACKBONES[family]:
+        name = folder["model"]["name"]
+        raise UserError(
+            f"--config {path} is of a model folder with a {name}; the checkpoint holds a {BACKBONES[family]}"
+        )
+    recipe = {field: folder[field] for field in RECIPE if folder}
+    if family != "unet":
+        audio = {"sample_rate": folder["sample_rate"], "chunk_size": folder["segment"]} if folder else {}
+        sections = {"model": folder.get("model"), "audio": audio, "training": {"instruments": folder.get("stems")}}
+        return (sections if folder else read_yaml(path)), recipe
+    try:
+        told = folder.get("model") or json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--config {path} cannot be read as JSON ({error})") from error
     told = told.get("config", told) if isinstance(told, dict) else {}
     told = told.get("unet", told)
     if not isinstance(told, dict):
-        raise UserError(f"--config {args.config} holds no mapping of a U-Net's sizes")
-    return published_sizes(told, f"--config {args.config}")
+        raise UserError(f"--config {path} holds no mapping of a U-Net's sizes")
+    return published_sizes(told, f"--config {path}"), recipe
 
 
 def main(argv: list[str]) -> int:
@@ -80,7 +115,10 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="model folder to write")
     parser.add_argument(
-        "--config", metavar="FILE", help="what no tensor tells: the YAML of public weights, or sizes of a U-Net as JSON"
+        "--config",
+        metavar="FILE",
+        help="what no tensor tells: the YAML of public weights, all of it or some fields under `model:`; sizes of a U-Net as JSON;"
+        " or the config.json of the model folder that the weights were exported from",
     )
     parser.add_argument("--heads", type=int, help="attention heads (U-Net), where neither checkpoint nor config says")
     parser.add_argument("--groups", type=int, help="groups of the norms (U-Net), where neither says")
@@ -94,7 +132,7 @@ def main(argv: list[str]) -> int:
         raise UserError(
             "--heads and --groups are for U-Nets; the sizes of a RoFormer stand in its tensors and --config"
         )
-    told = _told(args, arch)
+    told, recipe = _told(args.config, arch)
     if args.groups:
         told["resnet_groups"] = args.groups
     if args.heads:
@@ -104,7 +142,7 @@ def main(argv: list[str]) -> int:
         if not width or args.heads < 1 or width[0] % args.heads:
             raise UserError(f"--heads {args.heads} does not divide the attention's {width[0] if width else 0} features")
         told |= {"attention_heads": args.heads, "attention_features": width[0] // args.heads}
-    found = read_model(checkpoint, arch, told, where)
+    found = read_model(checkpoint, arch, told, where, recipe)
     save_model(args.out, found.config, found.weights)
     prefixes = prefixes_of(state, arch)
     print(f"found a {arch} checkpoint, stems {', '.join(found.config['stems'])}")

@@ -22,6 +22,8 @@ FIXED = {
     "use_skip_scale": True,
     "use_attention_bottleneck": True,
 }
+# What no tensor tells, or tells only together with another: assumed on import where nothing tells it.
+UNSEEN = ("attention_heads", "attention_features", "resnet_groups", "kernel_multiplier_downsample")
 
 
 def published_sizes(hyper_parameters: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -61,8 +63,29 @@ def sizes_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def read_unet(checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], where: str) -> tuple[dict, dict, list[str]]:
+def untold(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a model folder's config that `read_unet` would take for others where nothing tells them; {} if there are none."""
+    base, sizes = unet_base(), config["model"]
+    multiple = make_backbone(sizes).length_multiple
+    assumed = {
+        "stems": list(base.stems),
+        "sample_rate": base.sample_rate,
+        "segment": base.segment - base.segment % multiple,
+    }
+    if len(config["stems"]) != len(base.stems):
+        assumed["stems"] = [f"stem_{k}" for k in range(len(config["stems"]))]
+    found = {field: config[field] for field, value in assumed.items() if config[field] != value}
+    return {field: sizes[field] for field in UNSEEN if sizes.get(field, base.model[field]) != base.model[field]} | found
+
+
+def read_unet(
+    checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], where: str, recipe: Mapping[str, Any] | None = None
+) -> tuple[dict, dict, list[str]]:
     """Config and weights by network, from an open checkpoint, and what was assumed, in words.
+
+    Args:
+      sizes: fields of the network that are told, as of `published_sizes`.
+      recipe: fields of a model folder's config beside those, such as its stems, that are told.
 
     Raises:
       UserError: a tensor is missing, surplus or misshapen; or the file is of another kind than `arch`.
@@ -94,6 +117,7 @@ def read_unet(checkpoint: Checkpoint, arch: str, sizes: Mapping[str, Any], where
     for found in (inferred, told):
         config.model.update({k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
     model = config.to_dict()
+    model |= recipe or {}
     model["channels"] = inferred["in_channels"]
     if len(model["stems"]) != inferred["context_features"]:
         model["stems"] = [f"stem_{k}" for k in range(inferred["context_features"])]
