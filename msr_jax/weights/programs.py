@@ -19,6 +19,8 @@ from msr_jax.models.backbone import make_backbone
 from msr_jax.weights.model_folder import Model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+LARGEST = 2**31 - 1  # bytes of an ONNX file, which protobuf counts so
+TOO_LARGE = "the model is too large for one ONNX file, which holds 2 GB"
 FORMS = "cpu"  # a program for all of them has the forms that all can run, whatever machine exports it
 
 
@@ -61,15 +63,19 @@ def export_onnx(model: Model) -> bytes:
     # On import it warns, with tracebacks, of examples of its own whose libraries are not there.
     logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     try:
+        from google.protobuf.message import EncodeError
         from jax2onnx import to_onnx
     except ModuleNotFoundError as error:
         raise UserError(
             f"export to ONNX needs {error.name}: pip install 'msr_jax[export]', and pip install --no-deps jax2onnx==0.17.1"
         ) from error
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.weights["deterministic"]))
+    if size > LARGEST:  # said before minutes of tracing
+        raise UserError(f"{TOO_LARGE} (its parameters alone are {size / 1e9:.1f} GB); take --format stablehlo")
     with traced_for(FORMS), transforms_by_products():
         separate, mixture = _separator(model)
         program = to_onnx(separate, [mixture.shape])
     try:
         return program.SerializeToString()
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"the model is too large for one ONNX file ({error})") from error
+    except (ValueError, RuntimeError, EncodeError) as error:
+        raise UserError(f"{TOO_LARGE} ({error}); take --format stablehlo") from error
