@@ -1,18 +1,22 @@
 """`msr export`: a model folder as checkpoints that the original programs load strictly, or as a program of its own."""
 
 import argparse
+import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from msr_jax.config import bsrf_base, unet_base
 from msr_jax.errors import UserError
-from msr_jax.runtime import clear, passing, saying
-from msr_jax.weights.model_folder import Model, flatten, load_model
+from msr_jax.runtime import check_place, clear, passing, saying
+from msr_jax.weights import roformer_weights, unet_weights
+from msr_jax.weights.model_folder import Model, find_model, flatten, load_model
 from msr_jax.weights.programs import check_stablehlo, export_onnx, export_stablehlo
 from msr_jax.weights.roformer_names import NETWORKS, published_network, renumber, unstack_tensors
 from msr_jax.weights.streamed import write_tensors
@@ -21,7 +25,7 @@ from msr_jax.weights.torch_names import DUPLICATES, PREFIXES, to_torch
 LIGHTNING_VERSION = "2.3.1"  # the original program refuses a file that names none
 FORMATS = {
     "dicose": "the paper's program: a Lightning checkpoint with every network that --arch names",
-    "msst": "the public training code and its relatives: the separator's bare state dict",
+    "msst": "the public training code and its relatives, of RoFormers alone: the separator's bare state dict",
     "safetensors": "the same bare state dict in safetensors; needs no PyTorch",
     "pypi": "the PyPI package BS-RoFormer 0.4.1, which numbers the tensors of a Mel-Band RoFormer its own way",
     "stablehlo": "the separator (mixture to stems) as a compiled-anywhere program; runs without this package",
@@ -80,8 +84,12 @@ def pypi_tensors(model: Model) -> dict[str, Any]:
     if sizes["name"] == "bs_roformer" and sizes["linear_transformer_depth"]:
         raise UserError("the package's BSRoformer has no linear attention: take --format msst")
     tensors = published_tensors(model, "deterministic")
-    is_shifted = sizes["name"] == "mel_band_roformer" and not sizes["linear_transformer_depth"]
-    return renumber(tensors, 1) if is_shifted else tensors
+    return renumber(tensors, 1) if _is_shifted(sizes) else tensors
+
+
+def _is_shifted(sizes: Mapping[str, Any]) -> bool:
+    """Whether the package counts the tensors of this RoFormer in its own way."""
+    return sizes["name"] == "mel_band_roformer" and not sizes["linear_transformer_depth"]
 
 
 def state_dict(model: Model, arch: str) -> dict[str, Any]:
@@ -123,7 +131,50 @@ def _save_torch(state: dict[str, Any], is_lightning: bool) -> Callable[[Path], N
         warnings.simplefilter("ignore", UserWarning)
         tensors = {k: shared.setdefault(id(v), torch.from_numpy(v)) for k, v in state.items()}
     whole = {"state_dict": tensors, "pytorch-lightning_version": LIGHTNING_VERSION} if is_lightning else tensors
-    return lambda path: torch.save(whole, path)
+
+    def write(path: Path) -> None:
+        # Opened here, as PyTorch has no words for what is wrong with a file that it opens itself, such as a full disk. On
+        # the way out it still fails to end the file, which is not what went wrong.
+        try:
+            with path.open("wb") as file:
+                torch.save(whole, file)
+        except RuntimeError as error:
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    return write
+
+
+def _remarks(model: Model, config: Path, file_format: str, arch: str) -> Iterator[str]:
+    """What no tensor of the written file tells, and other lines on what is not in it.
+
+    Args:
+      config: the file in the model folder, as the user may name it.
+      arch: the kind of checkpoint that the file is.
+    """
+    left = [network for network in model.weights if network not in PREFIXES[arch]]
+    if file_format == "dicose" and left:
+        yield f"left out {', '.join(left)}, for which a published {arch} checkpoint has no place"
+    sizes, level = model.config["model"], model.config["input_level"]
+    if sizes["name"] in NETWORKS:
+        is_pypi = file_format == "pypi"
+        if sections := roformer_weights.untold(model.config, is_pypi and _is_shifted(sizes)):
+            yield f"no tensor tells what follows; give it with the weights, as a YAML (msr import also takes {config} by --config):"
+            yield yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, default_flow_style=None).rstrip()
+        if is_pypi and sizes.get("zero_dc"):
+            yield "the package keeps the lowest bin, which this model leaves out (model.zero_dc): what it gives differs there"
+    elif fields := unet_weights.untold(model.config):
+        told = ", ".join(f"{field} {json.dumps(value, ensure_ascii=False)}" for field, value in fields.items())
+        yield f"no tensor tells {told}; msr import takes them from {config} by --config"
+    if not arch.endswith("_det"):
+        base = (bsrf_base() if sizes["name"] in NETWORKS else unet_base()).to_dict()
+        if other := [section for section in ("diffusion", "consistency") if model.config[section] != base[section]]:
+            yield f"no tensor tells how to refine ({', '.join(other)}); msr import takes that from {config} by --config"
+    # What a RoFormer's separator gives follows the level of the mixture by itself.
+    if level and (sizes["name"] not in NETWORKS or not arch.endswith("_det")):
+        yield (
+            f"no tensor tells input_level: the program must scale each mixture to an RMS of {level}, and the stems back;"
+            f" msr import takes it from {config} by --config"
+        )
 
 
 def main(argv: list[str]) -> int:
@@ -132,7 +183,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("model", metavar="DIR", help="model folder, or the working directory of a training run")
     parser.add_argument("--format", required=True, choices=list(FORMATS), help=listed)
     parser.add_argument(
-        "--arch", choices=list(PREFIXES), help="of dicose; default: the kind that holds all networks of the folder"
+        "--arch",
+        choices=list(PREFIXES),
+        help="of dicose; default: the kind that holds all networks of the folder, but for det_x2, which no published one holds",
     )
     parser.add_argument("-o", "--out", required=True, metavar="FILE")
     args = parser.parse_args(argv)
@@ -142,15 +195,22 @@ def main(argv: list[str]) -> int:
         _import_torch()  # before a large model is read
     elif args.format == "stablehlo":
         check_stablehlo()
-    model, out = load_model(args.model), Path(args.out)
+    out = Path(args.out)
+    check_place(out)  # before a model is traced for minutes
+    model = load_model(args.model)
     if args.format in PROGRAMS:
         with saying(f"tracing the network for --format {args.format}"):
             blob = PROGRAMS[args.format](model)
         write, what = (lambda path: path.write_bytes(blob)), f"{len(blob) / 1e6:.1f} MB"
     else:
         is_whole = args.format == "dicose"
+        arch = (args.arch or arch_of(model)) if is_whole else f"{FAMILIES[_published(model)]}_det"
         if is_whole:
-            state = state_dict(model, args.arch or arch_of(model))
+            state = state_dict(model, arch)
+        elif args.format == "msst" and arch == "unet_det":
+            raise UserError(
+                "the public training code has RoFormers alone; this model's separator is a U-Net: --format dicose"
+            )
         else:
             state = pypi_tensors(model) if args.format == "pypi" else published_tensors(model, "deterministic")
         write = (
@@ -165,14 +225,12 @@ def main(argv: list[str]) -> int:
         write(beside)
         os.replace(beside, out)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write {out}: {error}") from error
+        raise UserError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         clear(beside)
     print(f"wrote {out} ({what})")
-    if args.format in ("msst", "safetensors") and model.config["model"].get("zero_dc") is False:
-        print("no tensor tells that the lowest bin is kept: the YAML beside it must say model.zero_dc: false")
-    if args.format == "pypi" and model.config["model"].get("zero_dc"):
-        print(
-            "the package keeps the lowest bin, which this model leaves out (model.zero_dc): what it gives differs there"
-        )
+    if args.format not in PROGRAMS:
+        config = find_model(args.model) / "config.json"
+        for line in _remarks(model, config, args.format, arch):
+            print(line)
     return 0
