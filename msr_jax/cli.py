@@ -4,7 +4,7 @@ import importlib
 import sys
 from importlib.metadata import version
 
-from msr_jax.errors import UserError
+from msr_jax.errors import UserError, first_line
 from msr_jax.runtime import (
     INTERRUPTED,
     begin,
@@ -73,6 +73,10 @@ def _run(argv: list[str]) -> int:
         return code
     except UserError as error:
         print(f"msr {argv[0] if argv else ''}: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        told = f"this machine has not the memory for that ({first_line(error)}); take less at a time"
+        print(f"msr {argv[0]}: {told}", file=sys.stderr)
         return 2
 
 

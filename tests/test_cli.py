@@ -1,6 +1,7 @@
 """The command line: what `msr separate` writes, and one sentence with exit code 2 for what cannot be done."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import soundfile
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from msr_jax import cli
 from msr_jax.audio.io import read_blocks
 from msr_jax.cli import COMMANDS, main
 from msr_jax.runtime import HOST
@@ -44,6 +46,14 @@ def test_the_version_is_that_of_the_project_in_every_file_that_names_it(capsys):
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"msr_jax {version}\n"
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_memory_does_not_hold_is_a_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_command", lambda argv: np.empty(2**55))
+    assert main(["train"]) == 2
+    assert re.fullmatch(
+        r"msr train: this machine has not the memory for that \(Unable to allocate .*\n", capsys.readouterr().err
+    )
 
 
 def test_the_overview_names_every_command_and_a_wrong_one_is_refused(capsys):

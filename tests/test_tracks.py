@@ -228,4 +228,7 @@ def test_a_folder_without_tracks_is_refused(tmp_path, name):
 def test_a_split_is_its_folder_or_a_bare_folder_of_tracks(tmp_path):
     (tmp_path / "test").mkdir()
     assert split_of(tmp_path, "test") == split_of(tmp_path, "Test") == tmp_path / "test"
+    with pytest.raises(UserError, match="has no split 'train'; it has test"):
+        split_of(tmp_path, "train")
+    (tmp_path / "test").rmdir()
     assert split_of(tmp_path, "train") == tmp_path

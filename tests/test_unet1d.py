@@ -130,6 +130,12 @@ def test_label_noise_level_and_features_all_reach_the_output(tiny_backbone):
     assert all(np.abs(v - y).max() > 1e-6 * np.abs(y).max() for v in variants)
 
 
+def test_a_level_that_there_is_not_cannot_be_computed_again():
+    levels = len(TINY_SIZES["factors"])
+    with pytest.raises(UserError, match=f"model.remat names level {levels}; there are 0 to {levels - 1}"):
+        make_backbone({"name": "unet1d", **TINY_SIZES, "remat": (0, levels)})
+
+
 def test_lengths_and_sizes_that_do_not_fit_are_refused(tiny_backbone):
     with pytest.raises(UserError, match="multiple of 16"):
         tiny_backbone.check_length(100)

@@ -15,6 +15,7 @@ from msr_jax.errors import UserError
 from msr_jax.runtime import printable
 
 AUDIO = (".wav", ".flac")
+SPLITS = ("train", "validation", "test")
 MUSDB, SLAKH = ("drums", "bass", "other", "vocals"), ("bass", "drums", "guitar", "piano")  # stems of the two data sets
 CORPUS_RATE = 44_100  # Hz, of all corpora here as distributed
 LENGTH_TOLERANCE = 0.15  # seconds by which stems of a track may differ, as in the published preparation
@@ -246,6 +247,15 @@ def load_track(track: str | Path, stems: Sequence[str], sample_rate: int) -> np.
 
 
 def split_of(corpus: str | Path, split: str) -> Path:
-    """The folder of a split: `corpus/split` where that exists, else the corpus itself (a bare folder of tracks)."""
+    """The folder of a split: `corpus/split` where that exists, else the corpus itself (a bare folder of tracks).
+
+    Raises:
+      UserError: the corpus has splits, but not this one.
+    """
     inside = child(Path(corpus), split)
-    return inside if inside.is_dir() else Path(corpus)
+    if inside.is_dir():
+        return inside
+    others = [name for name in SPLITS if name != split and child(Path(corpus), name).is_dir()]
+    if others:
+        raise UserError(f"{corpus} has no split '{split}'; it has {', '.join(others)}")
+    return Path(corpus)

@@ -236,6 +236,8 @@ def make_unet1d(sizes: Mapping[str, Any], dtype: jnp.dtype) -> Backbone:
         raise UserError(
             f"model.kernel_multiplier_downsample ({net.kernel_multiplier_downsample}) times each of model.factors must be even"
         )
+    if beyond := [level for level in net.remat if not 0 <= level < len(net.factors)]:
+        raise UserError(f"model.remat names level {beyond[0]}; there are 0 to {len(net.factors) - 1}")
     # The patches, at multipliers[0], have groups of their own.
     odd = [c for c in net.multipliers[1:] if net.channels * c % net.resnet_groups]
     if odd:
