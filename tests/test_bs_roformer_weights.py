@@ -1,5 +1,6 @@
 """BS-RoFormer checkpoints in and out, and what their configs may say."""
 
+import errno
 import functools
 import hashlib
 import http.server
@@ -335,8 +336,10 @@ class _Hub(http.server.BaseHTTPRequestHandler):
             if self.command == "GET" and self.server.is_faulty:
                 body = bytes(len(body))
         else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound" if "/owner/repo/" in self.path else "RepoNotFound")
+            known = "EntryNotFound" if "/owner/repo/" in self.path else "RepoNotFound"
+            status, code = {"gated": (401, "GatedRepo"), "away": (503, "")}.get(self.path.split("/")[1], (404, known))
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -393,6 +396,38 @@ def test_what_the_hub_has_not_is_said_in_a_sentence(hub, tmp_path, capsys):
         assert import_into(address, "bsrf_det", tmp_path / "model") == 2
         message = capsys.readouterr().err
         assert "the Hub has no such file" in message and message.count("\n") == 1, message
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("hf:gated/repo/w.ckpt", "asks for its terms to be accepted"),
+        ("hf:away/repo/w.ckpt", "hf:away/repo/w.ckpt cannot be fetched"),
+    ],
+)
+def test_a_hub_that_refuses_or_is_away_is_not_told_as_a_missing_file(hub, address, words, tmp_path, capsys):
+    assert import_into(address, "bsrf_det", tmp_path / "model") == 2
+    message = capsys.readouterr().err
+    assert words in message and "no such file" not in message, message
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (ImportError("Using SOCKS proxy, but the 'socksio' package is not installed."), "ALL_PROXY (Using SOCKS proxy"),
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot write to the Hub's cache"),
+        (ConnectionError("offline mode is enabled"), "is there a network? (offline mode is enabled)"),
+    ],
+)
+def test_errors_of_the_hubs_library_are_told_by_their_cause(hub, raised, words, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    def fails(*_):
+        raise raised
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
+    assert import_into("hf:owner/repo/w.ckpt", "bsrf_det", tmp_path / "model") == 2
+    assert words in capsys.readouterr().err
 
 
 def test_without_a_network_or_the_library_it_says_so(monkeypatch, tmp_path, capsys):

@@ -1,8 +1,12 @@
 """Public models by name: the table, and fetching from a server that answers as the Hub does, well and badly."""
 
+import errno
 import hashlib
 import http.server
+import os
 import re
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -71,13 +75,18 @@ def hub(tmp_path, monkeypatch):
     server.server_close()
 
 
+def left_of_downloads():
+    """What is in the folder of downloads, but for locks."""
+    return [path.name for path in (registry.home() / "downloads").iterdir() if path.suffix != ".lock"]
+
+
 def test_a_model_is_fetched_and_imported_once_and_then_needs_no_network(hub):
     said = []
     folder = find_named("tiny", said.append)
     assert folder == folder_of("tiny") and load_model(folder).config["stems"] == ["Vocals", "Rest"]
     assert "tiny is by someone; licence: MIT" in said[0]  # before the download
     assert hub.asked == ["/owner/repo/resolve/main/w.safetensors", "/cdn/0123?signed=1"]
-    assert not list((folder.parents[1] / "downloads").iterdir())
+    assert left_of_downloads() == []
     hub.shutdown()
     said.clear()
     assert find_named("tiny", said.append) == folder and not said
@@ -87,6 +96,7 @@ def test_a_model_is_fetched_and_imported_once_and_then_needs_no_network(hub):
     "way,name,words",
     [
         ("wrong", "tiny", "is not the file that the table of models knows"),
+        ("wrong", "unsummed", "/owner/repo/resolve/main/w.safetensors "),  # and not the path of a file that is gone
         ("broken", "tiny", "cannot be fetched; is there a network?"),
         ("broken", "unsummed", "cannot be fetched; is there a network?"),
         ("gone", "tiny", "404"),
@@ -97,7 +107,7 @@ def test_a_download_that_goes_wrong_is_said_and_leaves_nothing(hub, way, name, w
     with pytest.raises(UserError, match=re.escape(words)) as caught:
         find_named(name, lambda _: None)
     assert "\n" not in str(caught.value) and not folder_of(name).exists()
-    assert not any((folder_of(name).parents[1] / "downloads").glob("*"))
+    assert left_of_downloads() == []
     hub.way = "well"
     assert find_named(name, lambda _: None) == folder_of(name)
 
@@ -106,6 +116,59 @@ def test_without_a_network_it_says_what_is_missing(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"tiny is not in .*models yet and cannot be fetched"):
         find_named("tiny", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("HF_ENDPOINT", "foo://127.0.0.1", "look at HF_ENDPOINT and at the proxies"),
+        ("HF_ENDPOINT", "127.0.0.1", "look at HF_ENDPOINT and at the proxies"),
+        ("HTTP_PROXY", "http://", "look at HF_ENDPOINT and at the proxies"),
+        ("HTTP_PROXY", "foo://127.0.0.1:9", "HF_ENDPOINT"),
+    ],
+)
+def test_a_wrong_address_or_proxy_is_not_told_as_a_wrong_file(hub, name, value, words, monkeypatch):
+    if name == "HTTP_PROXY":
+        monkeypatch.setenv("HF_ENDPOINT", "http://example.invalid")  # loopback may be excepted from proxies
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words):
+        find_named("tiny", lambda _: None)
+
+
+def test_an_empty_endpoint_is_the_hub(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    assert address_of({"file": "hf:owner/repo/w.ckpt"}) == "https://huggingface.co/owner/repo/resolve/main/w.ckpt"
+
+
+def test_a_full_disk_is_not_told_as_a_missing_network(hub, monkeypatch):
+    import pooch
+
+    def fills(self, url, output_file, pooch, check_only=False):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", fills)
+    with pytest.raises(UserError, match=r"cannot write to .*downloads: .*No space left"):
+        find_named("tiny", lambda _: None)
+
+
+def test_processes_that_want_a_model_at_once_fetch_it_once(hub):
+    script = (
+        "import sys; from pathlib import Path; from msr_jax.weights import registry;"
+        "registry.TABLE = Path(sys.argv[1]); registry.find_named('tiny')"
+    )
+    argv = [sys.executable, "-c", script, str(registry.TABLE)]
+    processes = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(3)]
+    said = [process.communicate()[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert len(hub.asked) == 2 and load_model(folder_of("tiny")).weights
+
+
+def test_what_killed_downloads_left_goes_with_the_next(hub):
+    left = registry.home() / "downloads" / ".tiny.0123abcd.1.tmp"  # of a machine that had another name
+    left.mkdir(parents=True)
+    (left / "tmpabc").write_bytes(b"half")
+    find_named("tiny", lambda _: None)
+    assert left_of_downloads() == []
 
 
 def test_a_folder_stays_itself_and_what_is_neither_is_refused(tmp_path):

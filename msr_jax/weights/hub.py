@@ -4,7 +4,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from msr_jax.errors import UserError, first_line
+from msr_jax.errors import UserError, first_line, is_of_disk
 
 WEIGHTS = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 
@@ -16,14 +16,14 @@ def fetch(address: str) -> Path:
     file of weights. HF_ENDPOINT and HF_HOME name another server and another cache.
 
     Raises:
-      UserError: no such library, network, repository or file, no single file of weights, or a wrong checksum.
+      UserError: no such library, network, repository or file, terms that were not accepted, no single file of weights, a full
+        disk, or a wrong checksum.
     """
     parts = address.removeprefix("hf:").split("/", 2)
     if len(parts) < 2 or not all(parts):
         raise UserError(f"'{address}' is no address on the Hub: write hf:OWNER/REPO or hf:OWNER/REPO/FILE")
     try:
         import huggingface_hub
-        from huggingface_hub import errors
     except ImportError as error:
         raise UserError("hf: addresses need the extra `web`: pip install 'msr_jax[web]'") from error
     repo = "/".join(parts[:2])
@@ -31,7 +31,7 @@ def fetch(address: str) -> Path:
         if len(parts) == 3:
             name = parts[2]
         else:
-            names = [n for n in huggingface_hub.list_repo_files(repo) if n.endswith(WEIGHTS)]
+            names = [n for n in huggingface_hub.list_repo_files(repo) if n.lower().endswith(WEIGHTS)]
             if len(names) != 1:
                 found = ", ".join(names[:5]) or "none"
                 raise UserError(f"{repo} holds {len(names)} files of weights ({found}): name one, {address}/FILE")
@@ -39,14 +39,41 @@ def fetch(address: str) -> Path:
         return _verified(Path(huggingface_hub.hf_hub_download(repo, name)), address)
     except UserError:
         raise
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(f"the Hub has no such file: {address} ({first_line(error)})") from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{address} cannot be fetched; is there a network? ({first_line(error)})") from error
     except Exception as error:
-        if type(error).__module__.startswith(("httpx", "httpcore", "requests")):  # raised through by some versions
-            raise UserError(f"{address} cannot be fetched; is there a network? ({first_line(error)})") from error
+        if told := _told(error, address, repo):
+            raise UserError(told) from error
         raise
+
+
+def _told(error: Exception, address: str, repo: str) -> str | None:
+    """What the user is told of an error of the library, of which many are of several kinds at once; None of an unknown one."""
+    from huggingface_hub import constants, errors
+
+    said = first_line(error)
+    is_unanswered = isinstance(error, errors.LocalEntryNotFoundError)  # nor does the cache have the file
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{repo} asks for its terms to be accepted: do so on its page, {constants.ENDPOINT}/{repo}, and give a token of"
+            f" that account by HF_TOKEN ({said})"
+        )
+    is_missing = isinstance(
+        error, errors.RepositoryNotFoundError | errors.EntryNotFoundError | errors.HFValidationError
+    )
+    if is_missing and not is_unanswered:
+        return f"the Hub has no such file: {address}, or shows it only to an account, with a token by HF_TOKEN ({said})"
+    if is_of_disk(error):
+        return f"cannot write to the Hub's cache, {constants.HF_HUB_CACHE}: {said}"
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"{address} cannot be fetched, as the Hub answers: {said}"
+    if isinstance(error, ImportError | ValueError) and not is_unanswered:  # of its HTTP client
+        return (
+            f"{address} cannot be fetched; look at HF_ENDPOINT and at the proxies that the environment names, such as"
+            f" ALL_PROXY ({said})"
+        )
+    # Some versions let errors of their HTTP client through.
+    if isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "httpcore", "requests")):
+        return f"{address} cannot be fetched; is there a network? ({said})"
+    return None
 
 
 def _verified(path: Path, address: str) -> Path:

@@ -1,19 +1,26 @@
 """Public models by name: the table of them, and their files, fetched and imported once."""
 
+import glob
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from msr_jax.errors import UserError, first_line
-from msr_jax.runtime import home
+from msr_jax.errors import UserError, first_line, is_of_disk
+from msr_jax.runtime import clear, home, passing
 from msr_jax.weights.detect import clean_names, detect_arch
 from msr_jax.weights.lightning import read_checkpoint
 from msr_jax.weights.model_folder import BUNDLED, find_model, save_model
 from msr_jax.weights.roformer_weights import read_roformer
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 TABLE = Path(__file__).with_name("registry.yaml")
 HUB = "https://huggingface.co"
@@ -45,7 +52,7 @@ def address_of(entry: Mapping[str, Any]) -> str:
     if not file.startswith("hf:"):
         return file
     owner, repo, path = file.removeprefix("hf:").split("/", 2)
-    return f"{os.environ.get('HF_ENDPOINT', HUB).rstrip('/')}/{owner}/{repo}/resolve/main/{path}"
+    return f"{(os.environ.get('HF_ENDPOINT') or HUB).rstrip('/')}/{owner}/{repo}/resolve/main/{path}"
 
 
 def page_of(entry: Mapping[str, Any]) -> str:
@@ -96,9 +103,65 @@ def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
     folder, entry = folder_of(name), table[name]
     if is_at_hand(name):
         return find_model(folder)
-    say(terms_of(name, entry))
-    say(f"fetching {entry['size'] / 1e6:.0f} MB from {address_of(entry)}")
-    path = _fetch(name, entry)
+    with _alone(name, say):
+        if is_at_hand(name):  # another process has fetched it meanwhile
+            return find_model(folder)
+        say(terms_of(name, entry))
+        say(f"fetching {entry['size'] / 1e6:.0f} MB from {address_of(entry)}")
+        place = passing(_downloads() / name)  # a folder, of this process alone where there are no locks
+        try:
+            _import(name, entry, _fetch(name, entry, place))
+        finally:
+            clear(place)
+    say(f"imported into {folder}")
+    return folder
+
+
+def _downloads() -> Path:
+    return home() / "downloads"
+
+
+@contextmanager
+def _alone(name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Inside, no other process fetches the model of that name; what those that were killed had fetched of it is gone.
+
+    Without locks (Windows, some disks of several hosts) each process fetches for itself.
+
+    Raises:
+      UserError: the folder of downloads cannot be written to.
+    """
+    try:
+        _downloads().mkdir(parents=True, exist_ok=True)
+        file = os.open(_downloads() / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write to {_downloads()}: {error.strerror or error}") from error
+    try:
+        if _lock(file, lambda: say(f"another process fetches {name}; waiting for it")):
+            for left in _downloads().glob(f".{glob.escape(name)}.*.tmp"):
+                clear(left)
+        yield
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, waits: Callable[[], None]) -> bool:
+    """Hold a file's lock until it is closed; False where there are no locks. `waits` is called before any waiting."""
+    if not fcntl:
+        return False
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _import(name: str, entry: Mapping[str, Any], path: Path) -> None:
+    """Write the model folder of a file that was fetched."""
+    folder = folder_of(name)
     try:
         checkpoint = read_checkpoint(path)
         checkpoint = checkpoint._replace(state_dict=clean_names(checkpoint.state_dict))
@@ -108,36 +171,37 @@ def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
         save_model(folder, found.config, found.weights)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
-    finally:
-        path.unlink(missing_ok=True)
-    say(f"imported into {folder}")
-    return folder
+    except UserError as error:  # it may name the file, which is gone by the time that this is read
+        raise UserError(str(error).replace(str(path), address_of(entry))) from error
 
 
-def _fetch(name: str, entry: Mapping[str, Any]) -> Path:
-    """The file of weights, its size and SHA-256 those of the table."""
+def _fetch(name: str, entry: Mapping[str, Any], place: Path) -> Path:
+    """The file of weights, in the folder `place`, its size and SHA-256 those of the table."""
     import pooch  # slow to import, and no model that is at hand needs it
 
     pooch.get_logger().setLevel("ERROR")
     address, known = address_of(entry), entry.get("sha256")
-    ending = Path(entry["file"]).suffix
+    fetch = pooch.HTTPDownloader(timeout=TIMEOUT)
     try:
-        path = pooch.retrieve(
-            address, known, f"{name}{ending}", home() / "downloads", downloader=pooch.HTTPDownloader(timeout=TIMEOUT)
-        )
-    except ValueError as error:  # a checksum that differs; the file is gone then
-        raise UserError(
-            f"what {address} gives is not the file that the table of models knows (its SHA-256 is another); nothing was kept"
-        ) from error
-    except OSError as error:  # those of its HTTP client are
-        if error.filename:  # a file's, not the network's
-            raise UserError(f"cannot write to {home() / 'downloads'}: {error.strerror or error}") from error
+        path = pooch.retrieve(address, known, f"{name}{Path(entry['file']).suffix}", place, downloader=fetch)
+    except (OSError, ValueError) as error:  # those of its HTTP client are OSErrors, and some are both
+        if type(error) is ValueError:  # pooch's own, of a checksum; the file is gone then
+            raise UserError(
+                f"what {address} gives is not the file that the table of models knows (its SHA-256 is another);"
+                " nothing was kept"
+            ) from error
+        if is_of_disk(error):
+            raise UserError(f"cannot write to {_downloads()}: {first_line(error)}") from error
+        if isinstance(error, ValueError):  # from the environment: the table's addresses are good
+            raise UserError(
+                f"{address} cannot be fetched; look at HF_ENDPOINT and at the proxies that the environment names, such as"
+                f" ALL_PROXY ({first_line(error)})"
+            ) from error
         raise UserError(
             f"{name} is not in {folder_of(name).parent} yet and cannot be fetched; is there a network? ({first_line(error)})"
         ) from error
     size = Path(path).stat().st_size
     if size != entry["size"]:
-        Path(path).unlink()
         raise UserError(
             f"{address} gave {size} bytes, not the {entry['size']} of the table of models; nothing was kept"
         )
