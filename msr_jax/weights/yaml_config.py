@@ -44,6 +44,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         words = " ".join(str(error).split())
         raise UserError(f"--config {path} is not plain YAML, and nothing in it was run ({words})") from error
+    except RecursionError as error:
+        raise UserError(
+            f"--config {path} is nested too deep to be read; take the YAML that came with the weights"
+        ) from error
     if not isinstance(told, dict):
         raise UserError(f"--config {path} holds no fields")
     return told
