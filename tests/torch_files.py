@@ -16,7 +16,30 @@ STORAGES = {
     "float16": "HalfStorage",
     "bfloat16": "BFloat16Storage",
     "int64": "LongStorage",
+    "complex64": "ComplexFloatStorage",
+    "uint8": "UntypedStorage",
 }
+
+
+class Made:
+    """An object in a pickle, as a program with that class would write it: the name that is called, its state, what lies in it."""
+
+    def __init__(self, name, *args, state=None, items=None):
+        self.name, self.args, self.state, self.items = name, args, state, items
+
+
+class Named:
+    """The class or function of this name itself, as an argument of `Made`."""
+
+    def __init__(self, name):
+        self.name = name
+
+
+class Data:
+    """A tensor's data alone, as an argument of `Made`."""
+
+    def __init__(self, array):
+        self.array, self.key = array, None
 
 
 def _rebuild_tensor_v2(*_):
@@ -25,6 +48,17 @@ def _rebuild_tensor_v2(*_):
 
 class _Torch(types.ModuleType):
     """Stands for torch while a pickle is written: pickling looks a name up before it writes it."""
+
+    def named(self, name):
+        """A class that pickles by this name."""
+        module, own = name.rsplit(".", 1)
+        if module not in sys.modules:
+            self.before[module] = None
+            sys.modules[module] = types.ModuleType(module)
+        made = type(own, (), {"__module__": module})
+        if not hasattr(sys.modules[module], own):
+            setattr(sys.modules[module], own, made)
+        return getattr(sys.modules[module], own)
 
     def __enter__(self):
         self.before = {name: sys.modules.get(name) for name in ("torch", "torch._utils")}
@@ -44,28 +78,29 @@ class _Torch(types.ModuleType):
                 sys.modules[name] = module
 
 
-class _Storage:
-    def __init__(self, kind, key, array):
-        self.kind, self.key, self.array = kind, key, array
-
-
 class _Pickler(pickle.Pickler):
     def __init__(self, file, torch, storages, is_old):
         super().__init__(file, protocol=2)
         self.torch, self.storages, self.tail = torch, storages, (None,) if is_old else ()
 
     def reducer_override(self, value):
+        if isinstance(value, Made):
+            items = None if value.items is None else iter(value.items.items())
+            args = tuple(self.torch.named(a.name) if isinstance(a, Named) else a for a in value.args)
+            return self.torch.named(value.name), args, value.state, None, items
         if not isinstance(value, np.ndarray):
             return NotImplemented
         array = np.ascontiguousarray(value)
-        storage = _Storage(getattr(self.torch, STORAGES[array.dtype.name]), str(len(self.storages)), array)
-        self.storages.append(storage)
         stride = tuple(s // array.itemsize for s in array.strides)
-        return self.torch._utils._rebuild_tensor_v2, (storage, 0, array.shape, stride, False, OrderedDict())
+        return self.torch._utils._rebuild_tensor_v2, (Data(array), 0, array.shape, stride, False, OrderedDict())
 
     def persistent_id(self, value):
-        if isinstance(value, _Storage):
-            return ("storage", value.kind, value.key, "cpu", value.array.size, *self.tail)
+        if isinstance(value, Data):
+            if value.key is None:
+                value.key = str(len(self.storages))
+                self.storages.append(value)
+            kind = getattr(self.torch, STORAGES[value.array.dtype.name])
+            return ("storage", kind, value.key, "cpu", value.array.size, *self.tail)
         return None
 
 

@@ -75,13 +75,13 @@ def beside(state: Mapping[str, Any]) -> list[str]:
 
 
 def _single_prefix(names: Iterable[str]) -> str | None:
-    prefixes = _prefixes(names)
+    prefixes = networks_among(names)
     return prefixes[0] if len(prefixes) == 1 else None
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
-    """Of the networks among names: RoFormers, or the paper's U-Nets if there are none, beside which averages ("ema…") do not
-    count: its program reads none.
+def networks_among(names: Iterable[str]) -> list[str]:
+    """Prefixes of the networks among names: RoFormers, or the paper's U-Nets if there are none, beside which averages ("ema…") do
+    not count: its program reads none.
     """
     names = list(names)
     found = {
@@ -136,7 +136,7 @@ def detect_arch(names: Iterable[str], where: str) -> str:
     """
     names = list(names)
     refuse_foreign(names, where)
-    is_roformer, networks = any(name.endswith(BAND_SPLIT) for name in names), _prefixes(names)
+    is_roformer, networks = any(name.endswith(BAND_SPLIT) for name in names), networks_among(names)
     if not networks:
         shown = ", ".join(sorted(names)[:3])
         raise UserError(
