@@ -111,6 +111,20 @@ def test_a_song_of_musdb18_that_lacks_a_stem_is_refused(tmp_path):
         load_track(tmp_path / "song", MUSDB_STEMS, RATE)
 
 
+@pytest.mark.parametrize("is_link", [True, False])
+@pytest.mark.parametrize("stems", [MUSDB_STEMS, SLAKH_STEMS])
+def test_a_stem_that_is_a_link_to_nothing_or_a_folder_is_refused_and_never_silent(tmp_path, stems, is_link):
+    for stem in stems:
+        write(tmp_path / "song" / f"{stem}.wav", tone(60))
+    spoiled = tmp_path / "song" / "drums.wav"
+    spoiled.rename(tmp_path / "drums.wav")
+    spoiled.symlink_to(tmp_path / "none.wav") if is_link else spoiled.mkdir()
+    with pytest.raises(UserError, match="drums.wav is a " + ("link to what does not exist" if is_link else "folder")):
+        load_track(tmp_path / "song", stems, RATE)
+    write(tmp_path / "song" / "drums.flac", tone(60))
+    assert load_track(tmp_path / "song", stems, RATE)[stems.index("drums")].any()
+
+
 @pytest.mark.parametrize("kind", ["musdb18", "slakh2100", "converted"])
 def test_a_track_of_another_data_set_is_refused(tmp_path, kind):
     if kind == "slakh2100":

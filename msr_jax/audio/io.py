@@ -65,7 +65,8 @@ def _readable(path: str | Path) -> Path:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} does not exist") from error
+        what = "is a link to what does not exist" if path.is_symlink() else "does not exist"
+        raise UserError(f"{path} {what}") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     if stat.S_ISDIR(status.st_mode):

@@ -151,9 +151,13 @@ def _slakh_sources(track: Path) -> Iterator[tuple[str, Path]]:
 
 
 def audio_file(folder: Path, name: str, suffixes: Sequence[str] = AUDIO) -> Path | None:
-    """NAME.wav or NAME.flac in a folder, if there is one, whatever its case; that very name first."""
-    found = [f for f in _children(folder) if is_audio(f) and plain(f.stem) == plain(name) and f.is_file()]
-    order = lambda f: (suffixes.index(f.suffix.lower()), f.name not in [name + s for s in suffixes], f.name)
+    """NAME.wav or NAME.flac in a folder, if there is one, whatever its case; a file first, and that very name.
+
+    What is no file (a link to nothing, a folder) is there too: whoever reads it says so, where a stem without a file is silent.
+    """
+    found = [f for f in _children(folder) if is_audio(f) and plain(f.stem) == plain(name)]
+    exact = [name + s for s in suffixes]
+    order = lambda f: (not f.is_file(), suffixes.index(f.suffix.lower()), f.name not in exact, f.name)
     return min(found, key=order, default=None)
 
 
