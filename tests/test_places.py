@@ -1,6 +1,9 @@
 """Lists and songs that lie somewhere else, and where stems go in the end; what a batch of processes shares."""
 
 import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import fsspec
@@ -12,9 +15,10 @@ import soundfile
 
 from msr_jax.cli import main
 from msr_jax.errors import UserError
+from msr_jax.runtime import HOST, PASSING, clear
 from msr_jax.separate.catalogue import find_shard, find_tasks
 from msr_jax.separate.manifest import Manifest
-from msr_jax.separate.places import name_of, read_list
+from msr_jax.separate.places import at_hand, find_urls, name_of, read_list
 from tests.conftest import TINY_RATE
 
 STEMS = ["bass", "drums", "guitar", "piano"]
@@ -99,6 +103,72 @@ def test_the_keys_of_a_store_are_what_they_are_and_the_web_s_addresses_are_quote
     found = find_tasks([f"file://{song}" for song in songs], tmp_path / "out")
     assert [task.folder.name for task in found] == ["Song #1 [live]?", "50%20off"]
     assert name_of("https://example.org/a/My%20song.mp3?key=1#t") == "My song.mp3"
+
+
+def test_no_name_leads_out_of_the_folder_of_stems(tmp_path):
+    """`..` is a step of a path, which is taken, and a name like any other in a store, which is kept as one."""
+    listed, out = tmp_path / "list", tmp_path / "out"
+    inside = lambda: [str(task.folder.resolve().relative_to(out)) for task in find_tasks([], out, listed)]
+    for scheme in ("", "file://", "local://"):
+        listed.write_text(f"{scheme}{tmp_path}/m/a/one.wav\n{scheme}{tmp_path}/m/a/../../x/../m/b/two.wav\n")
+        assert inside() == ["a/one", "b/two"]
+    listed.write_text("s3://b/m/one.wav\ns3://b/m/../../two.wav\ns3://b/m/%2E%2E/two.wav\ns3://b/m/..\n")
+    assert inside() == ["one", "%2E%2E/%2E%2E/two", "%2E%2E/two", "song"]
+    listed.write_text(f"{tmp_path}/m/a/one.wav\nfile://{tmp_path}/m/a/one.wav\nlocal://{tmp_path}/m/b/../a/one.wav\n")
+    assert inside() == ["one"]
+
+
+def test_songs_of_this_machine_keep_their_names_under_all_of_its_schemes(tmp_path):
+    (tmp_path / "one.wav").touch()
+    for scheme in ("file", "local"):
+        assert find_urls(f"{scheme}://{tmp_path}/", frozenset({".wav"})) == (
+            [f"{scheme}://{tmp_path}/one.wav"],
+            f"{scheme}://{tmp_path}",
+        )
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "words"),
+    [
+        ("s3://b/one.wav", ImportError("Install s3fs"), r"needs the extra `cloud`.*Install s3fs"),
+        ("abfs://b/one.wav", ImportError("Install adlfs"), r"needs what is not installed here \(Install adlfs"),
+        ("hdfs://b/one.wav", OSError("no libjvm\nhere nor there"), r"cannot be opened \(no libjvm\)"),
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_one_sentence_that_helps(monkeypatch, url, error, words):
+    def url_to_fs(url):
+        raise error
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
+    with pytest.raises(UserError, match=words):
+        find_urls(url, frozenset())
+
+
+def test_what_is_wrong_with_a_song_elsewhere_is_said_of_its_url_and_told_once(bucket, tiny_model, tmp_path):
+    bucket.pipe("/b/one.wav", b"no audio")
+    manifest, out = tmp_path / "manifest.jsonl", tmp_path / "out"
+    command = ["separate", "memory://b", "-o", str(out), "--model", str(tiny_model), "--refine", "none"]
+    for _ in range(2):
+        assert main([*command, "--manifest", str(manifest)]) == 1
+    errors = [row["error"] for row in map(json.loads, manifest.read_text().splitlines()) if row["error"]]
+    assert errors == ["memory://b/one.wav cannot be read as audio (Format not recognised)"]
+
+
+def test_a_fetched_song_is_there_for_a_moment_whatever_ends_it(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (task,) = find_tasks(["memory://b/one.wav"], tmp_path / "out")
+    with pytest.raises(KeyError), at_hand(task) as here:
+        assert here.song.read_bytes() == bucket.cat_file("/b/one.wav") and here.song.parent in PASSING
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    with at_hand(task) as here:
+        clear(here.song.parent)  # as the process's end does
+        assert not list(tmp_path.iterdir())
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".msr-1.{HOST}.{gone.pid}.tmp").mkdir()
+    with at_hand(task) as here:
+        assert list(tmp_path.iterdir()) == [here.song.parent]
 
 
 def test_stems_go_where_a_pattern_says(tmp_path):

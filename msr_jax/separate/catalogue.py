@@ -108,9 +108,11 @@ def find_tasks(
 def _add(tasks: dict[str, Task], more: Iterable[Task]) -> None:
     """Each file once; one that is named somewhere counts as named."""
     for task in more:
-        before = tasks.setdefault(_place(task.source), task)
+        path = local_path(task.source)
+        one = task.source if path is None else os.path.abspath(path)
+        before = tasks.setdefault(one, task)
         if before.is_found and not task.is_found:
-            tasks[_place(task.source)] = before._replace(is_found=False)
+            tasks[one] = before._replace(is_found=False)
 
 
 def _check_places(tasks: Sequence[Task]) -> None:
@@ -146,7 +148,7 @@ class _Names:
     def task(self, song: str, folder: str) -> Task:
         """`folder`: that the song is in, below the common one."""
         path = Path(name_of(song)) if is_url(song) else Path(song)
-        told = {"folder": folder or ".", "track": folder_name(path)}
+        told = {"folder": _inside(folder) or ".", "track": _inside(folder_name(path))}
         braced = {name: text.replace("{", "{{").replace("}", "}}") for name, text in told.items()}
         names = self.names.format(**braced, stem="{stem}", ext="{ext}")
         return Task(path, self.out / self.folder.format(**told), names, self.is_shared, song if is_url(song) else None)
@@ -163,7 +165,13 @@ class _Names:
 
 def _place(song: str) -> str:
     """An absolute path, also of a URL: its parts."""
-    return "/" + song.replace("://", "/", 1) if is_url(song) else os.path.abspath(song)
+    path = local_path(song)
+    return "/" + _inside(song.replace("://", "/", 1)) if path is None else os.path.abspath(path)
+
+
+def _inside(place: str) -> str:
+    """A place below another, whatever it is called: in a store `..` is a name as others are, and here it leads out."""
+    return "/".join("%2E%2E" if part == ".." else part for part in place.split("/"))
 
 
 def _beginning(pattern: str) -> str:

@@ -6,14 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
+from msr_jax.audio.io import seekable
 from msr_jax.errors import UserError, first_line
+from msr_jax.runtime import clear, clear_left_over, passing
 from msr_jax.separate.songs import Task
 
 COLUMN = "path"  # of a table
+LOCAL = ("file://", "local://")  # as fsspec calls this machine
+OF_CLOUD = ("gs", "gcs", "s3", "s3a", "http", "https")  # what the extra opens
 
 
 def is_url(place: str | Path) -> bool:
@@ -22,7 +27,7 @@ def is_url(place: str | Path) -> bool:
 
 def local_path(place: str) -> Path | None:
     """Of a file of this machine, also where a URL names it."""
-    path = place.removeprefix("file://")
+    path = next((place.removeprefix(start) for start in LOCAL if place.startswith(start)), place)
     return None if is_url(path) else Path(path)
 
 
@@ -33,9 +38,18 @@ def _file_system(url: str) -> tuple[Any, str]:
 
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise UserError(f"{url} needs the extra `cloud`: pip install 'msr_jax[cloud]' ({error})") from error
+        is_extra = url.partition("://")[0] in OF_CLOUD
+        what = "the extra `cloud`: pip install 'msr_jax[cloud]'" if is_extra else "what is not installed here"
+        raise UserError(f"{url} needs {what} ({first_line(error)})") from error
     except ValueError as error:
-        raise UserError(f"{url} names no kind of place that can be read ({error})") from error
+        raise UserError(f"{url} names no kind of place that can be read ({first_line(error)})") from error
+    except Exception as error:  # of a store's own libraries
+        raise UserError(f"{url} cannot be opened ({_told_by(error)})") from error
+
+
+def _told_by(error: Exception) -> str:
+    """What an error of a store says; where the system says it, without the name of the file here."""
+    return (isinstance(error, OSError) and error.strerror) or first_line(error)
 
 
 @contextmanager
@@ -46,13 +60,14 @@ def _reading(url: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        told = "it is not there" if isinstance(error, FileNotFoundError) else first_line(error)
+        told = "it is not there" if isinstance(error, FileNotFoundError) else _told_by(error)
         raise UserError(f"{url} cannot be read ({told})") from error
 
 
 def name_of(url: str) -> str:
     """The file's name in a URL, as a file here can be called."""
-    return _path_of(url).name or "song"
+    name = _path_of(url).name
+    return "song" if name in ("", "..") else name
 
 
 def _path_of(url: str) -> PurePosixPath:
@@ -79,16 +94,39 @@ def find_urls(url: str, suffixes: frozenset[str]) -> tuple[list[str], str | None
 
 @contextmanager
 def at_hand(task: Task) -> Iterator[Task]:
-    """Inside, the task's song is a file of this machine. Raises UserError where it cannot be fetched."""
+    """Inside, the task's song is a file of this machine; what is wrong with it is said by the task's own name for it.
+
+    What is fetched goes when it is done with, however that ends: a kill's is cleared at the next start.
+
+    Raises:
+      UserError: it cannot be fetched.
+    """
     if task.url is None:
-        yield task
+        with _called(seekable(task.song), task.source):
+            yield task
         return
-    with TemporaryDirectory(prefix="msr-", ignore_cleanup_errors=True) as folder:
-        song = Path(folder) / task.song.name
+    temporary = Path(gettempdir())
+    clear_left_over(temporary)
+    folder = passing(temporary / f"msr-{uuid4().hex}")
+    song = folder / task.song.name
+    try:
         with _reading(task.url):
             system, path = _file_system(task.url)
+            folder.mkdir(0o700)
             system.get_file(path, str(song))
-        yield task._replace(song=song)
+        with _called(song, task.url):
+            yield task._replace(song=song)
+    finally:
+        clear(folder)
+
+
+@contextmanager
+def _called(path: Path, name: str) -> Iterator[None]:
+    """Inside, what is wrong with a file that is there for a moment is said of what it stands for."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), name)) from error
 
 
 def read_list(place: str) -> list[str]:
