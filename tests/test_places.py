@@ -275,6 +275,14 @@ def test_a_manifest_s_line_that_was_cut_off_is_gone(tmp_path):
     assert [json.loads(line)["source"] for line in path.read_text().splitlines()] == ["a", "c"]
 
 
+def test_a_file_that_is_no_manifest_is_left_as_it_is(tmp_path):
+    for k, text in enumerate(("one line without an end", "[1]\n", '{"source": "a", "error": "no"}\nhalf of a note')):
+        (tmp_path / str(k)).write_text(text)
+        with pytest.raises(UserError, match="is no manifest"):
+            Manifest(tmp_path / str(k))
+        assert (tmp_path / str(k)).read_text() == text
+
+
 def test_stems_are_written_to_this_machine(capsys):
     for options in (["-o", "gs://bucket/stems"], ["-o", "stems", "--manifest", "s3://bucket/manifest.jsonl"]):
         with pytest.raises(SystemExit, match="2"):

@@ -18,6 +18,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+BEGINNING = b'{"source": '  # of every line
+
+
 class Manifest:
     """A JSONL file that grows by a line for each song, and is whole after any kill; several processes may write to one.
 
@@ -39,7 +42,9 @@ class Manifest:
                 rows = [json.loads(line) for line in whole.decode().splitlines()]
                 for row in rows:
                     self._note(row)
-                if whole != text:  # a line that a full disk or a kill cut off
+                if rest := text[len(whole) :]:  # a line that a full disk or a kill cut off, or no line of ours
+                    if not BEGINNING.startswith(rest[: len(BEGINNING)]):
+                        raise ValueError(rest)
                     os.ftruncate(file, len(whole))
         except OSError as error:
             raise UserError(f"cannot write --manifest {path}: {error.strerror}") from error
