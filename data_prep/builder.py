@@ -1,13 +1,15 @@
 """`python -m data_prep.builder slakh2100|musdb18hq SRC OUT [Beam's options]`: a preparation by Apache Beam, for clusters.
 
 The same records in the same order as `python -m data_prep.slakh2100 SRC OUT` writes, as a TFDS builder on a Beam pipeline
-(extra `beam`); SRC and OUT must be places that all workers see. Without options Beam's own local runner does the work.
+(extra `beam`); SRC and OUT must be places that all workers see. Without Beam's options, which are written --name=value or
+follow a lone `--`, its own local runner does the work; it is Beam that decides on workers and the size of shards.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.writer import ExampleWriter
 
 from data_prep import musdb18hq, slakh2100
-from data_prep.prepare import add_arguments, decode, plan_of, report
-from data_prep.writer import CODINGS, read_notes, save_note, shard_entry, write_info
+from data_prep.prepare import Corpus, add_arguments, decode, plan_of, report
+from data_prep.writer import CODINGS, check_usable, read_notes, save_note, shard_entry, write_info
+from msr_jax.beam_options import pipeline_options, running, split_options
 from msr_jax.data.records import NAME, VERSION, count_records, features, make_record, probes, record_key
 from msr_jax.errors import UserError
-from msr_jax.runtime import begin, clear, passing
+from msr_jax.runtime import begin, clear, passing, run_as_process
 
+COMMAND = "data_prep.builder"
 CORPORA = {"slakh2100": slakh2100.CORPUS, "musdb18hq": musdb18hq.CORPUS}
 
 
@@ -90,51 +94,71 @@ class Segments(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         raise AssertionError("the splits are given as pipelines")
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser_of() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep.builder", description=__doc__)
-    parser.add_argument("corpus", choices=CORPORA)
+    each = parser.add_subparsers(dest="corpus", required=True, metavar="slakh2100|musdb18hq")
+    for name, corpus in CORPORA.items():
+        one = each.add_parser(name, description=__doc__)
+        add_arguments(one, corpus)
+        if name == "musdb18hq":
+            musdb18hq.add_arguments(one)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    corpus = CORPORA.get(argv[0] if argv else "", slakh2100.CORPUS)
-    add_arguments(parser, corpus)
-    parser.add_argument("--validation", action="store_true", help="MUSDB18: hold out the field's 14 validation songs")
-    args, rest = parser.parse_known_args(argv)
-    work = passing(args.out.absolute())
     try:
         begin(argv)
-        try:
-            from apache_beam.options.pipeline_options import PipelineOptions
-        except ModuleNotFoundError as error:
-            raise UserError("this needs Apache Beam: pip install 'msr_jax[beam]'") from error
-        if args.out.exists():
-            raise UserError(f"{args.out} exists; name another place")
-        found, manifest, _ = plan_of(corpus, args)
-        manifest |= {"coding": args.coding, "plan": None}
-        tracks = {split: [(k, str(t.absolute())) for k, t in enumerate(paths)] for split, paths in found.items()}
-        work.mkdir(parents=True)
-        (work / "tracks").mkdir()
-        records = partial(track_records, corpus.layout, manifest, str(work / "tracks"))
-        builder = Segments(records=records, tracks=tracks, manifest=manifest, data_dir=work, file_format="array_record")
-        config = tfds.download.DownloadConfig(beam_options=PipelineOptions(rest))
-        builder.download_and_prepare(download_config=config)
-        made = Path(builder.data_dir)
-        manifest["notes"] = {split: read_notes(work, split, items) for split, items in tracks.items()}
-        manifest["tracks"] = {
-            s: [[n["name"], n["samples"]] for n in notes if "samples" in n] for s, notes in manifest["notes"].items()
-        }
-        manifest["shards"] = {f.name: shard_entry(f) for f in sorted(made.glob("*.array_record-*"))}
-        write_info(made, manifest)
-        os.replace(made, args.out)
+        own, among, after = split_options(argv, parser_of(), COMMAND)
+        args = parser_of().parse_args(own)
+        options = pipeline_options(among, after, COMMAND)
+        manifest = _prepare(CORPORA[args.corpus], args, options)
     except UserError as error:
-        print(f"data_prep.builder: {error}", file=sys.stderr)
+        print(f"{COMMAND}: {error}", file=sys.stderr)
         return 2
-    finally:
-        clear(work)
     print("\n".join(report(manifest["notes"], manifest)))
     print(f"wrote {args.out} ({manifest['edition']})")
     return 0
 
 
+def _prepare(corpus: Corpus, args: argparse.Namespace, options: Any) -> dict[str, Any]:
+    """Write the records, whole or not at all; returns their manifest."""
+    if args.out.exists():
+        raise UserError(f"{args.out} exists; name another place")
+    found, manifest, _ = plan_of(corpus, args)
+    manifest |= {"coding": args.coding, "plan": None}
+    tracks = {split: [(k, str(t.absolute())) for k, t in enumerate(paths)] for split, paths in found.items()}
+    work = passing(args.out.absolute())
+    read = lambda: {split: read_notes(work, split, items) for split, items in tracks.items()}
+    try:
+        with running(f"cannot write records to {args.out}"):
+            (work / "tracks").mkdir(parents=True)
+            records = partial(track_records, corpus.layout, manifest, str(work / "tracks"))
+            builder = Segments(
+                records=records, tracks=tracks, manifest=manifest, data_dir=work, file_format="array_record"
+            )
+            try:
+                builder.download_and_prepare(download_config=tfds.download.DownloadConfig(beam_options=options))
+            except Exception:
+                with suppress(OSError):  # not all tracks have been read
+                    check_usable(read())
+                raise
+            made = Path(builder.data_dir)
+            manifest["notes"] = read()
+            check_usable(manifest["notes"])
+            manifest["tracks"] = {
+                s: [[n["name"], n["samples"]] for n in notes if "samples" in n]
+                for s, notes in manifest["notes"].items()
+            }
+            manifest["shards"] = {f.name: shard_entry(f) for f in sorted(made.glob("*.array_record-*"))}
+            write_info(made, manifest)
+            os.replace(made, args.out)
+    finally:
+        clear(work)
+    return manifest
+
+
 if __name__ == "__main__":
     from data_prep.builder import main as importable_main  # Beam sends functions by name, and __main__ has none
 
-    sys.exit(importable_main())
+    sys.exit(run_as_process(COMMAND, importable_main))

@@ -58,10 +58,14 @@ def edition(counts: Mapping[str, int]) -> str:
 CORPUS = Corpus("musdb18hq", MUSDB_STEMS, SAMPLE_RATE, 2, CROP, 8, find, edition)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of this corpus alone."""
+    parser.add_argument("--validation", action="store_true", help="hold out the field's 14 validation songs")
+
+
 def main(argv: list[str] | None = None) -> int:
     return run(
-        "data_prep.musdb18hq", __doc__, CORPUS, argv,
-        lambda p: p.add_argument("--validation", action="store_true", help="hold out the field's 14 validation songs"),
+        "data_prep.musdb18hq", __doc__, CORPUS, argv, add_arguments,
         lambda splits: HINT if "validation" in splits else "",
     )  # fmt: skip
 

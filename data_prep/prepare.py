@@ -173,6 +173,10 @@ def add_arguments(parser: argparse.ArgumentParser, corpus: Corpus) -> None:
         "--coding", choices=CODINGS, default="none", help="of records; zstd is smaller, and slower to read"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order of records")
+
+
+def add_local_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those that Beam decides by itself."""
     parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES, help="about how large a shard becomes")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that decode and write")
 
@@ -181,8 +185,8 @@ def plan_of(corpus: Corpus, args: argparse.Namespace) -> tuple[dict[str, list[Pa
     """(tracks of each split, manifest, plan) for a source folder. UserError for arguments or a folder that do not fit."""
     if not args.src.is_dir():
         raise UserError(f"{args.src} is no folder")
-    if min(args.crop, args.parts, args.shard_bytes) < 1 or not 0 <= args.margin <= 100:
-        raise UserError("--crop, --parts and --shard-bytes must be at least 1, --margin from 0 to 100")
+    if min(args.crop, args.parts) < 1 or not 0 <= args.margin <= 100:
+        raise UserError("--crop and --parts must be at least 1, --margin from 0 to 100")
     tracks = corpus.find(args.src, args)
     if not tracks:
         raise UserError(f"{args.src} has no folder of tracks of {corpus.layout}; name the root of the corpus")
@@ -210,10 +214,13 @@ def run(
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     add_arguments(parser, corpus)
+    add_local_arguments(parser)
     more(parser)
     args = parser.parse_args(argv)
     try:
         begin(sys.argv[1:] if argv is None else argv)
+        if args.shard_bytes < 1:
+            raise UserError("--shard-bytes must be at least 1")
         tracks, manifest, plan = plan_of(corpus, args)
         save = partial(save_corpus_track, corpus.layout, manifest)
         listed = {split: list(enumerate(found)) for split, found in tracks.items()}

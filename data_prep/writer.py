@@ -214,13 +214,11 @@ def convert(
             full["tracks"] = {
                 s: [[n["name"], n["samples"]] for n in found if "samples" in n] for s, found in notes.items()
             }
-            for split in tracks:
-                if not full["tracks"][split]:
-                    shutil.rmtree(work)
-                    first = next((n["skipped"] for n in notes[split]), "it is empty")
-                    raise UserError(
-                        f"none of the {len(tracks[split])} tracks of {split} can be used; the first: {first}"
-                    )
+            try:
+                check_usable(notes)
+            except UserError:
+                shutil.rmtree(work)
+                raise
             full["shards"] = _write_shards(work, full, pool, shard_bytes)
             write_info(work / "records", full)
             _put_in_place(work, out)
@@ -234,6 +232,14 @@ def convert(
         if digest is None:
             shutil.rmtree(work, ignore_errors=True)
     return notes, full
+
+
+def check_usable(notes: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Raises UserError for a split without a track that can be used, from the notes of all tracks."""
+    for split, found in notes.items():
+        if not any("samples" in note for note in found):
+            first = next((note["skipped"] for note in found), "it is empty")
+            raise UserError(f"none of the {len(found)} tracks of {split} can be used; the first: {first}")
 
 
 def _partial(out: Path) -> Path:

@@ -1,5 +1,6 @@
 """The preparation by Apache Beam writes what the local one writes."""
 
+import re
 import subprocess
 import sys
 
@@ -22,6 +23,29 @@ def test_without_beam_it_says_what_to_install(tmp_path, capsys, monkeypatch):
 def test_it_starts_as_a_program():
     done = subprocess.run([sys.executable, "-m", "data_prep.builder", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "slakh2100" in done.stdout, done.stderr[-500:]
+
+
+@pytest.mark.parametrize("option", ["--workers", "--shard-bytes", "--validation", "--sed"])
+def test_options_without_effect_are_refused(tmp_path, capsys, option):
+    assert main(["slakh2100", str(tmp_path), str(tmp_path / "out"), option, "5"]) == 2
+    assert f"{option} is no option of data_prep.builder" in capsys.readouterr().err
+
+
+def test_what_cannot_be_prepared_ends_in_one_sentence(tmp_path, capsys):
+    pytest.importorskip("apache_beam", reason="pip install 'msr_jax[beam]'")
+    corpus = slakh_corpus(tmp_path / "corpus")
+    (tmp_path / "file").touch()
+    for path in (corpus / "test").rglob("*.flac"):
+        path.write_bytes(b"")
+    for out, words in (
+        (tmp_path / "file" / "out", "cannot write records to .*file/out: Not a directory"),
+        (tmp_path / "out", "none of the 1 tracks of test can be used; the first: .*S00.flac is an empty file"),
+    ):
+        assert main(["slakh2100", str(corpus), str(out), "--crop", str(CROP)]) == 2
+        assert re.fullmatch(f"data_prep.builder: {words}", capsys.readouterr().err.splitlines()[-1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "file"]
+    assert main(["slakh2100", str(corpus), str(tmp_path / "out"), "--sed=5"]) == 2
+    assert "--sed is no option of data_prep.builder, nor of Beam" in capsys.readouterr().err
 
 
 def test_beams_local_runner_writes_the_same_records_in_the_same_order(tmp_path, capsys):

@@ -1,25 +1,29 @@
 """`python -m msr_jax.separate.beam SONG … -o OUT [options of msr separate] [-- Beam's options]`: a batch by Apache Beam.
 
 For fleets that run Beam already (extra `beam`): songs, OUT and the models must be places that all workers see. The manifest, by default
-OUT/manifest.jsonl, is written when all is done; started again, songs whose stems are there are kept and told. Without Beam's options
-its own local runner does the work. In a pipeline of one's own: `tasks | beam.Map(separate_task, argv)`.
+OUT/manifest.jsonl, gets its lines when all is done; started again, songs whose stems are there are kept and told once. Without Beam's
+options its own local runner does the work. In a pipeline of one's own: `tasks | beam.Map(separate_task, argv)`.
 """
 
 import functools
 import json
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from msr_jax.beam_options import pipeline_options, running, split_options
 from msr_jax.errors import UserError
-from msr_jax.runtime import begin
+from msr_jax.runtime import begin, clear, passing, run_as_process, write_whole
 from msr_jax.separate.batch import Batch, all_stems, separator_of
 from msr_jax.separate.catalogue import check_stems, find_tasks, without_stems
-from msr_jax.separate.command import parser_of
-from msr_jax.separate.songs import Output, Task
+from msr_jax.separate.command import check_output, parser_of
+from msr_jax.separate.manifest import Manifest
+from msr_jax.separate.songs import Task
 
+COMMAND = "msr_jax.separate.beam"
+NOT_HERE = ("shard", "process", "processes", "coordinator", "json")  # options of msr separate without effect under Beam
 _loading = threading.Lock()
 
 
@@ -45,63 +49,77 @@ def separate_task(task: Task, argv: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def _separate_fields(fields: tuple[Any, ...], argv: list[str]) -> dict[str, Any]:
-    return separate_task(Task(*fields), argv)
+# Between stages Beam has text as UTF-8, which names of files need not be: all goes as JSON in ASCII, and under one key to the end.
+def _packed(task: Task) -> str:
+    return json.dumps([str(task.song), str(task.folder), *task[2:]])
 
 
-def split_options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those of `msr separate`, and Beam's: what follows a lone `--`, or is written --name=value.
+def _separated(packed: str, argv: list[str]) -> tuple[int, str]:
+    song, folder, *others = json.loads(packed)
+    return 0, json.dumps(separate_task(Task(Path(song), Path(folder), *others), argv), allow_nan=False)
 
-    Raises:
-      UserError: one of Beam's is written otherwise; its value would be taken for a song.
-    """
-    before = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
-    _, unknown = parser_of().parse_known_args(before)
-    if odd := [word for word in unknown if not (word.startswith("--") and "=" in word)]:
-        raise UserError(f"{odd[0]} is no option of msr separate; Beam's follow a lone --, or are written --name=value")
-    return [word for word in before if word not in unknown], [*unknown, *argv[len(before) + 1 :]]
+
+def _write_lines(keyed: tuple[int, Iterable[str]], path: str) -> None:
+    write_whole(Path(path), "".join(f"{line}\n" for line in keyed[1]))
 
 
 def main(argv: list[str]) -> int:
     """Returns 0, or 1 where some songs could not be separated."""
-    own, rest = split_options(argv)
+    own, among, after = split_options(argv, parser_of(), COMMAND)
     args = parser_of().parse_args(own)
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise UserError(f"this needs Apache Beam: pip install 'msr_jax[beam]' ({error})") from error
-    Output(args.format, args.bits, args.peak).check()
+    if given := [name for name in NOT_HERE if getattr(args, name) is not parser_of().get_default(name)]:
+        raise UserError(f"--{given[0]} is not for Beam, which shares the songs among its workers; leave it out")
+    check_output(args)
+    options = pipeline_options(among, after, COMMAND)
+    import apache_beam as beam
+
     tasks = find_tasks(args.songs, args.out, args.list, args.filename)
-    manifest = args.manifest or args.out / "manifest.jsonl"
     separator = _loaded(tuple(own)).separator  # what is wrong with the options is said here
     if not args.overwrite:
         tasks = without_stems(tasks, all_stems(separator))
     check_stems(tasks, separator.stems, args.format, is_any_format=args.overwrite)
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    with beam.Pipeline(options=PipelineOptions(rest)) as pipeline:
-        (
-            pipeline
-            | "songs" >> beam.Create([tuple(task) for task in tasks])
-            | "to any worker" >> beam.Reshuffle()
-            | "separate" >> beam.Map(_separate_fields, own)
-            | "lines" >> beam.Map(json.dumps)
-            | "manifest" >> beam.io.WriteToText(str(manifest), shard_name_template="")
-        )
-    rows = [json.loads(line) for line in Path(manifest).read_text().splitlines()]
+    manifest = Manifest(args.manifest or args.out / "manifest.jsonl")
+    # Not by WriteToText, to which a place such as `live [1]` is a pattern.
+    lines = passing(manifest.path)
+    try:
+        with running("not all songs were separated; start again to go on"), beam.Pipeline(options=options) as pipeline:
+            (
+                pipeline
+                | "songs" >> beam.Create([_packed(task) for task in tasks])
+                | "to any worker" >> beam.Reshuffle()
+                | "separate" >> beam.Map(_separated, own)
+                | "together" >> beam.GroupByKey()
+                | "lines" >> beam.Map(_write_lines, str(lines))
+            )
+        try:
+            rows = [json.loads(line) for line in lines.read_bytes().splitlines()]
+        except OSError as error:
+            raise UserError(f"{lines.parent} is no place that this process and the workers share") from error
+    finally:
+        clear(lines)
+    rank = {task.source: k for k, task in enumerate(tasks)}
+    rows.sort(key=lambda row: rank[row["source"]])
+    for row in rows:
+        is_made = row["error"] is None and len(row["kept"]) < len(row["stems"])
+        if is_made or not manifest.tells(row):
+            manifest.add(row)
     bad = [row["error"] for row in rows if row["error"]]
-    print(f"{len(rows) - len(bad)} of {len(rows)} songs are in {args.out}, told in {manifest}")
+    print(f"{len(rows) - len(bad)} of {len(rows)} songs are in {args.out}, told in {manifest.path}")
     for problem in bad:
         print(f"  {problem}", file=sys.stderr)
     return 1 if bad else 0
 
 
+def _run(main_of: Any) -> int:
+    try:
+        begin(sys.argv[1:])
+        return main_of(sys.argv[1:])
+    except UserError as error:
+        print(f"{COMMAND}: {error}", file=sys.stderr)
+        return 2
+
+
 if __name__ == "__main__":
     from msr_jax.separate.beam import main as importable_main  # Beam sends functions by name, and __main__ has none
 
-    try:
-        begin(sys.argv[1:])
-        sys.exit(importable_main(sys.argv[1:]))
-    except UserError as error:
-        print(f"msr_jax.separate.beam: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_as_process(COMMAND, lambda: _run(importable_main)))

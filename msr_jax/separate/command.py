@@ -183,11 +183,16 @@ def _bytes(text: str) -> int:
     return size
 
 
-def main(argv: list[str]) -> int:
-    args = parser_of().parse_args(argv)
+def check_output(args: argparse.Namespace) -> None:
+    """Raises UserError if stems cannot be written as, or where, the options say."""
     if os.path.exists(args.out) and not os.path.isdir(args.out):  # pathlib's raise where one may not look
         raise UserError(f"{args.out} is a file; -o must name a folder")
     Output(args.format, args.bits, args.peak).check()
+
+
+def main(argv: list[str]) -> int:
+    args = parser_of().parse_args(argv)
+    check_output(args)
     shard, shards = find_shard(args.shard, os.environ, args.processes, args.process)
     tasks = find_tasks(args.songs, args.out, args.list, args.filename)
     if len(tasks) == shards == 1 and not (tasks[0].url or args.manifest or args.json):
