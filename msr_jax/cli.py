@@ -1,17 +1,20 @@
 """The console script `msr`: finds the command, runs it, turns a `UserError` into one line and exit code 2."""
 
 import importlib
+import os
 import sys
 from importlib.metadata import version
 
-from msr_jax.errors import UserError, first_line
+from msr_jax.errors import OF_A_PLACE, UserError, first_line
 from msr_jax.runtime import (
     INTERRUPTED,
+    LONGEST,
     begin,
     handling_sigterm,
     keep_compiled_programs,
     keep_freed_memory,
     print_log,
+    printable,
     run_as_process,
 )
 from msr_jax.standard_output import outlive_readers
@@ -73,6 +76,13 @@ def _run(argv: list[str]) -> int:
         return code
     except UserError as error:
         print(f"msr {argv[0] if argv else ''}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in OF_A_PLACE or not error.filename:
+            raise
+        place = printable(os.fsdecode(error.filename))
+        shown = place if len(place) <= LONGEST else f"{place[:LONGEST]}…"
+        print(f"msr {argv[0]}: {shown} cannot be used: {error.strerror}; name another place", file=sys.stderr)
         return 2
     except MemoryError as error:
         told = f"this machine has not the memory for that ({first_line(error)}); take less at a time"

@@ -4,6 +4,8 @@ import errno
 
 # A file's, not the network's: libraries that fetch raise both as OSErrors, and write without naming the file.
 ON_DISK = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS}
+# Of a place that the user named, wherever it shows: pathlib raises these where it is asked whether something exists.
+OF_A_PLACE = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class UserError(Exception):

@@ -1,5 +1,6 @@
 """The command line: what `msr separate` writes, and one sentence with exit code 2 for what cannot be done."""
 
+import errno
 import os
 import re
 import shutil
@@ -46,6 +47,18 @@ def test_the_version_is_that_of_the_project_in_every_file_that_names_it(capsys):
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"msr_jax {version}\n"
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_a_place_whose_name_is_too_long_or_that_one_may_not_look_into_is_a_sentence(tmp_path, capsys, monkeypatch):
+    name = song(tmp_path / "a.wav")
+    for option in ("-o", "--model", "--manifest", "--list"):
+        assert main(["separate", str(name), "-o", str(tmp_path / "out"), option, str(tmp_path / ("n" * 5000))]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("msr separate: ") and "File name too long" in told and told.count("\n") == 1
+    locked = lambda argv: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied", "locked/x"))
+    monkeypatch.setattr(cli, "_command", locked)
+    assert main(["separate"]) == 2
+    assert capsys.readouterr().err == "msr separate: locked/x cannot be used: Permission denied; name another place\n"
 
 
 def test_what_memory_does_not_hold_is_a_sentence(capsys, monkeypatch):
