@@ -98,6 +98,10 @@ def make_train_steps(
         target = None if state.target_params is None else moved(1 - target_rate)
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        # By 1, which waits for all gradients: a TPU's compiler would otherwise make Adam's float32 products where it reads the
+        # 16-bit gradients for their norm, and hold both until the update.
+        scale = jnp.where(is_finite, 1.0, 0.0)
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema_params
