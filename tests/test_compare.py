@@ -7,7 +7,7 @@ import pytest
 
 from msr_jax.cli import main
 from msr_jax.errors import UserError
-from msr_jax.evaluate.compare import bootstrap, compare, read_results
+from msr_jax.evaluate.compare import compare, interval, read_results
 from msr_jax.evaluate.protocols import METRICS
 
 
@@ -17,7 +17,14 @@ def results(gain=0.0, tracks=20, seed=0, protocol="song", channels=2):
     level = np.random.default_rng(99).normal(5, 4, tracks)
     scores = lambda t: {s: (level[t] + gain * (s == "a") + rng.normal(0, 0.2, 8)).tolist() for s in "ab"}
     found = {f"track{t}": {m: scores(t) for m in METRICS} for t in range(tracks)}
-    settings = {"stems": ["a", "b"], "protocol": protocol, "sample_rate": 8000, "channels": channels}
+    settings = {
+        "stems": ["a", "b"],
+        "protocol": protocol,
+        "sample_rate": 8000,
+        "channels": channels,
+        "split": "test",
+        "bss_backend": "jax",
+    }
     return {"tracks": found, "settings": settings, "aggregate": {}}
 
 
@@ -31,8 +38,27 @@ def test_a_gain_far_below_the_spread_of_tracks_is_seen_where_it_is():
 
 def test_intervals_hold_the_true_mean_about_as_often_as_they_say():
     rng = np.random.default_rng(0)
-    held = [low < 0 < high for low, high in (bootstrap(rng.normal(0, 1, 40), 0.95, k) for k in range(100))]
-    assert 85 <= sum(held) <= 100
+    for tracks in (5, 40):
+        held = [low < 0 < high for low, high in (interval(rng.normal(0, 1, tracks), 0.95) for _ in range(2000))]
+        assert 0.93 < np.mean(held) < 0.97
+
+
+@pytest.mark.parametrize("tracks", [5, 8, 20])
+def test_of_results_that_differ_by_chance_alone_one_comparison_in_twenty_says_real(tracks):
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(200):
+        noise = lambda: {m: {s: [float(rng.normal())] for s in "ab"} for m in METRICS}
+        a, b = ({**results(tracks=0), "tracks": {f"track{t}": noise() for t in range(tracks)}} for _ in range(2))
+        wrong += any(d.verdict == "real" for d in compare(a, b))
+    assert wrong <= 20
+
+
+def test_an_average_is_over_the_stems_that_both_results_have():
+    lacking = results(seed=1)
+    for track in lacking["tracks"].values():
+        track["sir"]["b"] = []
+    found = {d.stem: d for d in compare(results(), lacking, ["sir"])}
+    assert found["average"].mean == found["a"].mean and abs(found["a"].mean) < 1
 
 
 def test_few_tracks_decide_nothing():
@@ -44,6 +70,8 @@ def test_few_tracks_decide_nothing():
     [
         (results(protocol="paper"), "differ in protocol"),
         (results(channels=1), "differ in channels"),
+        (results() | {"settings": {**results()["settings"], "split": "validation"}}, "differ in split"),
+        (results() | {"settings": {**results()["settings"], "bss_backend": "museval"}}, "differ in bss_backend"),
         (results() | {"tracks": {}}, "no track in common"),
     ],
 )

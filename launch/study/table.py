@@ -1,6 +1,6 @@
 """The study's table in Markdown: `python launch/study/table.py SCORES BASE NAME…`, folders of `msr evaluate` in SCORES.
 
-Averages of every system, and its paired difference to BASE over tracks with a 95 % bootstrap interval.
+Averages of every system, and its paired difference to BASE over tracks with a 95 % interval.
 """
 
 import sys

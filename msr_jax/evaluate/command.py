@@ -23,6 +23,7 @@ from msr_jax.evaluate.score import (
     evaluate_tracks,
     mixture_as_estimate,
     summary,
+    with_others,
 )
 from msr_jax.evaluate.songs import format_of, load_estimates, pair_folders, stems_of
 from msr_jax.methods.stages import REFINEMENTS, own_steps
@@ -41,13 +42,19 @@ def stamp_of(paths: Sequence[Path]) -> list[list]:
 
 
 def model_runs(
-    model: str | Path, refine: str | None, steps: int | None, seed: int, protocol: str, backend: str, **options
+    model: str | Path,
+    refine: str | None,
+    steps: int | None,
+    seed: int,
+    protocol: str,
+    backend: str,
+    data: Path | None = None,
+    **options,
 ) -> tuple[list[EstimateFunction], Plan, Separator]:
     """A model on every local device, ready to separate by a protocol: (estimate functions, plan, separator).
 
-    There is a function for each device; the separator is the first one's.
-
-    `options` are `Separator`'s.
+    There is a function for each device; the separator is the first one's. Stems that the tracks in the folder `data` have beside
+    the model's are scored together. `options` are `Separator`'s.
     """
     separators = []
     for device in jax.local_devices():
@@ -56,6 +63,7 @@ def model_runs(
     first = separators[0]
     channels, rate = first.config["channels"], first.sample_rate
     plan = Plan(first.stems, rate, channels, protocol, segment_of(channels, rate), backend)
+    plan = with_others(plan, data) if data else plan
 
     def on(device: Any, function: Callable) -> Callable:
         def run(mixture, rate):
@@ -134,8 +142,9 @@ def _from_estimates(
         print(f"scoring at {rate} Hz in {channels} channels, as most references are; not so: {some}")
     problems = [{"track": n, "reason": "has no folder of estimates"} for n in alone]
     problems += [{"track": n, "reason": "is a folder of estimates without a reference track"} for n in strangers]
-    read = lambda folder, references: load_estimates(paired[track_name(folder)], stems, references, rate)
-    return [read], Plan(stems, rate, channels, "song", None, args.bss_backend), problems, paired
+    plan = with_others(Plan(stems, rate, channels, "song", None, args.bss_backend), tracks[0].parent)
+    read = lambda folder, references: load_estimates(paired[track_name(folder)], plan.stems, references, rate)
+    return [read], plan, problems, paired
 
 
 def main(argv: list[str]) -> int:
@@ -158,13 +167,13 @@ def main(argv: list[str]) -> int:
     if args.model:
         run = (args.seed, args.protocol, args.bss_backend)
         options = {"dtype": args.dtype, "mixture_consistent": args.mixture_consistent}
-        estimators, plan, first = model_runs(args.model, args.refine, args.steps, *run, **options)
+        estimators, plan, first = model_runs(args.model, args.refine, args.steps, *run, folder, **options)
         if first.refine != "none" and not args.no_det:
-            det = model_runs(args.model, "none", None, *run, **options)[0]
+            det = model_runs(args.model, "none", None, *run, folder, **options)[0]
         steps = args.steps or own_steps(first.config, first.refine)
         settings |= {"refine": first.refine, **({"steps": steps} if steps else {}), "seed": args.seed, **options}
         sources = lambda track: [track, Path(args.model)]
-        tracks = find_tracks(folder, plan.stems)
+        tracks = find_tracks(folder, first.stems)
     elif args.estimates:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; name one that holds track folders")
@@ -184,6 +193,10 @@ def main(argv: list[str]) -> int:
         settings["refine"] = "no model: the mixture is the estimate"
         tracks = find_tracks(folder, plan.stems)
     _prepare_out(args.out)
+    if plan.others:
+        print(
+            f"{', '.join(plan.others)} are in the mixture too: scored together as '{plan.stems[-1]}', the mixture less the other stems"
+        )
     if folder != args.data:
         print(f"taking the split {args.split} of {args.data}")
         settings["split"] = args.split

@@ -1,4 +1,4 @@
-"""`msr compare A.json B.json …`: paired differences over tracks, with bootstrap confidence intervals."""
+"""`msr compare A.json B.json …`: paired differences over tracks, with Student's confidence intervals."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from msr_jax.errors import UserError
 from msr_jax.evaluate.protocols import METRICS, of_track
@@ -15,8 +16,8 @@ from msr_jax.evaluate.report import NAMES
 from msr_jax.runtime import write_whole
 
 SHOWN = ("si_sdri_active", "si_sdri_msdm", "sdr")
-RESAMPLES = 10_000
-FEWEST = 5  # tracks; with fewer the bootstrap's intervals are far too narrow
+FEWEST = 5  # tracks, with fewer of which nothing can be said
+BY_SILENCE = ("sdr", "isr", "sir", "sar")  # whose frames are chosen by the backend's rule for silence
 LEVEL = 0.95
 
 
@@ -59,22 +60,22 @@ def _are_figures(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) in (int, float) and math.isfinite(v) for v in values)
 
 
-def track_values(results: Mapping[str, Any], metric: str, stem: str) -> dict[str, float]:
-    """One figure per track that has one; stem "average" is the mean over the track's stems that have one."""
-    found = {}
-    for name, track in results["tracks"].items():
-        stems = results["settings"]["stems"] if stem == "average" else [stem]
-        values = [v for s in stems if (v := of_track(metric, track[metric][s])) is not None]
-        if values:
-            found[name] = float(np.mean(values))
-    return found
+def differences_of(before: Mapping[str, Any], after: Mapping[str, Any], metric: str, stem: str) -> np.ndarray:
+    """B - A (tracks,) of the tracks that have a figure in both; of the stem "average", their mean over the stems that have."""
+    stems = before["settings"]["stems"] if stem == "average" else [stem]
+    found = []
+    for name in (n for n in before["tracks"] if n in after["tracks"]):
+        pairs = [[of_track(metric, r["tracks"][name][metric][s]) for r in (before, after)] for s in stems]
+        apart = [b - a for a, b in pairs if a is not None and b is not None]
+        found += [float(np.mean(apart))] if apart else []
+    return np.array(found)
 
 
-def bootstrap(differences: np.ndarray, level: float, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean of (tracks,), tracks drawn again with replacement."""
-    rng = np.random.default_rng(seed)
-    means = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(1)
-    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())
+def interval(differences: np.ndarray, level: float) -> tuple[float, float]:
+    """Student's interval of the mean of (tracks,). (A bootstrap's is too narrow for few tracks.)"""
+    mean, count = differences.mean(), len(differences)
+    half = stdtrit(count - 1, (1 + level) / 2) * differences.std(ddof=1) / math.sqrt(count)
+    return float(mean - half), float(mean + half)
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], metrics: Sequence[str] = SHOWN) -> list[Difference]:
@@ -84,12 +85,13 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], metrics: Sequen
     0, and "likely" where the 95 % interval alone does.
 
     Raises:
-      UserError: the results were made by different protocols, on different stems, rates or channels, share no track, or lack a
-        metric.
+      UserError: the results were made by different protocols or rules for silence, on different splits, stems, rates or
+        channels, share no track, or lack a metric.
     """
-    for key in ("protocol", "stems", "sample_rate", "channels"):
+    keys = ["protocol", "stems", "sample_rate", "channels", "split"]
+    for key in keys + ["bss_backend"] * any(metric in BY_SILENCE for metric in metrics):
         a, b = before["settings"].get(key), after["settings"].get(key)
-        is_untold = key == "channels" and None in (a, b)  # as in older results
+        is_untold = key in ("channels", "split", "bss_backend") and None in (a, b)  # as in older results
         if a != b and not is_untold:
             raise UserError(f"the results differ in {key} ({a} and {b}) and cannot be compared")
     if not set(before["tracks"]) & set(after["tracks"]):
@@ -101,27 +103,26 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], metrics: Sequen
         if lacking:
             raise UserError(f"the track {lacking[0]} has no {metric} in one of the results; evaluate it again")
         for stem in stems:
-            a, b = (track_values(r, metric, stem) for r in (before, after))
-            d = np.array([b[name] - a[name] for name in a if name in b])
+            d = differences_of(before, after, metric, stem)
             if len(d) < FEWEST:
                 mean = float(d.mean()) if len(d) else None
                 found.append(Difference(metric, stem, len(d), mean, None, None, "too few tracks"))
                 continue
-            low, high = bootstrap(d, LEVEL)
-            strict = bootstrap(d, 1 - (1 - LEVEL) / (len(metrics) * len(stems)))
-            away = lambda interval: interval[0] > 0 or interval[1] < 0
+            low, high = interval(d, LEVEL)
+            strict = interval(d, 1 - (1 - LEVEL) / (len(metrics) * len(stems)))
+            away = lambda ends: ends[0] > 0 or ends[1] < 0
             verdict = "real" if away(strict) else "likely" if away((low, high)) else "not shown"
             found.append(Difference(metric, stem, len(d), float(d.mean()), low, high, verdict))
     return found
 
 
 def markdown(name_a: str, name_b: str, differences: Sequence[Difference], unmatched: Sequence[str]) -> str:
-    lines = [f"{name_b} minus {name_a}, mean over tracks with a 95 % bootstrap interval", ""]
+    lines = [f"{name_b} minus {name_a}, mean over tracks with a 95 % interval", ""]
     lines += ["| metric | stem | tracks | difference | 95 % interval | |", "|---|---|---|---|---|---|"]
     for d in differences:
-        interval = "–" if d.low is None else f"{d.low:+.2f} to {d.high:+.2f}"
+        ends = "–" if d.low is None else f"{d.low:+.2f} to {d.high:+.2f}"
         shown = "–" if d.mean is None else f"{round(d.mean, 2) + 0.0:+.2f}"
-        lines.append(f"| {NAMES[d.metric]} | {d.stem} | {d.tracks} | {shown} | {interval} | {d.verdict} |")
+        lines.append(f"| {NAMES[d.metric]} | {d.stem} | {d.tracks} | {shown} | {ends} | {d.verdict} |")
     if unmatched:
         lines += ["", f"In one of the two only, and left out: {len(unmatched)} ({', '.join(unmatched)})"]
     return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from msr_jax.data.indexing import kept_chunks
+from msr_jax.evaluate.songs import REST
 from msr_jax.metrics.aggregate import score_segment
 from msr_jax.metrics.bss_eval import BssScores, bss_eval
 from msr_jax.metrics.extras import log_wmse, snr
@@ -88,7 +89,10 @@ def estimate_stems(
     sample_rate: int,
     segment: int | None = None,
 ) -> np.ndarray:
-    """Estimates, of the references' shape, from the references' sum: of all at once, or of every `segment` on its own."""
+    """Estimates, of the references' shape, from the references' sum: of all at once, or of every `segment` on its own.
+
+    A last stem `REST` that the function does not give is the mixture less the others.
+    """
     mixture = references.sum(0)
     found = np.empty(references.shape, np.float32)
     step = segment or mixture.shape[-1]
@@ -96,7 +100,10 @@ def estimate_stems(
         part = mixture[:, start : start + step]
         parts = function(part[0] if len(part) == 1 else np.ascontiguousarray(part.T), sample_rate)
         for j, stem in enumerate(stems):
-            found[j, :, start : start + step] = parts[stem].reshape(part.shape[1], -1).T
+            if stem == REST and REST not in parts:
+                found[j, :, start : start + step] = part - found[:j, :, start : start + step].sum(0)
+            else:
+                found[j, :, start : start + step] = parts[stem].reshape(part.shape[1], -1).T
     return found
 
 

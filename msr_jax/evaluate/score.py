@@ -24,7 +24,7 @@ from msr_jax.evaluate.protocols import (
     score_song,
     segment_of,
 )
-from msr_jax.evaluate.songs import load_references
+from msr_jax.evaluate.songs import REST, load_references, others_of
 from msr_jax.metrics.aggregate import SegmentScores, aggregate_segments
 from msr_jax.runtime import write_whole
 
@@ -34,7 +34,7 @@ EstimateFunction = Callable[[Path, np.ndarray], tuple[np.ndarray, list[str]]]
 
 
 class Plan(NamedTuple):
-    """What is scored, and how."""
+    """What is scored, and how. With `others`, stems of the data set that nobody asked for, the last of `stems` is `REST`."""
 
     stems: Sequence[str]
     sample_rate: int
@@ -42,6 +42,13 @@ class Plan(NamedTuple):
     protocol: str = "song"
     segment: int | None = None  # samples; for the protocols that cut
     backend: str = "jax"
+    others: Sequence[str] = ()
+
+
+def with_others(plan: Plan, folder: Path) -> Plan:
+    """A plan for the tracks in a folder: what is in their mixture beside the plan's stems is scored together, as `REST`."""
+    others = others_of(folder, plan.stems)
+    return plan._replace(stems=[*plan.stems, REST], others=others) if others else plan
 
 
 def by_model(function: SeparateFunction, plan: Plan) -> EstimateFunction:
@@ -76,7 +83,8 @@ def score_track(
     Raises:
       UserError: references or estimates cannot be used.
     """
-    references = cut(load_references(folder, plan.stems, plan.sample_rate, plan.channels), plan.protocol, plan.segment)
+    references = load_references(folder, plan.stems, plan.sample_rate, plan.channels, plan.others)
+    references = cut(references, plan.protocol, plan.segment)
     if not references.shape[-1]:
         raise UserError(f"{folder} has no segment that the protocol '{plan.protocol}' keeps")
     with borrowed() as estimate:
@@ -234,7 +242,7 @@ def evaluate(
     Args:
       separate: (mixture, sample_rate) -> {stem: array of its shape}; the mixture is (samples,) for one channel and
         (samples, channels) for more, float32.
-      tracks: track folders as `find_tracks` gives.
+      tracks: track folders as `find_tracks` gives, of one folder; what their data set has beside `stems` is scored as `REST`.
       protocol: a key of `PROTOCOLS`.
 
     Returns:
@@ -246,6 +254,8 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise UserError(f"the protocol must be one of {', '.join(PROTOCOLS)}, not '{protocol}'")
     plan = Plan(stems, sample_rate, channels, protocol, segment_of(channels, sample_rate), backend)
+    tracks = list(tracks)
+    plan = with_others(plan, tracks[0].parent) if tracks else plan
     scored, problems, _ = evaluate_tracks(tracks, [by_model(separate, plan)], plan)
     if problems:
         raise UserError(f"{problems[0]['track']}: {problems[0]['reason']}")

@@ -26,6 +26,8 @@ from msr_jax.data.tracks import (
 )
 from msr_jax.errors import UserError
 
+REST = "rest"  # the stem that stands for those that nobody asked for: the mixture less the others
+
 
 def stems_of(folder: Path) -> list[str]:
     """The stems that a folder of reference tracks has, in the order of its data set.
@@ -44,6 +46,35 @@ def stems_of(folder: Path) -> list[str]:
     if len(found) != 1:
         raise UserError(f"{folder} holds neither the stems of MUSDB18 nor those of Slakh2100; name them with --stems")
     return list(found[0])
+
+
+def others_of(folder: Path, stems: Sequence[str]) -> list[str]:
+    """Stems that the tracks of MUSDB18 or Slakh2100 in a folder have beside these: their mixture has them in it all the same.
+
+    Raises:
+      UserError: there are such, and one of `stems` is called as they are together.
+    """
+    try:
+        known = stems_of(folder)
+    except UserError:  # a data set of one's own, whose stems are those that are asked for
+        return []
+    names = {plain(stem) for stem in stems}
+    files = {plain(f.name if plain(f.name) == "metadata.yaml" else f.stem) for f in folder.glob("*/*")}
+    is_whole = "metadata.yaml" in files or not files  # all stems are in each track
+    others = [stem for stem in known if plain(stem) not in names and (is_whole or plain(stem) in files)]
+    if others and names.isdisjoint(map(plain, known)):
+        return []  # another set's names: what is wrong is said of each track
+    if others and REST in names:
+        raise UserError(f"{folder} has {', '.join(others)} too, and a stem called '{REST}' leaves no name for them")
+    return others
+
+
+def check_all_stems(folder: Path, stems: Sequence[str]) -> None:
+    """Raises UserError if the tracks in a folder have other stems in their mixture, which `msr evaluate` alone can score."""
+    if others := others_of(folder, stems):
+        raise UserError(
+            f"{folder} has {', '.join(others)} in its mixtures too, which the model does not give; msr evaluate scores such models"
+        )
 
 
 def format_of(folders: Sequence[Path], stems: Sequence[str]) -> tuple[int, int, list[str]]:
@@ -79,8 +110,12 @@ def _files(folder: Path, stems: Sequence[str]) -> list[Path]:
     return named or [path for path in sorted(child(folder, "stems").glob("*")) if is_audio(path)]
 
 
-def load_references(folder: Path, stems: Sequence[str], sample_rate: int, channels: int) -> np.ndarray:
+def load_references(
+    folder: Path, stems: Sequence[str], sample_rate: int, channels: int, others: Sequence[str] = ()
+) -> np.ndarray:
     """Reference stems (stems, channels, samples) float32 at `sample_rate` Hz, as `read_track` has them.
+
+    With `others` the last of `stems` is `REST`, and the sum of these.
 
     Those that had to be resampled are rounded to 16 bits, as the data sets' own conversion leaves them: a resampler that
     computes in floating point leaves nothing above its pass band, and BSSEval's projections are singular without that noise.
@@ -88,11 +123,14 @@ def load_references(folder: Path, stems: Sequence[str], sample_rate: int, channe
     Raises:
       UserError: as `read_track`.
     """
-    track = read_track(folder, stems, sample_rate, channels)
-    for j, stem in enumerate(stems):
+    read = [*stems[:-1], *others] if others else stems
+    track = read_track(folder, read, sample_rate, channels)
+    for j, stem in enumerate(read):
         if stem in track.resampled:
             track.audio[j] = np.rint(track.audio[j] * 2**15) / 2**15
-    return track.audio.swapaxes(1, 2)
+    found = track.audio.swapaxes(1, 2)
+    named = len(read) - len(others)
+    return np.concatenate([found[:named], found[named:].sum(0, keepdims=True)]) if others else found
 
 
 def load_estimates(
@@ -101,7 +139,7 @@ def load_estimates(
     """Estimates of one track, brought to the shape of its references, and notes on what had to be changed.
 
     Args:
-      folder: holds STEM.wav or STEM.flac for every stem.
+      folder: holds STEM.wav or STEM.flac for every stem; without one for `REST`, that is the mixture less the others.
       references: (stems, channels, samples).
 
     Raises:
@@ -109,11 +147,14 @@ def load_estimates(
     """
     _, channels, samples = references.shape
     paths = {stem: path for stem in stems if (path := audio_file(folder, stem))}
-    missing = [stem for stem in stems if stem not in paths]
+    missing = [stem for stem in stems if stem not in paths and stem != REST]
     if missing:
         raise UserError(f"{folder} lacks the estimates of {', '.join(missing)}")
     found, notes = np.zeros(references.shape, np.float32), []
     for j, stem in enumerate(stems):
+        if stem not in paths:
+            found[j] = references.sum(0) - found[:j].sum(0)
+            continue
         path = paths[stem]
         audio, rate = read_audio(path)
         if audio.shape[1] != channels:

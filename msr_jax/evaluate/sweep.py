@@ -7,6 +7,7 @@ refines them. Settings are tuned like this on a validation split, never on the t
 import argparse
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,14 @@ from msr_jax.data.tracks import find_tracks, split_of
 from msr_jax.errors import UserError
 from msr_jax.evaluate.protocols import cut
 from msr_jax.evaluate.report import number
-from msr_jax.evaluate.songs import load_references
+from msr_jax.evaluate.songs import check_all_stems, load_references
 from msr_jax.methods.denoiser import make_consistency, make_denoiser
 from msr_jax.methods.samplers import noise_from_keys, refine_by_consistency, refine_by_diffusion
 from msr_jax.methods.schedules import consistency_sigmas, sampler_sigmas
 from msr_jax.methods.stages import SAMPLED, level_gain, network_of
 from msr_jax.metrics.si_sdr import WindowScores, score_windows
 from msr_jax.models.backbone import make_backbone
-from msr_jax.runtime import write_whole
+from msr_jax.runtime import check_place, write_whole
 from msr_jax.weights.model_folder import load_model
 
 Array = jax.Array
@@ -100,7 +101,8 @@ def averages(scores: Sequence[WindowScores]) -> dict[str, float | None]:
     values, silent = (np.concatenate([getattr(s, k) for s in scores]) for k in ("si_sdri", "silent"))
     active = [values[~silent[:, j], j].mean() for j in range(values.shape[1]) if (~silent[:, j]).any()]
     found = {"si_sdri_active": active, "si_sdri_msdm": values.mean(0) if len(values) else []}
-    return {name: float(np.mean(v)) if len(v) else None for name, v in found.items()}
+    means = {name: float(np.mean(v)) if len(v) else math.nan for name, v in found.items()}
+    return {name: value if math.isfinite(value) else None for name, value in means.items()}
 
 
 def sweep(
@@ -156,6 +158,8 @@ def _numbers(text: str | None, kind: Callable, default: Any, name: str) -> list:
         values = [kind(t) for t in text.split(",")] if text else [default]
     except ValueError as error:
         raise UserError(f"--{name} must be numbers with commas between them, not '{text}'") from error
+    if any(v is not None and not math.isfinite(v) for v in values):
+        raise UserError(f"--{name} must be finite, not '{text}'")
     if name != "seeds" and any(v is not None and (v < 0 or (v == 0 and name != "s-churn")) for v in values):
         raise UserError(f"--{name} must be positive, not '{text}'")
     return values
@@ -199,7 +203,11 @@ def main(argv: list[str]) -> int:
                 f"levels fall from --sigma-max to {lowest:g} here, so {s.sigma_max:g} is too low for T = {s.steps}"
             )
     folder = split_of(args.data, args.split)
+    if args.tracks is not None and args.tracks < 1:
+        raise UserError("--tracks must be at least 1")
     tracks = find_tracks(folder, model.config["stems"])[: args.tracks]
+    check_all_stems(folder, model.config["stems"])
+    check_place(args.out / "sweep.json")
     console = Console()
     progress = partial(progress_over, description="sweeping", console=console, disable=not console.is_terminal)
     rows = sweep(model, args.refine, settings, tracks, progress)

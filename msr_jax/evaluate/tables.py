@@ -20,6 +20,7 @@ from msr_jax.evaluate.protocols import PROTOCOLS, protocol_text
 from msr_jax.evaluate.published import DATA, PUBLISHED
 from msr_jax.evaluate.report import headline, number, quoted
 from msr_jax.evaluate.score import evaluate_tracks, summary
+from msr_jax.evaluate.songs import check_all_stems
 from msr_jax.runtime import machine, write_whole
 from msr_jax.separate.engine import Separator
 
@@ -81,6 +82,7 @@ def run_rows(
         if plan.channels != channels:
             raise UserError(f"{model} is a model of {plan.channels} channel(s); {DATA[channels]} wants {channels}")
         tracks = find_tracks(data, plan.stems)[: args.tracks]
+        check_all_stems(data, plan.stems)
         text = protocol_text(args.protocol, args.bss_backend)
         told = [str(model), system, args.protocol, text, args.bss_backend, args.dtype]
         stamp = lambda track, told=told: [told, stamp_of([track, Path(model)])]
