@@ -104,14 +104,14 @@ FIELDS = (
     Field("consistency.dsm_weight", "float", "≥ 0", "weight of the denoising term"),
     Field("consistency.dsm_uniform_limit", "float", "> 0, ≤ 1", "upper end of the uniform half of the denoising term's levels, as a part of the grid"),
     Field("consistency.target_rate", "float", "≥ 0, ≤ 1", "rate of the student's running average, the target"),
-    Field("consistency.evaluate", "text", "online | target", "which of the two separates"),
+    Field("consistency.evaluate", "text", "online | target", "which of the two separates; `online` is the student's average where `ema_rate` keeps one"),
     Field("consistency.sampler.num_steps", "int", "≥ 1", "T"),
     Field("consistency.sampler.sigma_max", "float", "> 0", "σ that the estimate is noised to"),
     Field("consistency.sampler.renoise", "text", "released | standard", "`standard`: noise after every call but the last; `released`: not before the last either"),
     Field("consistency.sampler.clip", "float", "≥ 0", "the result is clamped to ± this; 0 does not clamp"),
     Field("optim.name", "text", "adam | radam | adamw | prodigy | muon", "`adam` and `radam` as released, without decay; `prodigy` takes lr as a factor, 1.0; `muon` moves matrices and convolutions, AdamW the rest"),
     Field("optim.lr", "float", "≥ 0", "learning rate"),
-    Field("optim.b1", "float", "≥ 0, < 1", "rate of the first moment"),
+    Field("optim.b1", "float", "≥ 0, < 1", "rate of the first moment (of `muon`'s matrices it is 0.95)"),
     Field("optim.b2", "float", "≥ 0, < 1", "rate of the second moment"),
     Field("optim.eps", "float", "> 0", "added to the root of the second moment"),
     Field("optim.weight_decay", "float", "≥ 0", "decoupled; of `adamw`, `prodigy` and `muon`"),
@@ -126,7 +126,7 @@ FIELDS = (
     Field("init_from.deterministic", "text", "", "model folder, or working directory of a run, of the separator to refine; for the deterministic stage, of the parameters to go on from (fine-tuning)"),
     Field("init_from.diffusion", "text", "", "the same of the teacher of `consistency`"),
     Field("init_from.start", "text", "", "with `warm_start`, another separator of the same sizes whose parameters `diffusion` or `det_x2` begins with instead of the frozen one's: two that were trained apart err apart"),
-    Field("init_from.warm_start", "bool", "", "whether `diffusion` begins with the deterministic parameters where names match"),
+    Field("init_from.warm_start", "bool", "", "whether `diffusion` or `det_x2` begins with the deterministic parameters where names match"),
     Field("data.train", "text", "", "folder of records"),
     Field("data.validation", "text", "", "folder of records; none validates"),
     Field("data.batch", "int", "≥ 1", "examples of a micro-batch, over all devices, whose number divides it"),
@@ -248,6 +248,7 @@ MODEL_FIELDS = {
 RISING = (
     ("diffusion.sampler.sigma_min", "diffusion.sampler.sigma_max"),
     ("consistency.sigma_min", "consistency.sigma_max"),
+    ("consistency.sigma_min", "consistency.sampler.sigma_max"),
 )
 
 
@@ -398,6 +399,9 @@ def _check_sizes(found: Mapping[str, Any], name: str, where: str) -> None:
         count = len(given) if isinstance(given, Sequence) else given
         if None not in (size, count) and count != size:
             raise UserError(f"{where}{key} is {_shown(given)}, and the network of config.model takes {size}")
+    bands_at, rate = found.get("model.sample_rate"), found.get("sample_rate")
+    if None not in (bands_at, rate) and bands_at != rate:
+        raise UserError(f"{where}sample_rate is {rate}, and model.sample_rate, at which bands are laid out, {bands_at}")
 
 
 def table(rows: Sequence[Field], prefix: str = "") -> str:

@@ -13,6 +13,8 @@ from msr_jax.configs import bsrf_det_small
 from msr_jax.methods.stages import make_objective, make_refiner
 from msr_jax.models.backbone import BACKBONES, copy_shared, make_backbone
 from msr_jax.train.loop import train
+from msr_jax.weights.model_folder import flatten
+from tests.conftest import TINY_SIZES
 from tests.toy_backbone import make_toy
 
 SEGMENT = 600
@@ -229,10 +231,30 @@ def test_a_refiner_scales_its_masks_and_a_separator_does_not():
     np.testing.assert_allclose(refined[1], 0.1 * refined[0], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {**tiny_bsrf()["model"], "attention_bias": True, "zero_init_output": True},
+        {"name": "unet1d", **TINY_SIZES, "zero_init_output": True},
+    ],
+    ids=["bs_roformer", "unet1d"],
+)
+def test_what_starts_at_zero_anyway_is_warm_started_like_all_else(model):
+    zeroed, plain = make_backbone(model), make_backbone({**model, "zero_init_output": False})
+    separator = jax.tree.map(lambda x: x + 0.1, plain.init(jax.random.key(0), False))
+    begun, other = (net.init(jax.random.key(1), True) for net in (zeroed, plain))
+    started = flatten(copy_shared(begun, separator, other))
+    kept = [name for name, array in flatten(separator).items() if not np.array_equal(started[name], array)]
+    zeros = lambda params: {name for name, array in flatten(params).items() if not np.any(array)}
+    assert set(kept) == zeros(begun) - zeros(other) and kept
+    assert not any(np.any(started[name]) for name in kept)
+
+
 def test_masks_that_start_at_zero_do_so_after_a_warm_start_too():
     backbone = make_backbone({**tiny_bsrf()["model"], "zero_init_output": True})
     separator = make_backbone(tiny_bsrf()["model"]).init(jax.random.key(0), False)
-    start = lambda keep_zeros: copy_shared(backbone.init(jax.random.key(1), True), separator, keep_zeros)
+    plain = make_backbone(tiny_bsrf()["model"]).init(jax.random.key(1), True)
+    start = lambda keep: copy_shared(backbone.init(jax.random.key(1), True), separator, plain if keep else None)
     x = jax.random.normal(jax.random.key(2), (1, 2400, 2))
     _, features = backbone.separate(separator, x)
     refine = lambda params: backbone.refine(

@@ -12,6 +12,7 @@ from msr_jax.cli import main
 from msr_jax.config import bsrf_base, unet_base
 from msr_jax.config_fields import FIELDS, KINDS, MODEL_FIELDS, check_config, check_field, fields_of, leaves, tables
 from msr_jax.config_files import find_config, read_config
+from msr_jax.configs import melrf_det
 from msr_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +71,17 @@ def test_fields_that_contradict_each_other_are_refused():
     ):
         with pytest.raises(UserError, match=re.escape(words)):
             check_config({**unet_base().to_dict(), **change})
+    low = unet_base().to_dict()
+    low["consistency"]["sampler"]["sigma_max"] = 1e-5
+    with pytest.raises(
+        UserError, match=r"consistency\.sigma_min \(0\.0001\) must be at most consistency\.sampler\.sigma_max"
+    ):
+        check_config(low)
+    mel = melrf_det.get_config().to_dict() | {"sample_rate": 22_050}
+    with pytest.raises(
+        UserError, match=r"sample_rate is 22050, and model\.sample_rate, at which bands are laid out, 44100"
+    ):
+        check_config(mel)
     check_config({**unet_base().to_dict(), "own": {"anything": object()}})
     check_config({"later": 1, "model": {"name": "unet1d"}}, is_whole=False)
     check_config({"model": {"name": "mine", "size": "?"}})

@@ -235,6 +235,19 @@ def test_a_stage_must_fit_what_it_starts_from(tiny_config, tiny_model, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("section", ["diffusion", "consistency"])
+def test_a_teacher_is_computed_as_it_was_trained(tiny_config, tiny_model, tmp_path, section):
+    teacher = load_model(tiny_model).config
+    shared = ("model", "stems", "sample_rate", "channels", "input_level", "diffusion", "consistency")
+    tiny_config.update({name: json.loads(json.dumps(teacher[name])) for name in shared} | {"method": "consistency"})
+    tiny_config["init_from"]["diffusion"] = str(tiny_model)
+    tiny_config[section]["sigma_data"] = 0.77
+    with pytest.raises(
+        UserError, match=rf"config\.{section}\.sigma_data is 0\.77, but the teacher in .* was trained with"
+    ):
+        train(json.loads(json.dumps(tiny_config)), tmp_path / "run", noise())
+
+
 def test_a_workdir_that_cannot_be_made_is_answered(small, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to --workdir"):

@@ -106,6 +106,13 @@ def test_what_a_pattern_freezes_stays_to_the_bit_and_has_no_moments():
     assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 2 * 3
 
 
+def test_a_pattern_freezes_the_adapters_of_what_it_names_too():
+    params = {"layers": {"to_qkv": jnp.ones(3)}, "masks": {"w": jnp.ones(3)}}
+    params["lora"] = {k: {n: {"down": jnp.ones(3), "up": jnp.ones(3)} for n in params[k]} for k in ("layers", "masks")}
+    mask = trained_mask(params, ("layers/*",))
+    assert not any(jax.tree.leaves(mask["lora"]["layers"])) and all(jax.tree.leaves(mask["lora"]["masks"]))
+
+
 def test_patterns_that_match_nothing_or_everything_are_refused(config, backbone, source):
     for freeze, words in ((("mask_heads*",), "is no parameter's path"), (("*",), "leaves no parameter to train")):
         frozen = {**config, "optim": {**config["optim"], "freeze": freeze}}

@@ -70,21 +70,23 @@ def stored_dtype(axes: int, computed: jnp.dtype) -> jnp.dtype:
     return computed if axes > 1 else jnp.dtype(jnp.float32)
 
 
-def copy_shared(params: Mapping[str, Any], source: Mapping[str, Any], keep_zeros: bool = False) -> dict[str, Any]:
+def copy_shared(
+    params: Mapping[str, Any], source: Mapping[str, Any], plain: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """`params` with every array that `source` has under the same path and in the same shape taken from there.
 
-    `keep_zeros`: but for arrays that are all zero in `params`, as `zero_init_output` starts the last ones.
+    `plain`: parameters that began without `zero_init_output`; arrays that are zero in `params` but not there stay so.
     """
 
-    def choose(own: Any, other: Any) -> Any:
+    def choose(own: Any, other: Any, begun: Any) -> Any:
         if isinstance(own, Mapping):
-            other = other if isinstance(other, Mapping) else {}
-            return {name: choose(value, other.get(name)) for name, value in own.items()}
+            other, begun = (tree if isinstance(tree, Mapping) else {} for tree in (other, begun))
+            return {name: choose(value, other.get(name), begun.get(name)) for name, value in own.items()}
         if other is None or jnp.shape(other) != jnp.shape(own):
             return own
-        return jnp.where(jnp.any(own != 0), other, own) if keep_zeros else other
+        return other if begun is None else jnp.where(jnp.any(own != 0) | jnp.all(begun == 0), other, own)
 
-    return choose(params, source)
+    return choose(params, source, plain)
 
 
 def make_backbone(model: Mapping[str, Any], dtype: str = "float32", within: int | None = None) -> Backbone:

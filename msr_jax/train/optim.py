@@ -78,7 +78,7 @@ def trained_mask(params: Any, freeze: Sequence[str]) -> Any:
     """Which parameters are trained, as a tree of bools; None if all are.
 
     Not trained: those whose path ("layers/time_0/attention/to_qkv") one of the patterns `freeze` matches, `*` standing for
-    anything; and, where there are low-rank adapters, all else.
+    anything, and the low-rank adapters of such; and, where there are adapters, all else.
 
     Raises:
       UserError: a pattern matches no parameter, or nothing is left to train.
@@ -90,11 +90,11 @@ def trained_mask(params: Any, freeze: Sequence[str]) -> Any:
             raise UserError(
                 f"config.optim.freeze has '{pattern}', which is no parameter's path; they are such as {', '.join(paths[:3])}"
             )
+    # "lora/layers/time_0/attention/to_qkv/down" adapts "layers/time_0/attention/to_qkv".
+    adapted = lambda path: path.removeprefix(f"{LORA}/").rpartition("/")[0] if path.startswith(f"{LORA}/") else path
+    is_frozen = lambda path: any(fnmatchcase(p, pattern) for p in (path, adapted(path)) for pattern in freeze)
     has_lora = any(path.startswith(f"{LORA}/") for path in paths)
-    is_trained = [
-        (not has_lora or path.startswith(f"{LORA}/")) and not any(fnmatchcase(path, pattern) for pattern in freeze)
-        for path in paths
-    ]
+    is_trained = [(not has_lora or path.startswith(f"{LORA}/")) and not is_frozen(path) for path in paths]
     if not any(is_trained):
         raise UserError("config.optim.freeze leaves no parameter to train; take a pattern out of it")
     return None if all(is_trained) else jax.tree.unflatten(tree, is_trained)

@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 from msr_jax.data.augment_step import make_augment
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import Objective, make_objective
-from msr_jax.models.backbone import cast_params, compute_dtype, copy_shared
+from msr_jax.models.backbone import cast_params, compute_dtype, copy_shared, make_backbone
 from msr_jax.models.interface import Backbone
 from msr_jax.models.lora import LORA, init_lora, merge_lora
+from msr_jax.runtime import log
 from msr_jax.train.optim import hold_frozen, make_optimizer, make_schedule, trained_mask
 from msr_jax.train.sharding import gathered, put, replicated, tree_sharding, with_shardings
 from msr_jax.train.state import TrainState, init_state, make_train_steps
@@ -81,11 +82,14 @@ def make_stage(
         if is_student:  # the student and its target start as copies of the teacher
             params = jax.tree.map(jax.numpy.copy, source)
         else:
-            params = backbone.init(jax.random.fold_in(key, INIT_KEY), *inputs_of(config["method"]))
+            begin = lambda net: net.init(jax.random.fold_in(key, INIT_KEY), *inputs_of(config["method"]))
+            params = begin(backbone)
             if source and config["method"] == "deterministic":
                 params = copy_shared(params, source)
             elif source and config["init_from"]["warm_start"]:
-                params = copy_shared(params, source, config["model"].get("zero_init_output", False))
+                is_zeroed = config["model"].get("zero_init_output", False)
+                plain = begin(make_backbone({**config["model"], "zero_init_output": False})) if is_zeroed else None
+                params = copy_shared(params, source, plain)
         return {**params, LORA: init_lora(jax.random.fold_in(key, LORA_KEY), params, rank)} if rank else params
 
     source = start or frozen.get("diffusion" if is_student else "deterministic", {})
@@ -185,6 +189,16 @@ def _load(config: Mapping[str, Any], folder: str, needed: tuple[str, ...], kind:
     for name, value in settings({field: config[field] for field in SHARED}):
         if name not in (*free, *OF_TRAINING) and theirs.get(name) != value:
             raise UserError(f"config.{name} is {value}, but {theirs.get(name)} in {folder}; both must have the same")
+    if "diffusion" in needed:  # the teacher is computed as the student is, and as it was trained
+        teacher = model.config["diffusion"]
+        for section in ("diffusion", "consistency"):
+            if (value := config[section]["sigma_data"]) != teacher["sigma_data"]:
+                told = f"config.{section}.sigma_data is {value}, but the teacher in {folder} was trained with {teacher['sigma_data']}"
+                raise UserError(f"{told}; both must have the same")
+        if config["diffusion"]["sampler"] != teacher["sampler"]:
+            log.info(
+                f"the model will refine by diffusion with this config's diffusion.sampler, which is not that of {folder}"
+            )
     return {name: model.weights[name] for name in needed}
 
 
