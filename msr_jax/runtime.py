@@ -99,7 +99,7 @@ def passing(path: Path) -> Path:
 
     What processes that are gone left of it is cleared.
     """
-    beside = path.with_name(f".{_short(path.name)}.{HOST}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{short_name(path.name)}.{HOST}.{os.getpid()}.tmp")
     clear_left_over(path.parent, [path.name])
     if beside not in PASSING:  # of an earlier process with this one's number, as in containers
         clear(beside)
@@ -107,8 +107,8 @@ def passing(path: Path) -> Path:
     return beside
 
 
-def _short(name: str) -> str:
-    """The name, or where what `passing` adds to it would not fit into the 255 bytes of most file systems, its checksum."""
+def short_name(name: str) -> str:
+    """The name, or where what is added to it (as by `passing`) might not fit into most file systems' 255 bytes, its checksum."""
     told = os.fsencode(name)
     return name if len(told) <= LONGEST else f"{zlib.crc32(told):08x}"
 
@@ -127,7 +127,7 @@ def clear(path: Path) -> None:
 
 def clear_left_over(folder: Path, names: Collection[str] | None = None) -> None:
     """Remove from a folder what `passing` named, for these names or for all, in processes of this machine that were killed."""
-    wanted = None if names is None else {_short(name) for name in names}
+    wanted = None if names is None else {short_name(name) for name in names}
     with suppress(OSError):  # whoever writes there says what is wrong with the folder
         for path in folder.glob(".*.tmp"):
             found = re.fullmatch(rf"\.(.+)\.{HOST}\.(\d+)\.tmp", path.name)

@@ -14,6 +14,8 @@ from msr_jax.audio.io import resample
 from msr_jax.cli import main
 from msr_jax.data.tracks import find_tracks, load_track
 from msr_jax.errors import UserError
+from msr_jax.evaluate import score
+from msr_jax.evaluate.command import main as command
 from msr_jax.evaluate.protocols import METRICS, PROTOCOLS, cut, estimate_stems, protocol_text, score_song
 from msr_jax.evaluate.score import Plan, evaluate, evaluate_tracks, mixture_as_estimate
 from msr_jax.evaluate.songs import load_references
@@ -287,6 +289,91 @@ def test_folders_of_estimates_are_scored_and_every_fault_is_named(tmp_path, caps
         assert all(name in text for name in reasons)
 
 
+def two_tools(folder, names=("song",)):
+    """Arguments that score the estimates of tool A, and of tool B, into one place; both are poorer than the references."""
+    for name in names:
+        for seed, place in enumerate(("references", "A", "B")):
+            stereo_song(folder / place / name, seconds=1, channels=1, seed=seed)
+    common = ("--references", folder / "references", "--out", folder / "out")
+    return [("--estimates", folder / tool, *common) for tool in "AB"]
+
+
+def excerpt_in(folder, stem="bass"):
+    return soundfile.read(folder / "out" / "excerpts" / "song" / f"{stem}.estimate.wav")[0]
+
+
+def heard_in(folder):
+    return (folder / "out" / "report.html").read_text().count('class="sound"')
+
+
+def test_a_report_plays_the_estimates_that_it_scores(tmp_path):
+    a, b = two_tools(tmp_path)
+    assert run(*a) == 0 and heard_in(tmp_path) == 9
+    assert run(*b, "--excerpts", 0) == 0 and heard_in(tmp_path) == 0
+    assert run(*b) == 0 and heard_in(tmp_path) == 9
+    made = soundfile.read(tmp_path / "B" / "song" / "bass.wav")[0]
+    np.testing.assert_allclose(excerpt_in(tmp_path), made, atol=2**-15)
+
+
+def test_an_excerpt_that_is_not_whole_is_made_anew(tmp_path, monkeypatch):
+    a, _ = two_tools(tmp_path)
+    whole, written = score.write_audio, []
+
+    def killed(path, *rest):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        whole(path, *rest)
+
+    monkeypatch.setattr(score, "write_audio", killed)
+    with pytest.raises(KeyboardInterrupt):
+        command(list(map(str, a)))
+    monkeypatch.undo()
+    assert run(*a) == 0 and heard_in(tmp_path) == 9
+    assert run(*a, "--stems", "bass,drums") == 0 and heard_in(tmp_path) == 5
+    assert run(*a) == 0 and heard_in(tmp_path) == 9
+
+
+def test_what_cannot_be_written_ends_the_evaluation_and_is_no_problem_of_a_track(tmp_path, monkeypatch, capsys):
+    a, _ = two_tools(tmp_path, ("song", "song 2"))
+
+    def full(path, *rest):
+        raise UserError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(score, "write_audio", full)
+    assert run(*a, "--excerpts", 1) == 2
+    assert "No space left" in capsys.readouterr().err and not (tmp_path / "out" / "results.json").exists()
+
+
+def test_an_estimate_too_large_to_be_scored_is_a_problem_of_its_track(tmp_path):
+    a, _ = two_tools(tmp_path, ("song", "huge"))
+    path = tmp_path / "A" / "huge" / "bass.wav"
+    soundfile.write(path, 1e18 * soundfile.read(path)[0], RATE, subtype="FLOAT")
+    assert run(*a) == 1
+    results = results_in(tmp_path / "out")
+    assert list(results["tracks"]) == ["song"] and "scale them down" in results["problems"][0]["reason"]
+
+
+def test_a_shard_names_the_tracks_that_it_cannot_score(tmp_path, capsys):
+    a, _ = two_tools(tmp_path, ("song", "song 2"))
+    (tmp_path / "A" / "song 2" / "bass.wav").unlink()
+    assert [run(*a, "--shard", f"{k}/2") for k in (1, 2)] == [0, 1]
+    assert "NOT scored: song 2: " in capsys.readouterr().out
+
+
+def test_a_track_of_a_long_name_is_scored_heard_and_kept(tmp_path, capsys):
+    a, _ = two_tools(tmp_path, ["x" * 250])
+    assert run(*a) == 0 and list(results_in(tmp_path / "out")["tracks"]) == ["x" * 250]
+    assert heard_in(tmp_path) == 9
+    assert run(*a) == 0 and "1 of 1 tracks were scored before" in capsys.readouterr().out
+
+
+def test_an_excerpt_may_have_any_rate_and_number_of_channels(tmp_path):
+    audio = 0.1 * noise(stems=1, channels=9, seconds=1)
+    score.write_excerpt(tmp_path, audio, audio, Plan(["bass"], 1_000_000, 9))
+    assert soundfile.info(tmp_path / "bass.estimate.wav").channels == 9
+
+
 def test_one_odd_reference_is_named_and_changes_no_other_score(tmp_path, capsys):
     for k in range(3):
         for place in ("references", "estimates"):
@@ -339,6 +426,11 @@ def test_bad_input_gets_one_sentence(corpus, toy_model, tmp_path, capsys):
         (("--data", corpus, "--model", tmp_path / "empty", "--out", out), "config.json"),
         (("--data", corpus, "--model", toy_model, "--estimates", corpus, "--out", out), "exclude each other"),
         (("--data", corpus, "--refine", "none", "--out", out), "name its folder by --model"),
+        (("--data", corpus, "--seed", 0, "--no-det", "--out", out), "--seed, --no-det would change nothing"),
+        (("--data", corpus, "--mixture-consistent", "--out", out), "--mixture-consistent would change nothing"),
+        (("--data", corpus, "--stems", "bass", "--out", out), "name their folder by --estimates"),
+        (("--data", corpus, "--model", toy_model, "--sample-rate", RATE, "--out", out), "--sample-rate would change"),
+        (("--data", corpus, "--estimates", corpus, "--dtype", "float32", "--out", out), "name its folder by --model"),
         (("--data", corpus, "--estimates", tmp_path / "none", "--out", out), "is no folder"),
         (("--data", corpus, "--estimates", tmp_path / "empty", "--out", out), "has the name of a reference track"),
         (("--data", tmp_path / "empty", "--estimates", corpus, "--out", out), "neither the stems of"),

@@ -21,6 +21,7 @@ from msr_jax.evaluate.score import (
     Plan,
     by_model,
     evaluate_tracks,
+    excerpts_of,
     mixture_as_estimate,
     summary,
     with_others,
@@ -32,6 +33,9 @@ from msr_jax.runtime import parse_shard
 from msr_jax.separate.engine import Separator, load
 
 NAMED = 3  # files at the most, where several are odd
+# Options that are None unless they were given, and mean nothing elsewhere.
+OF_A_MODEL = ("refine", "steps", "seed", "dtype", "mixture_consistent", "no_det")
+OF_ESTIMATES = ("stems", "sample_rate")
 PACKAGES = ("msr_jax", "jax", "flax", "numpy", "scipy", "museval", "log-wmse-audio-quality")
 
 
@@ -94,15 +98,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bss-backend", choices=BACKENDS, default="jax", help="museval is the reference, and slow")
     parser.add_argument("--refine", choices=REFINEMENTS, help="default: what the model names, or the best that it has")
     parser.add_argument("--steps", type=int, metavar="T", help="refinement steps (default: the model's own)")
-    parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 is faster")
+    parser.add_argument("--seed", type=int, help="of the refinement's noise (default: 0)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="bfloat16 is faster (default: float32)")
     parser.add_argument(
         "--mixture-consistent",
         action="store_true",
+        default=None,
         help="have the stems add up to the mixture, each as loud as its share",
     )
     parser.add_argument(
-        "--no-det", action="store_true", help="do not score the deterministic estimate beside a refined one"
+        "--no-det",
+        action="store_true",
+        default=None,
+        help="do not score the deterministic estimate beside a refined one",
     )
     parser.add_argument(
         "--stems", metavar="A,B", help="for --estimates: the stems (default: as the references' data set)"
@@ -151,8 +159,13 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.model and args.estimates:
         raise UserError("--model and --estimates exclude each other")
-    if not args.model and (args.refine or args.steps):
-        raise UserError("--refine and --steps are a model's; name its folder by --model")
+    for names, is_used, why in (
+        (OF_A_MODEL, args.model, "only a model uses that; name its folder by --model"),
+        (OF_ESTIMATES, args.estimates, "that is for estimates of any tool; name their folder by --estimates"),
+    ):
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+        if given and not is_used:
+            raise UserError(f"{', '.join(given)} would change nothing: {why}")
     for name, value in (("--workers", args.workers), ("--sample-rate", args.sample_rate)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1")
@@ -165,13 +178,15 @@ def main(argv: list[str]) -> int:
     det: list[EstimateFunction] = []
     sources: Callable[[Path], list[Path]] = lambda track: [track]
     if args.model:
-        run = (args.seed, args.protocol, args.bss_backend)
-        options = {"dtype": args.dtype, "mixture_consistent": args.mixture_consistent}
+        seed = args.seed or 0
+        run = (seed, args.protocol, args.bss_backend)
+        options: dict[str, Any] = {"dtype": args.dtype or "float32"}
+        options["mixture_consistent"] = bool(args.mixture_consistent)
         estimators, plan, first = model_runs(args.model, args.refine, args.steps, *run, folder, **options)
         if first.refine != "none" and not args.no_det:
             det = model_runs(args.model, "none", None, *run, folder, **options)[0]
         steps = args.steps or own_steps(first.config, first.refine)
-        settings |= {"refine": first.refine, **({"steps": steps} if steps else {}), "seed": args.seed, **options}
+        settings |= {"refine": first.refine, **({"steps": steps} if steps else {}), "seed": seed, **options}
         sources = lambda track: [track, Path(args.model)]
         tracks = find_tracks(folder, first.stems)
     elif args.estimates:
@@ -230,16 +245,20 @@ def main(argv: list[str]) -> int:
     if kept:
         print(f"{kept} of {len(mine)} tracks were scored before")
     if shards > 1:
+        for fault in faults:
+            print(f"NOT scored: {fault['track']}: {fault['reason']}")
         print(f"shard {shard} of {shards} is done; run the same command without --shard to collect all")
-        return 0
+        return 1 if faults else 0
     results = summary(scored, problems + faults, plan)
     if not scored:
         raise UserError(f"no track could be scored; {faults[0]['track']}: {faults[0]['reason']}")
     if baseline:
         results["deterministic"] = summary(baseline[0], baseline[1], plan)
+    # Before the settings change, by which excerpts are stamped.
+    heard = excerpts_of(tracks[: args.excerpts], args.out / "tracks", common["stamp"])
     settings |= {"tracks": len(scored), "workers": workers}
     results["settings"] = settings
-    write_results(args.out, results)
+    write_results(args.out, results, heard)
     console.print((args.out / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     print(f"wrote {args.out}/results.json, results.md and report.html ({len(scored)} tracks)")
     if results["problems"]:

@@ -87,15 +87,15 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_results(out: Path, results: Mapping[str, Any]) -> None:
-    """Write results.json (strict JSON), results.md and report.html, each whole or not at all.
+def write_results(out: Path, results: Mapping[str, Any], excerpts: Mapping[str, Path]) -> None:
+    """Write results.json (strict JSON), results.md and report.html, each whole or not at all; `excerpts` as of `report`.
 
     Raises:
       UserError: one cannot be written.
     """
     write_whole(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_whole(out / "results.md", markdown(results))
-    write_whole(out / "report.html", report(results, out / "excerpts"))
+    write_whole(out / "report.html", report(results, excerpts))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], ours: int = 0) -> str:
@@ -192,15 +192,15 @@ def _sound(path: Path, title: str) -> str:
     )
 
 
-def _excerpts(folder: Path, tracks: Mapping[str, Any], stems: Sequence[str]) -> str:
+def _excerpts(folders: Mapping[str, Path], tracks: Mapping[str, Any], stems: Sequence[str]) -> str:
     parts = []
     for name in tracks:
-        if not (folder / name / "mixture.flac").is_file():
+        if name not in folders:
             continue
-        parts.append(f"<h3>{escape(name)}</h3>" + _sound(folder / name / "mixture.flac", "mixture"))
+        parts.append(f"<h3>{escape(name)}</h3>" + _sound(folders[name] / "mixture.wav", "mixture"))
         for stem in stems:
             pair = [
-                _sound(folder / name / f"{stem}.{kind}.flac", f"{stem}, {kind}") for kind in ("reference", "estimate")
+                _sound(folders[name] / f"{stem}.{kind}.wav", f"{stem}, {kind}") for kind in ("reference", "estimate")
             ]
             parts.append(f'<div class="sounds" style="margin-top:.8rem">{"".join(pair)}</div>')
     if not parts:
@@ -221,12 +221,12 @@ def _tracks(results: Mapping[str, Any], stems: Sequence[str]) -> str:
     return f"<details><summary>All {len(rows)} tracks</summary>{table(head, rows)}</details>"
 
 
-def report(results: Mapping[str, Any], excerpts: Path) -> str:
+def report(results: Mapping[str, Any], excerpts: Mapping[str, Path]) -> str:
     """The page: figures beside published ones, box plots, refinement gains, excerpts, tracks, settings.
 
     Args:
       results: as results.json.
-      excerpts: folder of what `write_excerpt` wrote, by track; may be missing.
+      excerpts: folders of what `write_excerpt` wrote, by track; a track may have none.
     """
     settings = results["settings"]
     stems, data = settings["stems"], DATA[min(2, settings["channels"])]

@@ -26,9 +26,10 @@ from msr_jax.evaluate.protocols import (
 )
 from msr_jax.evaluate.songs import REST, load_references, others_of
 from msr_jax.metrics.aggregate import SegmentScores, aggregate_segments
-from msr_jax.runtime import write_whole
+from msr_jax.runtime import short_name, write_whole
 
 EXCERPT_SECONDS = 8
+STAMP = "stamp.json"  # in the folder of an excerpt that is whole
 # (track folder, references (stems, channels, samples)) -> estimates of that shape, notes
 EstimateFunction = Callable[[Path, np.ndarray], tuple[np.ndarray, list[str]]]
 
@@ -69,16 +70,15 @@ def score_track(
     folder: Path,
     borrowed: Callable[[], AbstractContextManager[EstimateFunction]],
     plan: Plan,
-    excerpt: Path | None = None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Load, separate and score one track.
 
     Args:
       borrowed: waits for an estimate function that is free; that wait is no work.
-      excerpt: a folder that gets a few seconds of mixture, references and estimates.
 
     Returns:
-      {"seconds", "work_seconds", "notes", what `score_song` gives, "segments" (protocol "paper")}.
+      ({"seconds", "work_seconds", "notes", what `score_song` gives, "segments" (protocol "paper")}, estimates and references
+      (stems, channels, samples)).
 
     Raises:
       UserError: references or estimates cannot be used.
@@ -100,24 +100,36 @@ def score_track(
     told["notes"] += [
         f"estimate {s} is silent throughout" for s, e in zip(plan.stems, estimates, strict=True) if not e.any()
     ]
-    if excerpt:
-        write_excerpt(excerpt, estimates, references, plan)
-    if plan.protocol == "paper":
-        assert plan.segment is not None
-        scores, segments = score_segments(
-            estimates, references, plan.stems, plan.sample_rate, plan.segment, plan.backend
-        )
-        scores["segments"] = segments
-    else:
-        scores = score_song(estimates, references, plan.stems, plan.sample_rate, plan.backend)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is told of below
+        if plan.protocol == "paper":
+            assert plan.segment is not None
+            scores, segments = score_segments(
+                estimates, references, plan.stems, plan.sample_rate, plan.segment, plan.backend
+            )
+            scores["segments"] = segments
+        else:
+            scores = score_song(estimates, references, plan.stems, plan.sample_rate, plan.backend)
+    try:
+        json.dumps(scores, allow_nan=False)
+    except ValueError as error:
+        peak = max(float(np.abs(audio).max()) for audio in (estimates, references))
+        raise UserError(
+            f"scores of {folder} are not finite: its samples reach {peak:.1e}, where full scale is 1; scale them down"
+        ) from error
     if any(scores["singular_frames"].values()):
         counts = ", ".join(f"{s} {n} of {n + len(scores['sir'][s])}" for s, n in scores["singular_frames"].items() if n)
         told["notes"].append(f"SIR and SAR leave out frames whose projection is singular to precision: {counts}")
-    return told | scores
+    return told | scores, estimates, references
 
 
-def write_excerpt(folder: Path, estimates: np.ndarray, references: np.ndarray, plan: Plan) -> None:
-    """Write the stretch where the quietest stem sounds most, so that all can be heard: mixture, references, estimates."""
+def write_excerpt(folder: Path, estimates: np.ndarray, references: np.ndarray, plan: Plan, stamp: Any = None) -> None:
+    """Write the stretch where the quietest stem sounds most, so that all can be heard: mixture, references, estimates.
+
+    The stamp (JSON) is written last: a folder without it is not whole.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
     length = min(EXCERPT_SECONDS * plan.sample_rate, references.shape[-1])
     starts = range(0, references.shape[-1] - length + 1, plan.sample_rate)
     levels = [np.sort(np.sqrt(np.square(references[..., s : s + length]).mean((1, 2)))) for s in starts]
@@ -126,8 +138,34 @@ def write_excerpt(folder: Path, estimates: np.ndarray, references: np.ndarray, p
     sounds = {"mixture": references.sum(0)}
     for j, stem in enumerate(plan.stems):
         sounds |= {f"{stem}.reference": references[j], f"{stem}.estimate": estimates[j]}
-    for name, audio in sounds.items():
-        write_audio(folder / f"{name}.flac", audio[:, part].T, plan.sample_rate, "PCM_16")
+    write_whole(folder / STAMP, "{}")  # the sounds of an earlier stamp are about to go
+    for name, audio in sounds.items():  # as WAV, which has every rate and any number of channels
+        write_audio(folder / f"{name}.wav", audio[:, part].T, plan.sample_rate, "PCM_16")
+    write_whole(folder / STAMP, json.dumps({"stamp": stamp}))
+
+
+def _excerpt_folder(keep: Path, track: Path) -> Path:
+    return keep.parent / "excerpts" / short_name(track_name(track))
+
+
+def _stamped(stamp: Callable[[Path], Any], track: Path) -> Any:
+    """JSON turns tuples into lists: compared is what can be read back."""
+    return json.loads(json.dumps(stamp(track)))
+
+
+def _read_kept(path: Path, stamp: Any) -> dict[str, Any] | None:
+    """What was written with this stamp; None where there is nothing, or something else."""
+    try:
+        kept = json.loads(path.read_text())
+        return kept if kept["stamp"] == stamp else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+
+
+def excerpts_of(tracks: Iterable[Path], keep: Path, stamp: Callable[[Path], Any]) -> dict[str, Path]:
+    """{track: folder of its excerpt} of those whose excerpt is whole and has the stamp; `keep` and `stamp` as below."""
+    places = {track: _excerpt_folder(keep, track) for track in tracks}
+    return {track_name(t): p for t, p in places.items() if _read_kept(p / STAMP, _stamped(stamp, t))}
 
 
 def evaluate_tracks(
@@ -144,7 +182,8 @@ def evaluate_tracks(
 
     Args:
       estimators: one per device; a track waits for a free one to be separated, and is scored without it.
-      keep: folder in which each track's scores stay, as NAME.json; a track found there with an equal stamp is not done again.
+      keep: folder in which each track's scores stay, as NAME.json; a track found there with an equal stamp is not done
+        again.
       stamp: what a track's scores depend on, as JSON.
       workers: tracks in work at a time.
       excerpts: tracks of which audio is kept, below `keep`'s neighbour `excerpts`.
@@ -152,6 +191,9 @@ def evaluate_tracks(
 
     Returns:
       ({track: its scores}, problems [{"track", "reason"}], number of tracks taken from `keep`).
+
+    Raises:
+      UserError: scores or an excerpt cannot be written.
     """
     free: queue.Queue = queue.Queue()
     for estimator in estimators:
@@ -167,23 +209,21 @@ def evaluate_tracks(
 
     def work(folder: Path) -> tuple[str, dict | None, str, bool]:
         name = track_name(folder)
-        place = keep / f"{name}.json" if keep else None
-        sounds = keep.parent / "excerpts" / name if keep and folder in excerpts else None
-        # JSON turns tuples into lists: compared is what can be read back.
-        told = json.loads(json.dumps(stamp(folder)))
-        if place and place.exists() and not (sounds and not sounds.exists()):
-            try:
-                kept = json.loads(place.read_text())
-                if kept["stamp"] == told:
-                    return name, kept["scores"], "", True
-            except (ValueError, KeyError, TypeError):
-                pass  # written by something else: done anew
+        place = keep / f"{short_name(name)}.json" if keep else None
+        sounds = _excerpt_folder(keep, folder) if keep and folder in excerpts else None
+        told = _stamped(stamp, folder)
+        kept = _read_kept(place, told) if place else None
+        if kept and (not sounds or _read_kept(sounds / STAMP, told)):
+            return name, kept["scores"], "", True
         try:
-            scores = score_track(folder, borrowed, plan, sounds)
+            scores, estimates, references = score_track(folder, borrowed, plan)
         except UserError as error:
             return name, None, str(error), False
+        # Outside of the `try`: that nothing can be written, as on a full disk, is no problem of this track.
         if place:
             write_whole(place, json.dumps({"stamp": told, "scores": scores}, allow_nan=False))
+        if sounds:
+            write_excerpt(sounds, estimates, references, plan, told)
         return name, scores, "", False
 
     scored, problems, found = {}, [], 0
