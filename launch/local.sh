@@ -30,8 +30,15 @@ fi
 [[ $restarts =~ ^[0-9]+$ ]] || { echo "local.sh: --restarts is followed by a number, not '$restarts'" >&2 && exit 2; }
 read -ra msr <<< "${MSR:-msr}"
 
+# GPUs that are to be used: all, or those that the variable names.
+IFS=, read -ra given <<< "${CUDA_VISIBLE_DEVICES:-}"
+if [ "$gpus" = yes ] && [ "${#given[@]}" -gt 0 ] && [ "${#given[@]}" -lt "$processes" ]; then
+  echo "local.sh: CUDA_VISIBLE_DEVICES names ${#given[@]} GPUs, fewer than the $processes processes of -n" >&2
+  exit 2
+fi
+
 free_port() {
-  python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
 command_of() { # process, port
@@ -53,12 +60,12 @@ end_all() { # to be called when one is gone: the others wait for it in vain
 
 run_once() {
   local port k code
-  port=$(free_port)
+  port=$(free_port) || return 2
   pids=()
   for ((k = 0; k < processes; k++)); do
     [ "$asked" = no ] || break # a signal that came before there was anybody to pass it on to
     if [ "$gpus" = yes ]; then
-      CUDA_VISIBLE_DEVICES=$k "${msr[@]}" "$@" --coordinator "127.0.0.1:$port" --processes "$processes" --process "$k" &
+      CUDA_VISIBLE_DEVICES=${given[k]:-$k} "${msr[@]}" "$@" --coordinator "127.0.0.1:$port" --processes "$processes" --process "$k" &
     else
       "${msr[@]}" "$@" --coordinator "127.0.0.1:$port" --processes "$processes" --process "$k" &
     fi
@@ -91,7 +98,7 @@ run_once() {
 
 if [ "$dry" = yes ]; then
   for ((k = 0; k < processes; k++)); do
-    [ "$gpus" = no ] || printf 'CUDA_VISIBLE_DEVICES=%s ' "$k"
+    [ "$gpus" = no ] || printf 'CUDA_VISIBLE_DEVICES=%s ' "${given[k]:-$k}"
     command_of "$k" PORT "$@"
   done
   exit 0

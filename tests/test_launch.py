@@ -55,7 +55,18 @@ def test_local_says_how_it_is_used():
     assert code == 0 and "bash launch/local.sh [-n PROCESSES]" in said and "set -e" not in said
 
 
-def test_local_shows_one_command_per_process():
+def test_local_takes_the_gpus_that_are_given_to_it(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    code, said = bash("local.sh", "-n", "2", "--gpus", "--dry-run", "--", "train")
+    assert code == 0 and [line.split()[0] for line in said.splitlines()] == [
+        f"CUDA_VISIBLE_DEVICES={k}" for k in (4, 7)
+    ]
+    code, said = bash("local.sh", "-n", "3", "--gpus", "--", "train")
+    assert code == 2 and "names 2 GPUs, fewer than the 3 processes" in said
+
+
+def test_local_shows_one_command_per_process(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     code, said = bash("local.sh", "-n", "3", "--gpus", "--dry-run", "--", "train", "--config", "c.py")
     lines = said.splitlines()
     assert code == 0 and len(lines) == 3
