@@ -248,8 +248,9 @@ MODEL_FIELDS = {
 RISING = (
     ("diffusion.sampler.sigma_min", "diffusion.sampler.sigma_max"),
     ("consistency.sigma_min", "consistency.sigma_max"),
-    ("consistency.sigma_min", "consistency.sampler.sigma_max"),
 )
+# In a recipe alone: model folders of other programs hold others, and are computed as they say.
+RISING_IN_RECIPES = (("consistency.sigma_min", "consistency.sampler.sigma_max"),)
 
 
 def fields_of(model: str) -> dict[str, Field]:
@@ -380,10 +381,13 @@ def check_config(config: Mapping[str, Any], where: str = "config.", is_whole: bo
     for key in ("steps", "log_every", "validate_every", "checkpoint_every"):
         if (steps := found.get(f"train.{key}", per)) % per:
             raise UserError(f"train.{key} ({steps}) must be a positive multiple of train.steps_per_dispatch ({per})")
-    for low, high in RISING:
+    for low, high in (*RISING, *(RISING_IN_RECIPES if is_whole else ())):
         if low in found and high in found and found[low] > found[high]:
             raise UserError(f"{where}{low} ({found[low]}) must be at most {high} ({found[high]})")
     _check_sizes(found, name, where)
+    bands_at, rate = found.get("model.sample_rate"), found.get("sample_rate")
+    if is_whole and None not in (bands_at, rate) and bands_at != rate:
+        raise UserError(f"{where}sample_rate is {rate}, and model.sample_rate, at which bands are laid out, {bands_at}")
 
 
 def _check_sizes(found: Mapping[str, Any], name: str, where: str) -> None:
@@ -399,9 +403,6 @@ def _check_sizes(found: Mapping[str, Any], name: str, where: str) -> None:
         count = len(given) if isinstance(given, Sequence) else given
         if None not in (size, count) and count != size:
             raise UserError(f"{where}{key} is {_shown(given)}, and the network of config.model takes {size}")
-    bands_at, rate = found.get("model.sample_rate"), found.get("sample_rate")
-    if None not in (bands_at, rate) and bands_at != rate:
-        raise UserError(f"{where}sample_rate is {rate}, and model.sample_rate, at which bands are laid out, {bands_at}")
 
 
 def table(rows: Sequence[Field], prefix: str = "") -> str:

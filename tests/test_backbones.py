@@ -243,7 +243,7 @@ def test_what_starts_at_zero_anyway_is_warm_started_like_all_else(model):
     zeroed, plain = make_backbone(model), make_backbone({**model, "zero_init_output": False})
     separator = jax.tree.map(lambda x: x + 0.1, plain.init(jax.random.key(0), False))
     begun, other = (net.init(jax.random.key(1), True) for net in (zeroed, plain))
-    started = flatten(copy_shared(begun, separator, other))
+    started = flatten(copy_shared(begun, separator, plain=other))
     kept = [name for name, array in flatten(separator).items() if not np.array_equal(started[name], array)]
     zeros = lambda params: {name for name, array in flatten(params).items() if not np.any(array)}
     assert set(kept) == zeros(begun) - zeros(other) and kept
@@ -254,7 +254,7 @@ def test_masks_that_start_at_zero_do_so_after_a_warm_start_too():
     backbone = make_backbone({**tiny_bsrf()["model"], "zero_init_output": True})
     separator = make_backbone(tiny_bsrf()["model"]).init(jax.random.key(0), False)
     plain = make_backbone(tiny_bsrf()["model"]).init(jax.random.key(1), True)
-    start = lambda keep: copy_shared(backbone.init(jax.random.key(1), True), separator, plain if keep else None)
+    start = lambda keep: copy_shared(backbone.init(jax.random.key(1), True), separator, plain=plain if keep else None)
     x = jax.random.normal(jax.random.key(2), (1, 2400, 2))
     _, features = backbone.separate(separator, x)
     refine = lambda params: backbone.refine(

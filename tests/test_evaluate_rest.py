@@ -69,6 +69,37 @@ def test_data_of_one_s_own_has_the_stems_that_are_asked_for(tmp_path):
     assert others_of(tmp_path / "two", ["bass", "vocals"]) == []
 
 
+def test_a_stem_that_is_the_sum_of_others_is_one_of_a_partition_of_one_s_own(song):
+    track = song / "references" / "song"
+    total = sum(soundfile.read(track / f"{stem}.wav")[0] for stem in MUSDB)
+    soundfile.write(track / "instrumental.wav", total - soundfile.read(track / "vocals.wav")[0], RATE, subtype="FLOAT")
+    assert others_of(song / "references", ["vocals", "instrumental"]) == []
+    heard = []
+    separate = lambda mixture, rate: heard.append(mixture) or {"vocals": mixture / 2, "instrumental": mixture / 2}
+    evaluate(separate, [track], ["vocals", "instrumental"], RATE, 2)
+    np.testing.assert_allclose(heard[0], total, atol=1e-6)
+
+
+def test_a_stem_of_one_s_own_that_is_called_rest_is_not_made_up(tmp_path, capsys):
+    stereo_song(tmp_path / "references" / "song", ["speech", "rest"])
+    stereo_song(tmp_path / "estimates" / "song", ["speech"])
+    command = (
+        "--references",
+        tmp_path / "references",
+        "--estimates",
+        tmp_path / "estimates",
+        "--out",
+        tmp_path / "out",
+    )
+    assert run(*command, "--stems", "rest,speech") == 2
+    assert "lacks the estimates of rest" in capsys.readouterr().err
+
+
+def test_data_that_are_not_there_are_named(toy_model, tmp_path, capsys):
+    assert run("--data", tmp_path / "nowhere", "--model", toy_model, "--out", tmp_path / "out") == 2
+    assert "nowhere is no folder; name one that holds track folders" in capsys.readouterr().err
+
+
 def test_a_stem_of_that_name_and_commands_that_need_all_stems_are_refused(song):
     with pytest.raises(UserError, match="a stem called 'rest' leaves no name"):
         others_of(song / "references", ["vocals", "rest"])

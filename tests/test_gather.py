@@ -120,3 +120,33 @@ begun.wait()
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_the_end_of_a_program_is_not_held_up_by_who_waits_to_compile():
+    program = """
+import threading, time
+from msr_jax.separate import network
+from msr_jax.separate.gather import waited_for
+from msr_jax.separate.network import Network
+
+def compile(*_):
+    begun.set()
+    time.sleep(0.5)
+    return object()
+
+net = object.__new__(Network)
+net._compiling, net._programs, net._bytes, net._read = threading.Lock(), {}, {}, {}
+net.batch_size = net.stems = net.memory = 1
+net.is_growing, net._compile, network._bytes_of_call = False, compile, lambda _: 0
+begun = threading.Event()
+
+def inside(shape):
+    with waited_for():
+        net._fitting(shape)
+
+for k, work in enumerate((net._fitting, net._fitting, inside)):
+    threading.Thread(target=work, args=((k, 1),), daemon=True).start()
+begun.wait()
+time.sleep(0.1)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

@@ -63,8 +63,10 @@ def test_a_download_that_meets_a_full_disk_does_not_name_the_servers_place(serve
 def test_mixes_of_any_gains_do_not_fill_the_disk(server):
     client, desk = server
     identity = wait(client, create(client, song_file(0.2)).json()["id"])["id"]
-    for k in range(5):
+    for k in range(6):
         assert client.get(f"/api/jobs/{identity}/mixdown.wav?gains=drums:0.{k + 1}").status_code == 200
+    assert len(list(desk.get(identity).folder.glob("mix_*"))) == downloads.MIXES
+    assert client.get(f"/api/jobs/{identity}/drums.flac").status_code == 200  # makes room for no mix
     assert len(list(desk.get(identity).folder.glob("mix_*"))) == downloads.MIXES
 
 

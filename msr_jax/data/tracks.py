@@ -259,7 +259,9 @@ def split_of(corpus: str | Path, split: str) -> Path:
     inside = child(Path(corpus), split)
     if inside.is_dir():
         return inside
-    others = [name for name in SPLITS if name != split and child(Path(corpus), name).is_dir()]
+    # A bare folder may hold a song of such a name: a track has files directly inside of it.
+    is_split = lambda folder: folder.is_dir() and not any(f.is_file() and not is_mp4(f) for f in _children(folder))
+    others = [name for name in SPLITS if name != split and is_split(child(Path(corpus), name))]
     if others:
         raise UserError(f"{corpus} has no split '{split}'; it has {', '.join(others)}")
     return Path(corpus)

@@ -151,7 +151,9 @@ def _from_estimates(
     problems = [{"track": n, "reason": "has no folder of estimates"} for n in alone]
     problems += [{"track": n, "reason": "is a folder of estimates without a reference track"} for n in strangers]
     plan = with_others(Plan(stems, rate, channels, "song", None, args.bss_backend), tracks[0].parent)
-    read = lambda folder, references: load_estimates(paired[track_name(folder)], plan.stems, references, rate)
+    read = lambda folder, references: load_estimates(
+        paired[track_name(folder)], plan.stems, references, rate, bool(plan.others)
+    )
     return [read], plan, problems, paired
 
 
@@ -214,7 +216,7 @@ def main(argv: list[str]) -> int:
         )
     if folder != args.data:
         print(f"taking the split {args.split} of {args.data}")
-        settings["split"] = args.split
+        settings["split"] = folder.name
     settings |= {
         "protocol": plan.protocol,
         "protocol_text": protocol_text(plan.protocol, plan.backend),

@@ -88,10 +88,11 @@ def estimate_stems(
     stems: Sequence[str],
     sample_rate: int,
     segment: int | None = None,
+    has_rest: bool = False,
 ) -> np.ndarray:
     """Estimates, of the references' shape, from the references' sum: of all at once, or of every `segment` on its own.
 
-    A last stem `REST` that the function does not give is the mixture less the others.
+    With `has_rest` the last stem is `REST`; where the function does not give it, it is the mixture less the others.
     """
     mixture = references.sum(0)
     found = np.empty(references.shape, np.float32)
@@ -100,7 +101,7 @@ def estimate_stems(
         part = mixture[:, start : start + step]
         parts = function(part[0] if len(part) == 1 else np.ascontiguousarray(part.T), sample_rate)
         for j, stem in enumerate(stems):
-            if stem == REST and REST not in parts:
+            if has_rest and stem == REST and REST not in parts:
                 found[j, :, start : start + step] = part - found[:j, :, start : start + step].sum(0)
             else:
                 found[j, :, start : start + step] = parts[stem].reshape(part.shape[1], -1).T

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_results(out: Path, results: Mapping[str, Any], excerpts: Mapping[str, Path]) -> None:
+def write_results(out: Path, results: Mapping[str, Any], excerpts: Mapping[str, Path] = MappingProxyType({})) -> None:
     """Write results.json (strict JSON), results.md and report.html, each whole or not at all; `excerpts` as of `report`.
 
     Raises:

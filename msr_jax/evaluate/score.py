@@ -56,7 +56,7 @@ def by_model(function: SeparateFunction, plan: Plan) -> EstimateFunction:
     """Estimates by separating the sum of the references; segments on their own where the protocol cuts."""
     segment = None if plan.protocol == "song" else plan.segment
     return lambda folder, references: (
-        estimate_stems(function, references, plan.stems, plan.sample_rate, segment),
+        estimate_stems(function, references, plan.stems, plan.sample_rate, segment, bool(plan.others)),
         [],
     )
 

@@ -54,16 +54,18 @@ def others_of(folder: Path, stems: Sequence[str]) -> list[str]:
     Raises:
       UserError: there are such, and one of `stems` is called as they are together.
     """
+    if not folder.is_dir():  # which is said where tracks are looked for
+        return []
     try:
         known = stems_of(folder)
     except UserError:  # a data set of one's own, whose stems are those that are asked for
         return []
     names = {plain(stem) for stem in stems}
+    if names - {REST} - set(map(plain, known)):  # stems of one's own, which may be sums of the set's ("instrumental")
+        return []
     files = {plain(f.name if plain(f.name) == "metadata.yaml" else f.stem) for f in folder.glob("*/*")}
     is_whole = "metadata.yaml" in files or not files  # all stems are in each track
     others = [stem for stem in known if plain(stem) not in names and (is_whole or plain(stem) in files)]
-    if others and names.isdisjoint(map(plain, known)):
-        return []  # another set's names: what is wrong is said of each track
     if others and REST in names:
         raise UserError(f"{folder} has {', '.join(others)} too, and a stem called '{REST}' leaves no name for them")
     return others
@@ -134,12 +136,13 @@ def load_references(
 
 
 def load_estimates(
-    folder: Path, stems: Sequence[str], references: np.ndarray, sample_rate: int
+    folder: Path, stems: Sequence[str], references: np.ndarray, sample_rate: int, has_rest: bool = False
 ) -> tuple[np.ndarray, list[str]]:
     """Estimates of one track, brought to the shape of its references, and notes on what had to be changed.
 
     Args:
-      folder: holds STEM.wav or STEM.flac for every stem; without one for `REST`, that is the mixture less the others.
+      folder: holds STEM.wav or STEM.flac for every stem.
+      has_rest: the last stem is `REST`; without a file it is the mixture less the others.
       references: (stems, channels, samples).
 
     Raises:
@@ -147,7 +150,7 @@ def load_estimates(
     """
     _, channels, samples = references.shape
     paths = {stem: path for stem in stems if (path := audio_file(folder, stem))}
-    missing = [stem for stem in stems if stem not in paths and stem != REST]
+    missing = [stem for stem in (stems[:-1] if has_rest else stems) if stem not in paths]
     if missing:
         raise UserError(f"{folder} lacks the estimates of {', '.join(missing)}")
     found, notes = np.zeros(references.shape, np.float32), []

@@ -71,7 +71,7 @@ def stored_dtype(axes: int, computed: jnp.dtype) -> jnp.dtype:
 
 
 def copy_shared(
-    params: Mapping[str, Any], source: Mapping[str, Any], plain: Mapping[str, Any] | None = None
+    params: Mapping[str, Any], source: Mapping[str, Any], *, plain: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """`params` with every array that `source` has under the same path and in the same shape taken from there.
 

@@ -157,14 +157,13 @@ class Network:
 
     def _fitting(self, shape: tuple[int, ...]) -> tuple[int, Any]:
         """The batch size, and the program for mixtures of a shape (time, channels) that takes no more than `memory`."""
-        with self._compiling:
+        with waited_for(), self._compiling:  # in this order: who is held at the program's end holds no lock
             while True:
                 batch_size = self.batch_size
                 program = self._programs.get((batch_size, *shape))
                 if program is not None:
                     return batch_size, program
-                with waited_for():
-                    program = self._compile(batch_size, shape)
+                program = self._compile(batch_size, shape)
                 needed = self._bytes[batch_size, *shape] = _bytes_of_call(program)
                 if needed > self.memory and batch_size > 1 and batch_size >= self.stems:
                     self._halve(batch_size, f"a call takes {needed / 1e9:.3g} GB of the {self.memory / 1e9:.3g} GB for")

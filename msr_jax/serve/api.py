@@ -144,6 +144,14 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
             return JSONResponse({"detail": "the job has been deleted"}, 404)
         return JSONResponse({"detail": f"the server cannot keep that: {error.strerror or 'its disk fails'}"}, 507)
 
+    @app.exception_handler(RuntimeError)
+    async def gone(_: Request, error: RuntimeError) -> JSONResponse:
+        if "does not exist" not in str(error):  # as FileResponse says of a file that was there a moment ago
+            raise error
+        return JSONResponse(
+            {"detail": "the job has been deleted, or the file made way for a newer one; ask again"}, 404
+        )
+
     @app.exception_handler(RequestValidationError)
     async def bad_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]

@@ -14,7 +14,7 @@ from msr_jax.serve.jobs import Job
 
 MEDIA = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg"}
 BLOCK = 1 << 18  # samples that are encoded at a time
-MIXES = 2  # of a job that are kept, whatever gains are asked for
+MIXES = 4  # of a job that are kept, whatever gains are asked for
 
 
 def encoded(job: Job, gains: Mapping[str, float], suffix: str, name: str) -> Path:
@@ -35,8 +35,9 @@ def encoded(job: Job, gains: Mapping[str, float], suffix: str, name: str) -> Pat
             assert audio is not None
             if suffix == "mp3" and (audio.channels > CHANNELS[".mp3"] or audio.sample_rate not in RATES[".mp3"]):
                 raise UserError(f"mp3 holds no {audio.channels} channels at {audio.sample_rate} Hz; take wav or flac")
-            for old in sorted(job.folder.glob("mix_*"), key=lambda p: p.stat().st_mtime)[: 1 - MIXES]:
-                old.unlink()
+            if name.startswith("mix_"):
+                for old in sorted(job.folder.glob("mix_*"), key=lambda p: p.stat().st_mtime)[: 1 - MIXES]:
+                    old.unlink()
             try:
                 with AudioWriter(path, audio.sample_rate, audio.channels, frames=audio.frames) as writer:
                     for block in _mixed(job, gains):

@@ -89,7 +89,7 @@ def make_stage(
             elif source and config["init_from"]["warm_start"]:
                 is_zeroed = config["model"].get("zero_init_output", False)
                 plain = begin(make_backbone({**config["model"], "zero_init_output": False})) if is_zeroed else None
-                params = copy_shared(params, source, plain)
+                params = copy_shared(params, source, plain=plain)
         return {**params, LORA: init_lora(jax.random.fold_in(key, LORA_KEY), params, rank)} if rank else params
 
     source = start or frozen.get("diffusion" if is_student else "deterministic", {})
