@@ -341,8 +341,11 @@ def keep_compiled_programs() -> None:
         return
     _clear_half_kept(folder)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_BYTES))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    for name, value in (
+        ("COMPILATION_CACHE_MAX_SIZE", COMPILED_BYTES),
+        ("PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0.2),
+    ):
+        os.environ[f"JAX_{name}"] = os.environ.get(f"JAX_{name}") or str(value)
     if "jax" in sys.modules:  # it has read them: a module with a backbone of one's own was imported first
         config = sys.modules["jax"].config
         config.update("jax_compilation_cache_dir", str(folder))

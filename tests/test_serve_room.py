@@ -1,10 +1,12 @@
 """`msr serve` where its disk is full, a job is deleted under way, or it is to end: an answer in a sentence, and nothing left over."""
 
 import errno
+import io
 import os
 import shutil
 import threading
 import time
+import zipfile
 
 import pytest
 
@@ -77,6 +79,15 @@ def test_what_is_fetched_while_its_job_is_deleted_is_told_so(server):
     for path in ("drums.flac", "stems.zip", "mixdown.wav?gains=drums:1", "drums.wav?start=0&frames=10"):
         answer = client.get(f"/api/jobs/{identity}/{path}")
         assert answer.status_code == 404 and answer.json()["detail"] == "the job has been deleted"
+
+
+def test_a_zip_whose_job_is_deleted_on_its_way_is_not_whole(server):
+    client, desk = server
+    job = desk.get(wait(client, create(client, song_file(0.2)).json()["id"])["id"])
+    pieces = downloads.zipped(job, "wav")
+    first = next(pieces)
+    shutil.rmtree(job.folder)
+    assert not zipfile.is_zipfile(io.BytesIO(first + b"".join(pieces)))
 
 
 def test_who_watches_a_job_does_not_keep_a_server_that_ends(server, models):  # noqa: F811

@@ -173,7 +173,9 @@ def test_programs_that_a_killed_process_left_half_kept_are_removed_unless_anothe
 
     def kept():
         del os.environ["JAX_COMPILATION_CACHE_DIR"]
-        keep_compiled_programs()
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "jax")  # whose settings would be this process's own
+            keep_compiled_programs()
         return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
     folder = kept()

@@ -85,13 +85,21 @@ class _Sink(io.RawIOBase):
 
 
 def zipped(job: Job, suffix: str) -> Iterator[bytes]:
-    """A ZIP of all stems, piece by piece; nothing of it is held but the piece."""
-    sink = _Sink()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
-        for k, stem in enumerate(job.stems):
-            path = encoded(job, {stem: 1.0}, suffix, f"{k}")
-            with open(path, "rb") as source, archive.open(f"{stem}.{suffix}", "w", force_zip64=True) as target:
-                while data := source.read(1 << 20):
-                    target.write(data)
-                    yield sink.take()
-    yield sink.take()
+    """A ZIP of all stems, piece by piece; nothing of it is held but the piece.
+
+    Where the job is deleted on the way it ends there, without the directory that would make it whole.
+    """
+    sink, is_begun = _Sink(), False
+    try:
+        with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[call-overload]
+            for k, stem in enumerate(job.stems):
+                path = encoded(job, {stem: 1.0}, suffix, f"{k}")
+                with open(path, "rb") as source, archive.open(f"{stem}.{suffix}", "w", force_zip64=True) as target:
+                    while data := source.read(1 << 20):
+                        target.write(data)
+                        yield sink.take()
+                        is_begun = True
+        yield sink.take()
+    except FileNotFoundError:
+        if not is_begun:  # it can still be answered
+            raise
