@@ -12,10 +12,9 @@ from pathlib import Path
 
 from data_prep.prepare import Corpus, run
 from msr_jax.config import SLAKH_STEMS
-from msr_jax.data.tracks import child, find_tracks
+from msr_jax.data.tracks import SPLITS, child, find_tracks
 from msr_jax.runtime import run_as_process
 
-SPLITS = ("train", "validation", "test")
 SAMPLE_RATE = 22_050
 CROP = 262_144
 # Numbers of tracks by which an edition is known; split2 moves tracks between the splits of the original.

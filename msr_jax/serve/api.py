@@ -313,9 +313,8 @@ async def _queue(desk: Desk, job_of: Callable[[str], Job], form: dict[str, Any])
         name = earlier.source.name
     else:
         assert isinstance(file, UploadFile)
-        told = (
-            (file.filename or "song").replace("%22", '"').replace("%0D", "").replace("%0A", "")
-        )  # as browsers escape them
+        # Browsers escape quotes and ends of lines so.
+        told = re.sub("%0[AD]", "", (file.filename or "song").replace("%22", '"'))
         name = Path(told.replace("\\", "/")).name[:200] or "song"
         taken = await run_in_threadpool(_store, desk, file)
     try:
