@@ -1,10 +1,10 @@
 """Streams of audio cut into segments that overlap, and segments cross-faded into a stream again."""
 
-import itertools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cache
+from itertools import chain, tee
 from typing import Any, TypeVar
 
 import numpy as np
@@ -76,7 +76,7 @@ def overlap_add(
     fade = cross_fade(segment, overlap)[:, None]
     tail: Any = None  # of the chunk before, from where this one begins: not final yet
     tail_weight = fade[:0]
-    for start, length, final, estimate in itertools.chain.from_iterable(groups):
+    for start, length, final, estimate in chain.from_iterable(groups):
         # Weights are 1 but at the edges, and most of a chunk is its middle.
         total, weight = np.array(estimate[:, :length]), fade[:length].copy()
         rising, falling = min(overlap, length), max(min(overlap, length), segment - overlap)
@@ -97,13 +97,22 @@ def overlap_add(
 
 def resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channels: int) -> Iterator[np.ndarray]:
     """Blocks (samples, channels) float32 at another rate in Hz, by soxr at high quality."""
+    return (block[0] for block in resampled_stems((block[None] for block in blocks), rate_in, rate_out, 1, channels))
+
+
+def resampled_stems(
+    blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, stems: int, channels: int
+) -> Iterator[np.ndarray]:
+    """Blocks (stems, samples, channels) float32 at another rate, as `resampled`."""
     if rate_in == rate_out:
         yield from blocks
         return
-    stream = soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32", quality="HQ")
-    for block in blocks:
-        yield stream.resample_chunk(np.ascontiguousarray(block)).reshape(-1, channels)
-    yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
+    streams = [soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32", quality="HQ") for _ in range(stems)]
+    last = np.zeros((stems, 0, channels), np.float32)
+    for block, is_last in chain(((block, False) for block in blocks), [(last, True)]):
+        parts = zip(streams, block, strict=True)
+        back = [stream.resample_chunk(np.ascontiguousarray(part), last=is_last) for stream, part in parts]
+        yield np.stack(back).reshape(stems, -1, channels)
 
 
 @cache
@@ -132,7 +141,7 @@ def shared(items: Iterable[Item], count: int) -> list[Iterator[Item]]:
                 return
             yield item
 
-    return [read(own) for own in itertools.tee(items, count)]
+    return [read(own) for own in tee(items, count)]
 
 
 def abreast(streams: Sequence[Iterator[np.ndarray]]) -> Iterator[np.ndarray]:

@@ -27,6 +27,7 @@ from msr_jax.separate.chunks import (
     cut_chunks,
     overlap_add,
     resampled,
+    resampled_stems,
     resampling_delay,
     run_groups,
     shared,
@@ -236,11 +237,8 @@ class Separator(AudioSeparator):
         length = None if known is None else known * self.sample_rate / sample_rate
         parts = self._separated(at_model_rate, channels, length, is_live)
         with closing(parts if is_live else ahead(parts, depth=2 * ABREAST)) as separated:
-            wide = len(self.separated) * channels  # all stems share one resampler, as so many channels
-            flat = (np.ascontiguousarray(b.swapaxes(0, 1)).reshape(b.shape[1], wide) for b in separated)
-            back = resampled(flat, self.sample_rate, sample_rate, wide)
-            whole = _of_length(back, lambda: taken if frames is None else frames, wide)
-            stems = (b.reshape(len(b), -1, channels).swapaxes(0, 1) for b in whole)
+            back = resampled_stems(separated, self.sample_rate, sample_rate, len(self.separated), channels)
+            stems = _of_length(back, lambda: taken if frames is None else frames, len(self.separated), channels)
             done = 0
             for block in as_the_song(stems, original, sample_rate, self.mixture_consistent, self.residual is not None):
                 done += block.shape[1]
@@ -309,16 +307,18 @@ class Separator(AudioSeparator):
         return math.ceil(sample_rate * (waiting / self.sample_rate + delay))
 
 
-def _of_length(blocks: Iterator[np.ndarray], length: Callable[[], int], width: int) -> Iterator[np.ndarray]:
-    """Blocks (samples, width), cut or filled up with zeros to a length that is known when they have come."""
+def _of_length(
+    blocks: Iterator[np.ndarray], length: Callable[[], int], stems: int, channels: int
+) -> Iterator[np.ndarray]:
+    """Blocks (stems, samples, channels), cut or filled up with zeros to a length that is known when they have come."""
     done = 0
     for block in blocks:
-        block = block[: length() - done]
-        done += len(block)
-        if len(block):
+        block = block[:, : length() - done]
+        done += block.shape[1]
+        if block.shape[1]:
             yield block
     if done < length():  # rounding of the two rates
-        yield np.zeros((length() - done, width), np.float32)
+        yield np.zeros((stems, length() - done, channels), np.float32)
 
 
 def _without_first(blocks: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:

@@ -71,9 +71,11 @@ class Original:
 
         Zeros follow the song's end.
         """
-        count = len(self.added)
-        if count:
-            self.held = np.concatenate([self.held, *(self.added.popleft() for _ in range(count))])
+        blocks, held = [self.held], len(self.held)
+        while self.added and held < samples + self.least:  # what is not due yet is not copied
+            blocks.append(self.added.popleft())
+            held += len(blocks[-1])
+        self.held = np.concatenate(blocks) if len(blocks) > 1 else self.held
         if len(self.held) < samples:
             self.held = np.pad(self.held, ((0, samples - len(self.held)), (0, 0)))
         part, self.held = self.held[:samples], self.held[samples:]

@@ -13,7 +13,7 @@ from msr_jax.audio.io import AudioInfo, AudioWriter, audio_info, check_rate, rea
 from msr_jax.audio.tags import Tags, read_tags, stem_tags
 from msr_jax.errors import UserError
 from msr_jax.runtime import PASSING, clear, clear_left_over, passing
-from msr_jax.separate.chunks import resampled
+from msr_jax.separate.chunks import resampled_stems
 from msr_jax.separate.interface import AudioSeparator
 
 BLOCK_SECONDS = 10
@@ -219,9 +219,7 @@ def _write(
         for part in parts:
             done += len(next(iter(part.values())))
             for stem, writer in writers.items():
-                # Stems come side by side, and what follows goes through each four times.
-                audio = np.ascontiguousarray(part[stem])
-                audio = audio if gain == 1 else audio * np.float32(gain)
+                audio = part[stem] if gain == 1 else part[stem] * np.float32(gain)
                 highest = max(float(audio.max(initial=0)), -float(audio.min(initial=0)))
                 peak = max(peak, highest)
                 if highest > 1 and (not output.keeps_peaks or output.peak == "clip"):
@@ -241,9 +239,9 @@ def _at_rate(
     """The parts at the rate that their format can have."""
     if rate == info.sample_rate:
         return parts
-    wide = (np.concatenate([part[stem] for stem in stems], 1) for part in parts)
-    blocks = resampled(wide, info.sample_rate, rate, len(stems) * info.channels)
-    return (dict(zip(stems, np.split(block, len(stems), 1), strict=True)) for block in blocks if len(block))
+    together = (np.stack([part[stem] for stem in stems]) for part in parts)
+    blocks = resampled_stems(together, info.sample_rate, rate, len(stems), info.channels)
+    return (dict(zip(stems, block, strict=True)) for block in blocks if block.shape[1])
 
 
 def _info_at(info: AudioInfo, rate: int) -> AudioInfo:
