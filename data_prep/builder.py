@@ -24,7 +24,8 @@ from data_prep.writer import CODINGS, check_usable, read_notes, save_note, shard
 from msr_jax.beam_options import pipeline_options, running, split_options
 from msr_jax.data.records import NAME, VERSION, count_records, features, make_record, probes, record_key
 from msr_jax.errors import UserError
-from msr_jax.runtime import begin, clear, passing, run_as_process
+from msr_jax.files import clear, passing
+from msr_jax.process import begin, run_as_process
 
 COMMAND = "data_prep.builder"
 CORPORA = {"slakh2100": slakh2100.CORPUS, "musdb18hq": musdb18hq.CORPUS}

@@ -13,7 +13,7 @@ from pathlib import Path
 from data_prep.prepare import Corpus, run
 from msr_jax.config import MUSDB_STEMS
 from msr_jax.data.tracks import child, find_tracks, plain, track_name
-from msr_jax.runtime import run_as_process
+from msr_jax.process import run_as_process
 
 SAMPLE_RATE = 44_100
 CROP = 485_100

@@ -17,7 +17,7 @@ from msr_jax.data.indexing import SILENT
 from msr_jax.data.records import to_pcm
 from msr_jax.data.tracks import audio_file, read_track, track_name
 from msr_jax.errors import UserError
-from msr_jax.runtime import begin
+from msr_jax.process import begin
 
 OFFSET = 1e-2  # mean of a stem's samples from which on the report speaks of a constant offset
 

@@ -31,7 +31,8 @@ from data_prep.writer import in_parallel, worker_pool
 from msr_jax.audio.io import write_audio
 from msr_jax.config import MUSDB_STEMS
 from msr_jax.errors import UserError
-from msr_jax.runtime import begin, clear, passing, run_as_process
+from msr_jax.files import clear, passing
+from msr_jax.process import begin, run_as_process
 
 SPLITS = ("train", "validation", "test")  # their order is in the seeds
 LAYOUTS = {"slakh2100": SPLITS, "musdb18hq": ("train", "test")}

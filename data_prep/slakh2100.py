@@ -13,7 +13,7 @@ from pathlib import Path
 from data_prep.prepare import Corpus, run
 from msr_jax.config import SLAKH_STEMS
 from msr_jax.data.tracks import SPLITS, child, find_tracks
-from msr_jax.runtime import run_as_process
+from msr_jax.process import run_as_process
 
 SAMPLE_RATE = 22_050
 CROP = 262_144

@@ -28,7 +28,7 @@ from msr_jax.data.records import (
     shard_order,
 )
 from msr_jax.errors import UserError
-from msr_jax.runtime import begin, run_as_process
+from msr_jax.process import begin, run_as_process
 
 
 def check_record(record: Mapping[str, Any], length: int, k: int, manifest: Mapping[str, Any]) -> list[str]:

@@ -45,7 +45,7 @@ from msr_jax.data.records import (
     shard_order,
 )
 from msr_jax.errors import UserError
-from msr_jax.runtime import end_with_parent
+from msr_jax.process import end_with_parent
 
 SHARD_BYTES = 256 << 20  # about; measured in README.md: it hardly matters to the speed of reading
 CODINGS = {"none": "uncompressed", "zstd": "zstd:1"}  # of a record inside its shard; any reader undoes it

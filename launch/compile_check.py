@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from msr_jax.config_files import read_config
-from msr_jax.runtime import write_whole
+from msr_jax.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "launch" / "compile_table.json"

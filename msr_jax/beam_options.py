@@ -8,7 +8,7 @@ from typing import Any
 
 from msr_jax.errors import UserError, first_line
 
-SIGNALS = ("KeyboardInterrupt", "msr_jax.runtime.Ended")  # raised inside a step, Beam makes RuntimeErrors of them
+SIGNALS = ("KeyboardInterrupt", "msr_jax.process.Ended")  # raised inside a step, Beam makes RuntimeErrors of them
 WHERE = " [while running "  # Beam's, and the name of a step, after what was raised in it
 
 

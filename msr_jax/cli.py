@@ -6,17 +6,10 @@ import sys
 from importlib.metadata import version
 
 from msr_jax.errors import OF_A_PLACE, UserError, first_line
-from msr_jax.runtime import (
-    INTERRUPTED,
-    LONGEST,
-    begin,
-    handling_sigterm,
-    keep_compiled_programs,
-    keep_freed_memory,
-    print_log,
-    printable,
-    run_as_process,
-)
+from msr_jax.files import LONGEST, printable
+from msr_jax.machine import keep_compiled_programs, keep_freed_memory
+from msr_jax.messages import print_log
+from msr_jax.process import INTERRUPTED, begin, handling_sigterm, run_as_process
 from msr_jax.standard_output import outlive_readers
 
 # name: (module with `main(argv) -> int | None`, one line for the overview). Imported on use: `msr --help` stays quick.

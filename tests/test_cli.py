@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from msr_jax import cli
 from msr_jax.audio.io import read_blocks
 from msr_jax.cli import COMMANDS, main
-from msr_jax.runtime import HOST
+from msr_jax.files import HOST
 from msr_jax.separate import songs
 from tests.conftest import TINY_RATE
 
@@ -92,7 +92,7 @@ def test_who_reads_the_output_may_leave_and_a_full_disk_is_a_sentence(command):
 def test_ctrl_c_is_answered_though_a_full_disk_holds_what_was_printed():
     code = (
         "import os, signal\n"
-        "from msr_jax.runtime import run_as_process\n"
+        "from msr_jax.process import run_as_process\n"
         "from msr_jax.standard_output import outlive_readers\n"
         "outlive_readers()\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

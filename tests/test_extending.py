@@ -85,7 +85,7 @@ def test_a_corpus_of_one_s_own_is_prepared_as_the_page_says(tmp_path, monkeypatc
 
 
 def test_programs_are_kept_where_a_module_of_one_s_own_has_imported_jax_first(tmp_path):
-    program = "import jax; from msr_jax.runtime import keep_compiled_programs as k; k(); print(jax.config.jax_compilation_cache_dir)"
+    program = "import jax; from msr_jax.machine import keep_compiled_programs as k; k(); print(jax.config.jax_compilation_cache_dir)"
     clean = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     told = subprocess.run(
         [sys.executable, "-c", program],

@@ -13,7 +13,7 @@ from data_prep.slakh2100 import main as prepare
 from msr_jax import cli
 from msr_jax.audio.io import audio_info, read_audio, write_audio
 from msr_jax.data.records import read_manifest
-from msr_jax.runtime import printable
+from msr_jax.files import printable
 from msr_jax.separate.catalogue import folder_name
 from tests.conftest import TINY_RATE, make_corpus
 from tests.test_media import encode, tone

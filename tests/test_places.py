@@ -15,7 +15,7 @@ import soundfile
 
 from msr_jax.cli import main
 from msr_jax.errors import UserError
-from msr_jax.runtime import HOST, PASSING, clear
+from msr_jax.files import HOST, PASSING, clear
 from msr_jax.separate.catalogue import find_shard, find_tasks
 from msr_jax.separate.manifest import Manifest
 from msr_jax.separate.places import at_hand, find_urls, name_of, read_list

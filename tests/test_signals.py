@@ -13,27 +13,20 @@ import pytest
 
 from msr_jax.audio.io import write_audio
 from msr_jax.errors import UserError
-from msr_jax.runtime import (
-    HOST,
-    PASSING,
-    Ended,
-    clear_left_over,
-    handling_sigterm,
-    keep_compiled_programs,
-    passing,
-    saying,
-    write_whole,
-)  # fmt: skip
+from msr_jax.files import HOST, PASSING, clear_left_over, passing, write_whole
+from msr_jax.machine import keep_compiled_programs
+from msr_jax.messages import saying
+from msr_jax.process import Ended, handling_sigterm
 
 # A command in C code that neither returns nor looks for signals, as a compiled call or the compiler.
 DEAF = """
 import hashlib, sys
 from contextlib import nullcontext
 from pathlib import Path
-from msr_jax import cli, runtime
+from msr_jax import cli, files
 
 def main(argv):
-    passing = runtime.passing(Path(argv[0]))
+    passing = files.passing(Path(argv[0]))
     passing.write_text("half")
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
@@ -68,7 +61,7 @@ WORKING = """
 import os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from msr_jax.runtime import end_with_parent, run_as_process
+from msr_jax.process import end_with_parent, run_as_process
 
 def main():
     with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:
@@ -93,7 +86,7 @@ def test_workers_end_with_the_process_that_started_them(number):
 
 SWALLOWING = """
 import sys, time
-from msr_jax.runtime import run_as_process
+from msr_jax.process import run_as_process
 
 def main():
     print("ready", flush=True)
@@ -191,7 +184,7 @@ def test_programs_that_a_killed_process_left_half_kept_are_removed_unless_anothe
 
 @pytest.mark.parametrize("seconds, is_said", [(0.0, False), (0.2, True)])
 def test_what_takes_long_is_said_and_what_does_not_is_not(caplog, monkeypatch, seconds, is_said):
-    monkeypatch.setattr("msr_jax.runtime.log.propagate", True)
+    monkeypatch.setattr("msr_jax.messages.log.propagate", True)
     with caplog.at_level("INFO", "msr_jax"), saying("compiling", after=0.05):
         time.sleep(seconds)
     assert ("compiling" in caplog.text) == is_said

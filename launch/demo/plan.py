@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from msr_jax.config_files import read_config
+from msr_jax.machine import keep_freed_memory
 from msr_jax.models.backbone import make_backbone
-from msr_jax.runtime import keep_freed_memory
 
 MINUTES = 13.5
 # What comes besides steps (starting, compiling, the table), in passes as below: 5.7 minutes where a pass takes 0.082 s.

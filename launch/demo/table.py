@@ -11,8 +11,8 @@ from typing import Any
 
 from msr_jax.data.tracks import find_tracks
 from msr_jax.evaluate.score import evaluate, mixture_as_estimate
+from msr_jax.files import write_whole
 from msr_jax.methods.stages import network_of
-from msr_jax.runtime import write_whole
 from msr_jax.separate.engine import Separator
 from msr_jax.weights.model_folder import load_model
 

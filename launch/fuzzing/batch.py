@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from msr_jax.runtime import keep_compiled_programs, keep_freed_memory
+from msr_jax.machine import keep_compiled_programs, keep_freed_memory
 from msr_jax.separate.engine import Separator, channel_groups, load
 
 FIELDS = {"source", "sha256", "model", "settings", "stems", "levels", "seconds", "work_seconds", "kept", "error"}

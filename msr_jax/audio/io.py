@@ -21,7 +21,7 @@ from msr_jax.audio.mpeg import find_frames
 from msr_jax.audio.speakers import FROM_VORBIS, MASKS, flac_mask, write_mask
 from msr_jax.audio.tags import Tags, write_tags
 from msr_jax.errors import UserError
-from msr_jax.runtime import PASSING, clear, native, passing
+from msr_jax.files import PASSING, clear, native, passing
 
 # suffix: (libsndfile's format, its subtype where none is named)
 FORMATS = {

@@ -14,7 +14,7 @@ from mutagen.apev2 import APEv2, APEv2File
 from mutagen.mp3 import MP3
 from mutagen.wave import WAVE
 
-from msr_jax.runtime import native
+from msr_jax.files import native
 
 # Fields under their names in Vorbis comments, and those of ID3 frames, MP4 atoms and ASF attributes.
 FIELDS = (

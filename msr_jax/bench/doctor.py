@@ -38,8 +38,8 @@ def report() -> list[tuple[str, str]]:
     import jax
     import soundfile
 
+    from msr_jax.machine import home
     from msr_jax.models.backbone import has_bfloat16_units
-    from msr_jax.runtime import home
 
     devices = Counter(device.device_kind for device in jax.local_devices())
     compiled = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or home() / "compiled")

@@ -21,7 +21,7 @@ TINY = (2, 1, 2000, 9)
 def worker(engine: str, repeats: int, is_tiny: bool) -> None:
     """Print seconds and CPU seconds of each run (the first one with compilation, not counted), and the peak memory in bytes."""
     limit_threads()
-    from msr_jax.runtime import keep_freed_memory
+    from msr_jax.machine import keep_freed_memory
 
     keep_freed_memory()
     import numpy as np

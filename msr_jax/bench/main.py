@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import check_place, machine, write_whole
+from msr_jax.files import check_place, write_whole
+from msr_jax.machine import machine
 
 # Each has run(options) -> rows.
 BENCHMARKS = {

@@ -95,7 +95,7 @@ def count_flops(sizes: Mapping[str, Any], samples: int) -> float:
 def _jax_pass(
     sizes: Mapping[str, Any], precision: str, samples: int
 ) -> tuple[Callable[[], None], dict[str, Any], Callable[[], float]]:
-    from msr_jax.runtime import keep_freed_memory
+    from msr_jax.machine import keep_freed_memory
 
     keep_freed_memory()
     import jax

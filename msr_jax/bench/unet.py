@@ -41,7 +41,7 @@ def _sizes(is_tiny: bool) -> tuple[dict[str, Any], int]:
 
 
 def _jax_pass(precision: str, is_tiny: bool) -> tuple[Callable[[], None], int]:
-    from msr_jax.runtime import keep_freed_memory
+    from msr_jax.machine import keep_freed_memory
 
     keep_freed_memory()
     import jax

@@ -12,7 +12,7 @@ import yaml
 from msr_jax.audio.io import read_audio, resample
 from msr_jax.data import stem_mp4
 from msr_jax.errors import UserError
-from msr_jax.runtime import printable
+from msr_jax.files import printable
 
 AUDIO = (".wav", ".flac")
 SPLITS = ("train", "validation", "test")

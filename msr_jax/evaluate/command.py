@@ -29,7 +29,7 @@ from msr_jax.evaluate.score import (
 from msr_jax.evaluate.songs import format_of, load_estimates, pair_folders, stems_of
 from msr_jax.methods.stages import REFINEMENTS, own_steps
 from msr_jax.metrics.bss_eval import BACKENDS
-from msr_jax.runtime import parse_shard
+from msr_jax.process import parse_shard
 from msr_jax.separate.engine import Separator, load
 
 NAMED = 3  # files at the most, where several are odd

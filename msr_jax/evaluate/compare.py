@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 from msr_jax.errors import UserError
 from msr_jax.evaluate.protocols import METRICS, of_track
 from msr_jax.evaluate.report import NAMES
-from msr_jax.runtime import write_whole
+from msr_jax.files import write_whole
 
 SHOWN = ("si_sdri_active", "si_sdri_msdm", "sdr")
 FEWEST = 5  # tracks, with fewer of which nothing can be said

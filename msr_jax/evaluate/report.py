@@ -16,7 +16,7 @@ from msr_jax.audio.io import read_audio, resample, writable_rate
 from msr_jax.evaluate import plots
 from msr_jax.evaluate.protocols import METRICS, of_track
 from msr_jax.evaluate.published import DATA, PUBLISHED, Row
-from msr_jax.runtime import write_whole
+from msr_jax.files import write_whole
 
 NAMES = {
     "si_sdri_active": "SI-SDRi, active stems (dB)",

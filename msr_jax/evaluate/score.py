@@ -25,8 +25,8 @@ from msr_jax.evaluate.protocols import (
     segment_of,
 )
 from msr_jax.evaluate.songs import REST, load_references, others_of
+from msr_jax.files import short_name, write_whole
 from msr_jax.metrics.aggregate import SegmentScores, aggregate_segments
-from msr_jax.runtime import short_name, write_whole
 
 EXCERPT_SECONDS = 8
 STAMP = "stamp.json"  # in the folder of an excerpt that is whole

@@ -24,13 +24,13 @@ from msr_jax.errors import UserError
 from msr_jax.evaluate.protocols import cut
 from msr_jax.evaluate.report import number
 from msr_jax.evaluate.songs import check_all_stems, load_references
+from msr_jax.files import check_place, write_whole
 from msr_jax.methods.denoiser import make_consistency, make_denoiser
 from msr_jax.methods.samplers import noise_from_keys, refine_by_consistency, refine_by_diffusion
 from msr_jax.methods.schedules import consistency_sigmas, sampler_sigmas
 from msr_jax.methods.stages import SAMPLED, level_gain, network_of
 from msr_jax.metrics.si_sdr import WindowScores, score_windows
 from msr_jax.models.backbone import make_backbone
-from msr_jax.runtime import check_place, write_whole
 from msr_jax.weights.model_folder import load_model
 
 Array = jax.Array

@@ -21,7 +21,8 @@ from msr_jax.evaluate.published import DATA, PUBLISHED
 from msr_jax.evaluate.report import headline, number, quoted
 from msr_jax.evaluate.score import evaluate_tracks, summary
 from msr_jax.evaluate.songs import check_all_stems
-from msr_jax.runtime import machine, write_whole
+from msr_jax.files import write_whole
+from msr_jax.machine import machine
 from msr_jax.separate.engine import Separator
 
 # Name in the paper, refinement, steps.

@@ -13,7 +13,8 @@ import numpy as np
 from jax import lax
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import processor, write_whole
+from msr_jax.files import write_whole
+from msr_jax.machine import processor
 
 PRODUCT = 512  # rows and columns of the products that `bfloat16_is_faster` times
 TURNS = 8

@@ -8,7 +8,7 @@ from typing import Any
 
 from msr_jax.config_files import read_config
 from msr_jax.errors import UserError
-from msr_jax.runtime import check_place, write_whole
+from msr_jax.files import check_place, write_whole
 
 SEPARATIONS = ("none", "diffusion", "consistency")
 

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 
 from msr_jax.errors import UserError
+from msr_jax.files import write_whole
+from msr_jax.machine import home
 from msr_jax.plan.hlo import collectives, forms
 from msr_jax.plan.program import Program
 from msr_jax.plan.target import Target, tracing
-from msr_jax.runtime import home, write_whole
 
 # For simulated CPU devices the program's machine code need not be quick. Memory and communication stay the same.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -15,7 +15,8 @@ from typing import Any
 
 from msr_jax.beam_options import pipeline_options, running, split_options
 from msr_jax.errors import UserError
-from msr_jax.runtime import begin, clear, passing, run_as_process, write_whole
+from msr_jax.files import clear, passing, write_whole
+from msr_jax.process import begin, run_as_process
 from msr_jax.separate.batch import Batch, all_stems, separator_of
 from msr_jax.separate.catalogue import check_stems, find_tasks, without_stems
 from msr_jax.separate.command import check_output, parser_of

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import log, parse_shard
+from msr_jax.messages import log
+from msr_jax.process import parse_shard
 from msr_jax.separate.places import find_urls, is_url, local_path, name_of, read_list
 from msr_jax.separate.songs import Task
 

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from msr_jax.audio.io import AudioInfo, audio_info
 from msr_jax.errors import UserError
+from msr_jax.messages import log
 from msr_jax.methods.stages import REFINEMENTS
-from msr_jax.runtime import log
 from msr_jax.separate.batch import Batch, Outcome, all_stems, begun_ahead, refinement_of, separator_of
 from msr_jax.separate.catalogue import FILENAME, check_stems, find_shard, find_tasks, without_stems
 from msr_jax.separate.engine import OVERLAP, Separator

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from msr_jax.errors import UserError
+from msr_jax.messages import log
 from msr_jax.methods.samplers import SOLVERS
 from msr_jax.methods.stages import REFINEMENTS, make_refiner, network_of
 from msr_jax.models.backbone import BACKBONES, cast_params, compute_dtype, make_backbone
-from msr_jax.runtime import log
 from msr_jax.separate.chunks import (
     abreast,
     ahead,

@@ -17,7 +17,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import give_back_memory, log, processor, saying, write_whole
+from msr_jax.files import write_whole
+from msr_jax.machine import give_back_memory, processor
+from msr_jax.messages import log, saying
 from msr_jax.separate.gather import Calls, waited_for
 
 KEPT = 32  # programs that are kept beside each other

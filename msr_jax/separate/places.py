@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from msr_jax.audio.io import seekable
 from msr_jax.errors import UserError, first_line
-from msr_jax.runtime import clear, clear_left_over, passing
+from msr_jax.files import clear, clear_left_over, passing
 from msr_jax.separate.songs import Task
 
 COLUMN = "path"  # of a table

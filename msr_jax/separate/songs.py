@@ -12,7 +12,7 @@ import numpy as np
 from msr_jax.audio.io import AudioInfo, AudioWriter, audio_info, check_rate, read_blocks, seekable, writable_rate
 from msr_jax.audio.tags import Tags, read_tags, stem_tags
 from msr_jax.errors import UserError
-from msr_jax.runtime import PASSING, clear, clear_left_over, passing
+from msr_jax.files import PASSING, clear, clear_left_over, passing
 from msr_jax.separate.chunks import resampled_stems
 from msr_jax.separate.interface import AudioSeparator
 

@@ -12,7 +12,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from msr_jax.errors import UserError, first_line
-from msr_jax.runtime import saying
+from msr_jax.messages import saying
 
 T = TypeVar("T")
 MESSAGE_BYTES = 1024

@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 
 from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
+from msr_jax.messages import log as program_log
+from msr_jax.messages import saying
 from msr_jax.models.backbone import make_backbone
 from msr_jax.plan.chips import peak_flops
 from msr_jax.plan.flops import count_flops
-from msr_jax.runtime import log as program_log
-from msr_jax.runtime import saying
 from msr_jax.train.batches import check_batch, dispatches, open_dataset
 from msr_jax.train.checkpoint import Checkpoints
 from msr_jax.train.distributed import agree, check_same_in_all, is_main

@@ -8,7 +8,8 @@ from typing import Any
 from msr_jax.config_fields import tables
 from msr_jax.config_files import read_config
 from msr_jax.errors import UserError
-from msr_jax.runtime import EXIT_STOPPED, keep_freed_memory
+from msr_jax.machine import keep_freed_memory
+from msr_jax.process import EXIT_STOPPED
 
 
 class _HelpConfig(argparse.Action):

@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 
 from msr_jax.data.augment_step import make_augment
 from msr_jax.errors import UserError
+from msr_jax.messages import log
 from msr_jax.methods.stages import Objective, make_objective
 from msr_jax.models.backbone import cast_params, compute_dtype, copy_shared, make_backbone
 from msr_jax.models.interface import Backbone
 from msr_jax.models.lora import LORA, init_lora, merge_lora
-from msr_jax.runtime import log
 from msr_jax.train.optim import hold_frozen, make_optimizer, make_schedule, trained_mask
 from msr_jax.train.sharding import gathered, put, replicated, tree_sharding, with_shardings
 from msr_jax.train.state import TrainState, init_state, make_train_steps

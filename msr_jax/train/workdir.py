@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from msr_jax.errors import UserError
-from msr_jax.runtime import EXIT_STOPPED, ending_with, handling_sigterm, write_whole
+from msr_jax.files import write_whole
+from msr_jax.process import EXIT_STOPPED, ending_with, handling_sigterm
 from msr_jax.train.distributed import any_process
 from msr_jax.weights.model_folder import restore_set_aside
 

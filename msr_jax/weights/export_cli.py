@@ -14,7 +14,8 @@ import yaml
 
 from msr_jax.config import bsrf_base, unet_base
 from msr_jax.errors import UserError
-from msr_jax.runtime import check_place, clear, passing, saying
+from msr_jax.files import check_place, clear, passing
+from msr_jax.messages import saying
 from msr_jax.weights import roformer_weights, unet_weights
 from msr_jax.weights.model_folder import Model, find_model, flatten, load_model
 from msr_jax.weights.programs import check_stablehlo, export_onnx, export_stablehlo

@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 
 from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
+from msr_jax.files import clear, passing
+from msr_jax.machine import give_back_memory
 from msr_jax.models.backbone import compute_dtype, make_backbone, stored, stored_dtype
 from msr_jax.models.interface import Backbone
-from msr_jax.runtime import clear, give_back_memory, passing
 from msr_jax.weights.streamed import write_tensors
 
 FORMAT = 1

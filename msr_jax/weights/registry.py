@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from msr_jax.errors import UserError, first_line, is_of_disk
-from msr_jax.runtime import clear, home, passing
+from msr_jax.files import clear, passing
+from msr_jax.machine import home
 from msr_jax.weights.detect import clean_names, detect_arch
 from msr_jax.weights.lightning import read_checkpoint
 from msr_jax.weights.model_folder import BUNDLED, find_model, save_model
