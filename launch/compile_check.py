@@ -27,7 +27,7 @@ MORE_WORK_SPACE = 1.05  # than the committed table's is too much
 # What of the repository a program is made of; the rest of it does not make a row old.
 SOURCES = (
     "configs/unet_*.py", "configs/bsrf_*.py", "msr_jax/config.py", "msr_jax/models/*.py", "msr_jax/methods/*.py",
-    "msr_jax/audio/*.py", "msr_jax/data/augment*.py", "msr_jax/train/optim.py", "msr_jax/train/sharding.py",
+    "msr_jax/audio/*.py", "msr_jax/devices.py", "msr_jax/data/augment*.py", "msr_jax/train/optim.py", "msr_jax/train/sharding.py",
     "msr_jax/train/stage.py", "msr_jax/train/state.py", "msr_jax/separate/engine.py", "msr_jax/plan/program.py",
     "msr_jax/plan/target.py", "msr_jax/plan/chips.py",
 )  # fmt: skip

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import msr_jax
-from msr_jax.audio.devices import traced_for
 from msr_jax.config import unet_base
 from msr_jax.configs import bsrf_det_small
+from msr_jax.devices import traced_for
 from msr_jax.methods.stages import make_objective, make_refiner
 from msr_jax.models.backbone import BACKBONES, copy_shared, make_backbone
 from msr_jax.train.loop import train

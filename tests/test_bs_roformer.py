@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import msr_jax
-from msr_jax.audio.devices import traced_for
 from msr_jax.config import bsrf_base
+from msr_jax.devices import traced_for
 from msr_jax.errors import UserError
 from msr_jax.models import adapters, mask_roformer, roformer
 from msr_jax.models.backbone import cast_params, make_backbone

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from msr_jax.audio.devices import traced_for
 from msr_jax.cli import main
 from msr_jax.config import bsrf_base, melrf_base
+from msr_jax.devices import traced_for
 from msr_jax.methods.stages import own_steps
 from msr_jax.models.backbone import make_backbone
 from msr_jax.weights import export_cli, programs

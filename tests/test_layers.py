@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from msr_jax.audio.devices import traced_for
+from msr_jax.devices import traced_for
 from msr_jax.models.initial import draw_marked
 from msr_jax.models.layers import GroupNorm, Upsample
 from msr_jax.models.products import (

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msr_jax.audio.devices import traced_for
+from msr_jax.devices import traced_for
 from msr_jax.models.backbone import cast_params, make_backbone
 from msr_jax.models.slices import map_slices, scan_slices
 from tests.test_bs_roformer import SIZES

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msr_jax.audio.devices import traced_for
+from msr_jax.devices import traced_for
 from msr_jax.errors import UserError
 from msr_jax.models.backbone import cast_params, make_backbone
 from msr_jax.models.unet1d import patch, unpatch

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from msr_jax.audio.devices import per_example, platform
+from msr_jax.devices import per_example, platform
 
 Array = jax.Array
 _BY_PRODUCTS: ContextVar[bool] = ContextVar("by_products", default=False)

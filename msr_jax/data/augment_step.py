@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msr_jax.audio.devices import per_example
 from msr_jax.data.augment import range_of
+from msr_jax.devices import per_example
 from msr_jax.errors import UserError
 
 Array = jax.Array

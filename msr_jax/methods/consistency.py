@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, per_example
+from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, over_axes_of
 from msr_jax.methods.losses import Distance, mse
 from msr_jax.methods.samplers import solve_by_heun
 
@@ -43,7 +43,7 @@ def teach(
       grid: (T,) falling levels, the last σ_min.
     """
     grid = jnp.asarray(grid, jnp.float32)
-    noised = start + per_example(grid[level], start) * noise
+    noised = start + over_axes_of(grid[level], start) * noise
     solved = solve_by_heun(make_denoiser(teacher, sigma_data), noised, grid, level, num_steps)
     return noised, lax.stop_gradient(solved)
 

@@ -23,7 +23,7 @@ class Scalings(NamedTuple):
     tau: Array
 
 
-def per_example(value: Array, like: Array) -> Array:
+def over_axes_of(value: Array, like: Array) -> Array:
     """Reshape (batch,) so that it broadcasts over `like` (batch, …)."""
     return value.reshape(-1, *(1,) * (like.ndim - 1))
 
@@ -44,7 +44,7 @@ def consistency_scalings(sigma: Array, sigma_data: float, sigma_min: float) -> S
 
 def precondition(network: Network, scalings: Scalings, x: Array) -> Array:
     """skip · x + out · F(in · x, tau) for x (batch, …)."""
-    skip, out, into = (per_example(c, x) for c in scalings[:3])
+    skip, out, into = (over_axes_of(c, x) for c in scalings[:3])
     return skip * x + out * network(into * x, scalings.tau)
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from msr_jax.methods.denoiser import Network, edm_weight, make_denoiser, per_example
+from msr_jax.methods.denoiser import Network, edm_weight, make_denoiser, over_axes_of
 from msr_jax.methods.losses import Distance, mse
 
 Array = jax.Array
@@ -14,7 +14,7 @@ def mix_estimate(clean: Array, estimate: Array, choose_estimate: Array) -> Array
 
     As released and as the paper's text ("p = 0: always clean"); the paper's eq. 2 has the two the other way round.
     """
-    k = per_example(choose_estimate, clean)
+    k = over_axes_of(choose_estimate, clean)
     return k * estimate + (1 - k) * clean
 
 
@@ -42,7 +42,7 @@ def denoising_loss(
       The scalar loss, and {"denoised": (batch, time, channels), "distance": (batch,), "weight": (batch,)}.
     """
     denoise = make_denoiser(network, sigma_data, clip)
-    denoised = denoise(start + per_example(sigma, start) * noise, sigma)
+    denoised = denoise(start + over_axes_of(sigma, start) * noise, sigma)
     per_item = distance(denoised, clean)
     weight = edm_weight(sigma, sigma_data) if weighted else jnp.ones_like(sigma)
     return (weight * per_item).mean(), {"denoised": denoised, "distance": per_item, "weight": weight}

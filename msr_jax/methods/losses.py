@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from msr_jax.audio.devices import per_example
 from msr_jax.audio.stft import cut_frames, periodic_hann
+from msr_jax.devices import per_example
 
 Array = jax.Array
 STFT_WINDOWS = (4096, 2048, 1024, 512, 256)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from msr_jax.methods.denoiser import Denoiser, clip_waveform, per_example
+from msr_jax.methods.denoiser import Denoiser, clip_waveform, over_axes_of
 
 Array = jax.Array
 Noise = Callable[[Array | int], Array]
@@ -149,8 +149,8 @@ def solve_by_heun(denoise: Denoiser, x: Array, grid: Array, level: Array, num_st
 
     def heun(x: Array, step: Array) -> Array:
         here, there = grid[level + step], grid[level + step + 1]  # (batch,)
-        slope = lambda x, sigma: (x - denoise(x, sigma)) / per_example(sigma, x)
-        g, down = slope(x, here), per_example(there - here, x)
+        slope = lambda x, sigma: (x - denoise(x, sigma)) / over_axes_of(sigma, x)
+        g, down = slope(x, here), over_axes_of(there - here, x)
         return x + down * (g + slope(x + down * g, there)) / 2
 
     def step(x: Array, k: Array) -> tuple[Array, None]:

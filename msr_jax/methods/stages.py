@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from msr_jax.audio.devices import platform
+from msr_jax.devices import platform
 from msr_jax.errors import UserError
 from msr_jax.methods.consistency import distillation_loss, draw_levels, teach
-from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, per_example
+from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, over_axes_of
 from msr_jax.methods.diffusion import denoising_loss, mix_estimate
 from msr_jax.methods.losses import DISTANCES, gain_db, make_distance
 from msr_jax.methods.samplers import SOLVERS, noise_from_keys, refine_by_consistency, refine_by_diffusion
@@ -113,7 +113,7 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
         elif config["stem_choice"] == "all":
             label = jnp.eye(stems.shape[1])[None]
         mixture = stems.sum(1)
-        gain = per_example(level_gain(mixture, config["input_level"]), stems)
+        gain = over_axes_of(level_gain(mixture, config["input_level"]), stems)
         return stage_loss(params, frozen, mixture * gain[:, 0], stems * gain, label, key)
 
     return loss_fn
@@ -265,7 +265,7 @@ def make_refiner(
 
     def refiner(weights, mixture, keys):
         batch = len(mixture)
-        gain = per_example(level_gain(mixture, config["input_level"]), mixture)
+        gain = over_axes_of(level_gain(mixture, config["input_level"]), mixture)
         mixture = mixture * gain
         keys = keys if keys.ndim or not is_random else jax.random.split(keys, batch)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from msr_jax.audio.devices import platform
+from msr_jax.devices import platform
 from msr_jax.models.initial import conv_params, linear_params, normal
 from msr_jax.models.products import differentiated_as, product
 from msr_jax.models.roformer import gelu

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from msr_jax.audio.devices import platform
+from msr_jax.devices import platform
 from msr_jax.errors import UserError
 from msr_jax.models.bfloat16 import bfloat16_is_faster
 from msr_jax.models.bs_roformer import make_bs_roformer

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
-from msr_jax.audio.devices import first_example
+from msr_jax.devices import first_example
 
 Array = jax.Array
 STEPS = 2**16  # a rate is rounded to a multiple of their inverse

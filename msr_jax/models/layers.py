@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from msr_jax.audio.devices import platform
+from msr_jax.devices import platform
 from msr_jax.models.initial import uniform_fan
 from msr_jax.models.products import convolve, convolve_frames, product, tied
 

@@ -17,8 +17,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from msr_jax.audio.devices import platform
 from msr_jax.audio.stft import istft, stft
+from msr_jax.devices import platform
 from msr_jax.errors import UserError
 from msr_jax.models.adapters import adapt, adapt_tokens, add_per_mixture, embed, init_adapters, init_conditioning, relay
 from msr_jax.models.initial import draw_marked, linear_params, uniform_fan

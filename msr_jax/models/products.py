@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from msr_jax.audio.devices import has_whole_parameters, platform
+from msr_jax.devices import has_whole_parameters, platform
 
 Array = jax.Array
 

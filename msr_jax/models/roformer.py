@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from msr_jax.audio.devices import per_example, platform, spread_over
+from msr_jax.devices import per_example, platform, spread_over
 from msr_jax.models.dropout import dropout, split_keys
 from msr_jax.models.products import product, product_first
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from msr_jax.audio.devices import platform
+from msr_jax.devices import platform
 
 Array = jax.Array
 BITS = jnp.dtype(jnp.uint16)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from msr_jax.audio.devices import traced_for
+from msr_jax.devices import traced_for
 from msr_jax.errors import UserError, first_line
 from msr_jax.plan.chips import CHIPS, FLAT_SLICES, LARGEST_SLICE, TPUS, Chip, gpu_description
 

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from msr_jax.audio.devices import FSDP
+from msr_jax.devices import FSDP
 from msr_jax.errors import UserError
 
 AXES = ("data", FSDP)

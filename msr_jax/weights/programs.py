@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from msr_jax.audio.devices import traced_for
 from msr_jax.audio.fft import transforms_by_products
+from msr_jax.devices import traced_for
 from msr_jax.errors import UserError
 from msr_jax.methods.stages import make_refiner
 from msr_jax.models.backbone import make_backbone
