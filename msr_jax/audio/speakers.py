@@ -5,6 +5,7 @@ left 16, back right 32, …; channels are in the order of the bits.
 """
 
 from pathlib import Path
+from typing import Any
 
 from mutagen import MutagenError, flac
 
@@ -25,7 +26,7 @@ FLAC_FIELD = "WAVEFORMATEXTENSIBLE_CHANNEL_MASK"  # a comment, as the program fl
 def flac_mask(path: Path, channels: int) -> int:
     """The mask of a FLAC file of more than two channels."""
     try:
-        tags = flac.FLAC(path).tags
+        tags: Any = flac.FLAC(path).tags
         mask = int(tags[FLAC_FIELD][0], 0) if tags and FLAC_FIELD in tags else 0
     except (MutagenError, ValueError):
         mask = 0

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from msr_jax.methods.denoiser import Network, make_consistency, make_denoiser, over_axes_of
@@ -33,7 +34,14 @@ def draw_levels(key: Array, batch: int, num_levels: int, rule: str = "released")
 
 
 def teach(
-    teacher: Network, start: Array, noise: Array, level: Array, num_steps: Array, grid: Array, *, sigma_data: float
+    teacher: Network,
+    start: Array,
+    noise: Array,
+    level: Array,
+    num_steps: Array,
+    grid: Array | np.ndarray,
+    *,
+    sigma_data: float,
 ) -> tuple[Array, Array]:
     """x_n = start + σ_n · noise, and the teacher's end point h steps further down, by its unclamped EDM denoiser; no gradient.
 
@@ -55,7 +63,7 @@ def distillation_loss(
     solved: Array,
     level: Array,
     num_steps: Array,
-    grid: Array,
+    grid: Array | np.ndarray,
     *,
     sigma_data: float,
     sigma_min: float,

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-Network = Callable[[Array, Array], Array]  # (scaled x (batch, …), tau (batch,)) -> F, of x's shape
+# (scaled x (batch, …), tau (batch,), or None for the control without noise) -> F, of x's shape
+Network = Callable[[Array, Array | None], Array]
 Denoiser = Callable[[Array, Array], Array]  # (x (batch, …), sigma (batch,)) -> estimate of the clean x
 
 

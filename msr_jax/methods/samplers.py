@@ -122,12 +122,12 @@ def refine_by_consistency(
     sigmas = jnp.asarray(sigmas, jnp.float32)
     batch = estimate.shape[0]
     injections = num_steps - {"released": 2, "standard": 1}[renoise]
-    level = jnp.sqrt(jnp.maximum(jnp.roll(sigmas, -1) ** 2 - sigma_min**2, 0.0))
-    level = jnp.where(jnp.arange(num_steps) < injections, level, 0.0)
+    renoise_sigma = jnp.sqrt(jnp.maximum(jnp.roll(sigmas, -1) ** 2 - sigma_min**2, 0.0))
+    renoise_sigma = jnp.where(jnp.arange(num_steps) < injections, renoise_sigma, 0.0)
 
     def call(x: Array, index: Array) -> tuple[Array, None]:
         x = consistency(x, jnp.broadcast_to(sigmas[index], (batch,)))
-        return (x if injections <= 0 else x + level[index] * noise(1 + index)), None
+        return (x if injections <= 0 else x + renoise_sigma[index] * noise(1 + index)), None
 
     x = estimate + sigmas[0] * noise(0)
     x, _ = lax.scan(call, x, jnp.arange(num_steps))
@@ -147,13 +147,13 @@ def solve_by_heun(denoise: Denoiser, x: Array, grid: Array, level: Array, num_st
     """
     grid = jnp.asarray(grid, jnp.float32)
 
-    def heun(x: Array, step: Array) -> Array:
-        here, there = grid[level + step], grid[level + step + 1]  # (batch,)
+    def heun_step(x: Array, k: Array) -> Array:
+        here, there = grid[level + k], grid[level + k + 1]  # (batch,)
         slope = lambda x, sigma: (x - denoise(x, sigma)) / over_axes_of(sigma, x)
         g, down = slope(x, here), over_axes_of(there - here, x)
         return x + down * (g + slope(x + down * g, there)) / 2
 
     def step(x: Array, k: Array) -> tuple[Array, None]:
-        return lax.cond(k < num_steps, heun, lambda x, k: x, x, k), None
+        return lax.cond(k < num_steps, heun_step, lambda x, k: x, x, k), None
 
     return lax.scan(step, x, jnp.arange(grid.shape[0] - 1))[0]

@@ -1,5 +1,7 @@
 """Noise levels: the Karras schedule, the log-normal training distribution and the mixture used in distillation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ def karras_sigmas(num_levels: int, sigma_min: float, sigma_max: float, rho: floa
     return np.asarray(_karras(ramp, sigma_min, sigma_max, rho), np.float32)
 
 
-def _karras(ramp, sigma_min: float, sigma_max: float, rho: float):
+def _karras(ramp: Any, sigma_min: float, sigma_max: float, rho: float) -> Any:
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return (high + ramp * (low - high)) ** rho
 

@@ -29,6 +29,11 @@ from msr_jax.models.interface import Backbone
 Array = jax.Array
 Params = Any
 Objective = Callable[[Params, Mapping[str, Params], Mapping[str, Array], Array], tuple[Array, dict[str, Array]]]
+# (params, frozen, mixture (batch, time, channels), stems (batch, stems, time, channels), label, key) -> as `Objective`
+StageLoss = Callable[[Params, Mapping[str, Params], Array, Array, Array, Array], tuple[Array, dict[str, Array]]]
+Sample = Callable[
+    [Network, Array, Any], Array
+]  # (network, estimate (batch, time, channels), its noise or None) -> refined
 REFINEMENTS = ("none", "det_x2", "diffusion", "consistency")
 SAMPLED = ("diffusion", "consistency")  # the refinements that draw noise, in so many steps
 DROPOUT = 2**31 - 1  # folded into a step's key
@@ -105,7 +110,9 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
             raise UserError(f"config.{name} must be one of {', '.join(known)}, not '{config[name]}'")
     stage_loss = makers[config["method"]](config, backbone)
 
-    def loss_fn(params, frozen, batch, key):
+    def loss_fn(
+        params: Params, frozen: Mapping[str, Params], batch: Mapping[str, Array], key: Array
+    ) -> tuple[Array, dict[str, Array]]:
         stems, label = batch["stems"], batch["label"][:, None]
         if config["stem_choice"] == "batch":
             key, key_stem = jax.random.split(key)
@@ -119,10 +126,12 @@ def make_objective(config: Mapping[str, Any], backbone: Backbone) -> Objective:
     return loss_fn
 
 
-def _deterministic(config: Mapping[str, Any], backbone: Backbone):
+def _deterministic(config: Mapping[str, Any], backbone: Backbone) -> StageLoss:
     distance = make_distance(config)
 
-    def loss_fn(params, frozen, mixture, stems, label, key):
+    def loss_fn(
+        params: Params, frozen: Mapping[str, Params], mixture: Array, stems: Array, label: Array, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
         if not backbone.stems_together:
             return distance(_estimate(backbone, params, mixture, label, key)[0], _pick(stems, label)).mean(), {}
         estimate, _ = backbone.separate(params, mixture, None, key)
@@ -132,23 +141,27 @@ def _deterministic(config: Mapping[str, Any], backbone: Backbone):
     return loss_fn
 
 
-def _second_deterministic(config: Mapping[str, Any], backbone: Backbone):
+def _second_deterministic(config: Mapping[str, Any], backbone: Backbone) -> StageLoss:
     """Control of the paper: a second network on top of the frozen first, like a refinement but without noise."""
     distance, one_pass = make_distance(config), _one_pass(config)
 
-    def loss_fn(params, frozen, mixture, stems, label, key):
+    def loss_fn(
+        params: Params, frozen: Mapping[str, Params], mixture: Array, stems: Array, label: Array, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
         network, target = _conditioned(backbone, params, label, features, True)(key), _pick(stems, label)
-        refined = one_pass(network, estimate)
+        refined = one_pass(network, estimate, None)
         return distance(refined, target).mean(), {"gain_db": gain_db(estimate, refined, target)}
 
     return loss_fn
 
 
-def _diffusion(config: Mapping[str, Any], backbone: Backbone):
+def _diffusion(config: Mapping[str, Any], backbone: Backbone) -> StageLoss:
     c, distance = config["diffusion"], make_distance(config)
 
-    def loss_fn(params, frozen, mixture, stems, label, key):
+    def loss_fn(
+        params: Params, frozen: Mapping[str, Params], mixture: Array, stems: Array, label: Array, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
         key_sigma, key_noise, key_mix = jax.random.split(key, 3)
         target = _pick(stems, label)
         estimate, features = _estimate(backbone, frozen["deterministic"], mixture, label)
@@ -173,11 +186,13 @@ def _start(key: Array, clean: Array, estimate: Array, probability: float) -> Arr
     return mix_estimate(clean, estimate, jax.random.bernoulli(key, probability, clean.shape[:1]).astype(clean.dtype))
 
 
-def _consistency(config: Mapping[str, Any], backbone: Backbone):
+def _consistency(config: Mapping[str, Any], backbone: Backbone) -> StageLoss:
     c, d, distance = config["consistency"], config["diffusion"], make_distance(config)
     grid = karras_sigmas(c["num_levels"], c["sigma_min"], c["sigma_max"], c["rho"])
 
-    def loss_fn(params, frozen, mixture, stems, label, key):
+    def loss_fn(
+        params: Params, frozen: Mapping[str, Params], mixture: Array, stems: Array, label: Array, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
         key_level, key_noise, key_mix, key_normal, key_uniform, key_denoise = jax.random.split(key, 6)
         target = _pick(stems, label)
         batch = len(target)
@@ -263,7 +278,7 @@ def make_refiner(
     wanted = jnp.arange(count) if chosen is None else jnp.asarray(chosen)
     numbers = jnp.asarray(config.get("stem_numbers", range(count)))  # of a model that was loaded with some of its stems
 
-    def refiner(weights, mixture, keys):
+    def refiner(weights: Mapping[str, Params], mixture: Array, keys: Array) -> Array:
         batch = len(mixture)
         gain = over_axes_of(level_gain(mixture, config["input_level"]), mixture)
         mixture = mixture * gain
@@ -309,16 +324,16 @@ def network_of(config: Mapping[str, Any], refine: str) -> str:
     return "target" if refine == "consistency" and config["consistency"]["evaluate"] == "target" else refine
 
 
-def _no_refinement(config: Mapping[str, Any], num_steps: int | None):
+def _no_refinement(config: Mapping[str, Any], num_steps: int | None) -> Sample:
     return lambda network, estimate, noise: estimate
 
 
-def _one_pass(config: Mapping[str, Any], num_steps: int | None = None):
+def _one_pass(config: Mapping[str, Any], num_steps: int | None = None) -> Sample:
     """The second deterministic network on the estimate; with `diffusion.control_sigma`, inside the denoiser of that level."""
     c = config["diffusion"]
     sigma = c.get("control_sigma", 0.0)  # older model folders have none
 
-    def run(network: Callable[[Array, None], Array], estimate: Array, noise: None = None) -> Array:
+    def run(network: Network, estimate: Array, noise: None = None) -> Array:
         if not sigma:
             return network(estimate, None)
         denoise = make_denoiser(lambda x, tau: network(x, None), c["sigma_data"])
@@ -327,7 +342,7 @@ def _one_pass(config: Mapping[str, Any], num_steps: int | None = None):
     return run
 
 
-def _diffusion_sampler(config: Mapping[str, Any], num_steps: int | None):
+def _diffusion_sampler(config: Mapping[str, Any], num_steps: int | None) -> Sample:
     c, s = config["diffusion"], config["diffusion"]["sampler"]
     if s["solver"] not in SOLVERS:
         raise UserError(f"diffusion.sampler.solver must be one of {', '.join(SOLVERS)}, not '{s['solver']}'")
@@ -343,7 +358,7 @@ def _diffusion_sampler(config: Mapping[str, Any], num_steps: int | None):
     )
 
 
-def _consistency_sampler(config: Mapping[str, Any], num_steps: int | None):
+def _consistency_sampler(config: Mapping[str, Any], num_steps: int | None) -> Sample:
     c, s = config["consistency"], config["consistency"]["sampler"]
     sigmas = consistency_sigmas(num_steps or s["num_steps"], c["sigma_min"], s["sigma_max"], c["rho"])
     options = {"sigma_min": c["sigma_min"], "renoise": s["renoise"], "clip": s["clip"]}

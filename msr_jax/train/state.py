@@ -67,7 +67,9 @@ def make_train_steps(
     pass of the first micro-batch: where the released program zeroes its gradients.
     """
 
-    def step(state: TrainState, frozen: Mapping[str, Params], batches: Mapping[str, Array]):
+    def step(
+        state: TrainState, frozen: Mapping[str, Params], batches: Mapping[str, Array]
+    ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         count = jax.tree.leaves(batches)[0].shape[0]
@@ -75,7 +77,7 @@ def make_train_steps(
         def moved(rate: float | Array) -> Params:
             return optax.incremental_update(state.params, state.target_params, rate)
 
-        def micro_step(index: Array | int, batch: Mapping[str, Array]):
+        def micro_step(index: Array | int, batch: Mapping[str, Array]) -> Any:
             """One micro-batch: ((loss, metrics), gradients)."""
             inputs = frozen
             if state.target_params is not None:
@@ -122,7 +124,9 @@ def make_train_steps(
         kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, state)
         return kept.replace(step=after.step), metrics
 
-    def steps(state: TrainState, frozen: Mapping[str, Params], batches: Mapping[str, Array]):
+    def steps(
+        state: TrainState, frozen: Mapping[str, Params], batches: Mapping[str, Array]
+    ) -> tuple[TrainState, dict[str, Array]]:
         return lax.scan(lambda state, batch: step(state, frozen, batch), state, batches)
 
     return steps
