@@ -5,6 +5,7 @@ import pytest
 
 from msr_jax.metrics.bss_eval import bss_eval
 from msr_jax.metrics.museval_backend import museval_metrics
+from msr_jax.metrics.silent_frames import silent_frame_scores
 
 RATE = 800
 TOLERANCE = 1e-6  # dB, of every frame
@@ -161,3 +162,15 @@ def test_museval_runs_without_ffmpeg_and_solves_singular_systems(monkeypatch):
     twins = np.concatenate([x, x])  # the same reference twice: no unique filters
     estimates = twins + 0.1 * noise(seconds=2, seed=1)
     np.testing.assert_allclose(bss_eval(estimates, twins, RATE, "museval").sdr, 20, atol=1)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_frame_is_silent_whose_norm_over_samples_and_channels_stays_below_the_threshold(channels):
+    rate = 1000
+    sound = np.random.default_rng(0).standard_normal((channels, rate))
+    level = 1.5e-5 * np.sqrt(channels * rate)  # RMS of a frame at the threshold
+    for times, frames in ((0.97, 1), (1.03, 0)):
+        quiet = sound * times * level / np.sqrt(np.square(sound).mean())
+        references = np.stack([quiet, sound[..., ::-1]])
+        silent, heard = silent_frame_scores(references + 0.1 * sound, references, rate)
+        assert len(silent[0]) == len(silent[1]) == frames and len(heard[0]) == 0

@@ -38,7 +38,13 @@ def test_silent_stems_can_have_a_higher_floor_than_the_others(pair):
 def test_the_gain_is_the_ratio_of_errors_of_the_stems_that_sound(pair):
     error, target = pair[0], pair[1] * np.array([1.0, 1.0, 0.0], np.float32)[:, None, None]
     assert float(gain_db(target + error, target + error / 2, target)) == pytest.approx(20 * np.log10(2), abs=0.01)
-    silenced = np.where(target.any((1, 2), keepdims=True), target + error, 0)  # only the silent stem is nearer
+    # Nothing but the silent stem, or one 31 dB below the loudest, is nearer.
+    silenced = np.where(target.any((1, 2), keepdims=True), target + error, 0)
+    quiet = (
+        pair[1] / np.sqrt(np.square(pair[1]).mean((1, 2), keepdims=True)) * np.array([1, 1, 10**-1.55])[:, None, None]
+    )
+    nearer = np.stack([*(quiet + error)[:2], quiet[2]])
+    assert float(gain_db(quiet + error, nearer, quiet)) == pytest.approx(0, abs=1e-4)
     assert float(gain_db(target + error, silenced, target)) == pytest.approx(0, abs=1e-4)
 
 

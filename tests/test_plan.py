@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from msr_jax.plan import compiled, target
 from msr_jax.plan.advice import largest_batch, split_batch, what_would_fit
 from msr_jax.plan.chips import CHIPS, GPUS, gpu_description, peak_flops
 from msr_jax.plan.necessary import necessary_bytes
-from msr_jax.plan.plan import expected_time, make_plan
+from msr_jax.plan.plan import expected_time, make_plan, memory_of
 from msr_jax.plan.target import find_target
 from tests import toy
 
@@ -165,6 +166,12 @@ def test_expected_time_is_computing_moving_and_sending_at_the_chip_s_rates():
 )  # fmt: skip
 def test_devices_are_known_by_jax_s_names(kind, chip):
     assert peak_flops(kind) == (CHIPS[chip].flops if chip else None)
+
+
+def test_a_program_has_all_of_a_tpu_s_memory_and_of_a_gpu_s_what_the_driver_leaves():
+    on = lambda platform, chip: SimpleNamespace(platform=platform, chip=CHIPS[chip])
+    assert memory_of(on("tpu", "v5e")) == CHIPS["v5e"].memory
+    assert memory_of(on("gpu", "h200")) == CHIPS["h200"].memory - 2e9
 
 
 def test_a_gpu_s_text_names_it_and_its_architecture():

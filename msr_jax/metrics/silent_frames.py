@@ -22,6 +22,7 @@ def silent_frame_scores(
         r = references[..., start : start + sample_rate].astype(np.float64)
         e = estimates[..., start : start + sample_rate].astype(np.float64)
         for j in range(stems):
+            # Over samples and channels, as released; the silence of windows and chunks counts samples alone.
             if np.linalg.norm(r[j]) / r[j].size >= SILENT:
                 continue
             sir, sar = [], []
