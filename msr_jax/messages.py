@@ -23,10 +23,9 @@ def saying(text: str, after: float = 1.0) -> Iterator[None]:
 
 class _ToErrorOutput(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        # The error output of this moment: a progress bar has its own.
         with suppress(OSError, ValueError):
-            print(
-                self.format(record), file=sys.stderr, flush=True
-            )  # the one of this moment: a progress bar has its own
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 def print_log() -> None:

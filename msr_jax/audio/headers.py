@@ -12,9 +12,8 @@ from typing import BinaryIO, NamedTuple
 from msr_jax.errors import UserError
 
 GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # how the names of W64's chunks go on
-MANY = (
-    2**30
-)  # bytes: an hour and a half of a CD; a header that promises so much and a sixteenth of it there is no cut file
+# Bytes, an hour and a half of a CD: a header that promises so much, and a sixteenth of it there, is no cut file.
+MANY = 2**30
 
 
 class _Form(NamedTuple):

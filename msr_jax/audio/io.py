@@ -121,9 +121,8 @@ def audio_info(path: str | Path) -> AudioInfo:
 
 def _reason(error: Exception) -> str:
     reason = str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error).rstrip(".")
-    return (
-        "Format not recognised" if "possibly a pipe" in reason else reason
-    )  # libsndfile's words for an mp3 that is none
+    # "possibly a pipe" are libsndfile's words for an mp3 that is none.
+    return "Format not recognised" if "possibly a pipe" in reason else reason
 
 
 @contextmanager

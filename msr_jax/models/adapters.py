@@ -23,7 +23,7 @@ Params = Mapping[str, Any]
 FRAMES = 128  # that the adapter of the spectrum runs over at a time
 
 
-def init_conditioning(key: Array, dim: int, stems: int) -> dict[str, Any]:
+def init_embedding(key: Array, dim: int, stems: int) -> dict[str, Any]:
     """Parameters of `embed`."""
     wide = 4 * dim
     linears = linear_params("to_time", (), dim, wide)

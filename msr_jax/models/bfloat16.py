@@ -18,9 +18,8 @@ from msr_jax.machine import processor
 
 PRODUCT = 512  # rows and columns of the products that `bfloat16_is_faster` times
 TURNS = 8
-CLEARLY = (
-    1.4  # times as fast: units for it are twice as fast and more, and without them a busy machine measures up to 1.1
-)
+# Times as fast: units for it are twice as fast and more, and without them a busy machine measures up to 1.1.
+CLEARLY = 1.4
 
 
 @cache

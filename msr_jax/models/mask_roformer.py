@@ -20,7 +20,7 @@ from jax import lax
 from msr_jax.audio.stft import istft, stft
 from msr_jax.devices import platform
 from msr_jax.errors import UserError
-from msr_jax.models.adapters import adapt, adapt_tokens, add_per_mixture, embed, init_adapters, init_conditioning, relay
+from msr_jax.models.adapters import adapt, adapt_tokens, add_per_mixture, embed, init_adapters, init_embedding, relay
 from msr_jax.models.initial import draw_marked, linear_params, uniform_fan
 from msr_jax.models.interface import Backbone, read_fields
 from msr_jax.models.products import product
@@ -107,7 +107,7 @@ class MaskRoformer(nn.Module):
             self.final_norm = self.param("final_norm", nn.initializers.ones, (self.dim,))
         self.mask_estimators = self.param("mask_estimators", self._init_masks)
         if self.timed:
-            self.conditioning = self.param("conditioning", init_conditioning, self.dim, self.num_stems)
+            self.embedding = self.param("conditioning", init_embedding, self.dim, self.num_stems)
         if self.conditioned:
             sizes = (self.dim, self.depth, self.channels, self.stft_adapter_hidden)
             self.adapters = self.param("adapters", lambda key: init_adapters(*sizes))
@@ -122,7 +122,7 @@ class MaskRoformer(nn.Module):
         return [(width, len(list(run))) for width, run in groupby(self.band_widths)]
 
     @property
-    def _groups(self) -> list[tuple[int, int]]:
+    def _value_groups(self) -> list[tuple[int, int]]:
         """(values per frame of a band, bands) of each run."""
         return [(2 * self.channels * width, count) for width, count in self.groups]
 
@@ -150,7 +150,7 @@ class MaskRoformer(nn.Module):
     def _init_band_split(self, key: Array) -> dict[str, Any]:
         return {
             f"group_{g}": {"norm": jnp.ones((count, size)), **linear_params("to_features", (count,), size, self.dim)}
-            for g, (size, count) in enumerate(self._groups)
+            for g, (size, count) in enumerate(self._value_groups)
         }
 
     def _init_layers(self, key: Array) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class MaskRoformer(nn.Module):
                     is_zero=self.zero_init_output and k == linears - 1,
                 ).items()
             }
-            for g, (size, count) in enumerate(self._groups)
+            for g, (size, count) in enumerate(self._value_groups)
         }
 
     def _spectrum(self, x: Array) -> Array:
@@ -216,7 +216,7 @@ class MaskRoformer(nn.Module):
         batch, frames = spectrum.shape[:2]
         flat = self._to_bands(spectrum.reshape(batch * frames, -1))
         bands, start = [], 0
-        for g, (size, count) in enumerate(self._groups):
+        for g, (size, count) in enumerate(self._value_groups):
             p = self.band_split[f"group_{g}"]
             x = flat[:, start : start + count * size].reshape(batch * frames, count, size)
             x = rms_norm(x, p["norm"]).swapaxes(0, 1)
@@ -225,7 +225,7 @@ class MaskRoformer(nn.Module):
             start += count * size
         return jnp.concatenate(bands).swapaxes(0, 1).reshape(batch, frames, len(self.band_widths), self.dim)
 
-    def _waveforms(
+    def _mask_and_invert(
         self, h: Array, heads: Params, spectrum: Array, samples: int, factor: float = 1.0, keep: bool = False
     ) -> tuple[Array, dict[str, Array]]:
         """What the mask heads make of a spectrum (batch, frames, bins, channels, 2): one waveform a row.
@@ -255,7 +255,7 @@ class MaskRoformer(nn.Module):
             p, given = a
             x, z = given or (by_band, spectrum)
             parts, start = [], 0
-            for g, (_, count) in enumerate(self._groups):
+            for g, (_, count) in enumerate(self._value_groups):
                 y = self._over(band)((p[f"group_{g}"], x[start : start + count]))  # (bands, tokens, values)
                 parts.append(y.swapaxes(0, 1).reshape(batch, frames, -1))
                 start += count
@@ -341,7 +341,7 @@ class MaskRoformer(nn.Module):
         bands = self._split_bands(spectrum)
         h, kept = self._run_layers(bands, None, None, key, keep=True)
         watched = self.is_mutable_collection("intermediates")
-        stems, masks = self._waveforms(h, self.mask_estimators, spectrum, mixture.shape[1], keep=watched)
+        stems, masks = self._mask_and_invert(h, self.mask_estimators, spectrum, mixture.shape[1], keep=watched)
         for name, value in {"final_norm": h, "linear": kept.pop("linear", None), **masks}.items():
             self.sow("intermediates", name, value)
         return stems.swapaxes(0, 1), {"stft": spectrum, "band_split": bands.astype(self.dtype), **kept}
@@ -382,13 +382,13 @@ class MaskRoformer(nn.Module):
         h = add_per_mixture(self._split_bands(spectrum), conditioning["band_split"])
         inject = {axis: conditioning[axis] for axis in ("time", "freq")}
         watched = self.is_mutable_collection("intermediates")
-        condition, embedded = embed(self.conditioning, tau, label) if self.timed and tau is not None else (None, {})
-        h, kept = self._run_layers(h, inject, condition, key, keep=watched)
+        modulation, embedded = embed(self.embedding, tau, label) if self.timed and tau is not None else (None, {})
+        h, kept = self._run_layers(h, inject, modulation, key, keep=watched)
         normed, rows = h, len(label)
         heads = jax.tree.map(lambda p: p[label.argmax(-1)], self.mask_estimators)
         by_row = lambda x: x.reshape(batch // rows, rows, *x.shape[1:]).swapaxes(0, 1)
         back = lambda x: x.swapaxes(0, 1).reshape(batch, *x.shape[2:])  # to (batch // rows, rows, …)
-        stems, masks = self._waveforms(by_row(h), heads, by_row(spectrum), samples, self.mask_scale, keep=watched)
+        stems, masks = self._mask_and_invert(by_row(h), heads, by_row(spectrum), samples, self.mask_scale, keep=watched)
         masks = {**masks, "masks": back(masks["masks"])} if masks else {}
         for name, value in {"final_norm": normed, **masks, **embedded, **kept}.items():
             self.sow("intermediates", name, value)

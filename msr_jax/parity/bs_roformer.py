@@ -143,9 +143,7 @@ def _sample_consistency(
     consistency: Denoiser, arrays: Arrays, estimate: str, noise: str, steps: int, start: float
 ) -> np.ndarray:
     x = arrays[estimate]
-    sequence = noise_from_sequence(
-        jnp.stack([_flat(arrays[noise])] * (steps + 1))
-    )  # one noise; more are never asked for
+    sequence = noise_from_sequence(jnp.stack([_flat(arrays[noise])] * (steps + 1)))  # more than one is never asked for
     sigmas = consistency_sigmas(steps, 1e-4, start, 9)
     y = refine_by_consistency(consistency, _flat(x), sigmas, sequence, sigma_min=1e-4)
     return np.asarray(last(y)).reshape(x.shape)
