@@ -8,11 +8,13 @@ import threading
 import time
 import zipfile
 
+import numpy as np
 import pytest
 
 from msr_jax.errors import UserError
 from msr_jax.separate.engine import Separator
 from msr_jax.serve import command, downloads
+from msr_jax.serve.models import Models
 from tests.test_serve import client_of, create, models, song_file, wait  # noqa: F401  (a fixture among them)
 
 
@@ -70,6 +72,43 @@ def test_mixes_of_any_gains_do_not_fill_the_disk(server):
     assert len(list(desk.get(identity).folder.glob("mix_*"))) == downloads.MIXES
     assert client.get(f"/api/jobs/{identity}/drums.flac").status_code == 200  # makes room for no mix
     assert len(list(desk.get(identity).folder.glob("mix_*"))) == downloads.MIXES
+
+
+def test_mixes_whose_gains_differ_in_the_last_digit_differ(server):
+    client, desk = server
+    identity = wait(client, create(client, song_file(0.2)).json()["id"])["id"]
+    address = f"/api/jobs/{identity}/mixdown.wav?gains=drums:"
+    assert client.get(f"{address}0.000001").content != client.get(f"{address}0").content
+    assert client.get(f"{address}0.5").content == client.get(f"{address}0.50").content
+    assert len(list(desk.get(identity).folder.glob("mix_*"))) == 3
+
+
+def test_a_file_that_cannot_be_made_is_told_without_the_servers_place(server):
+    client, desk = server
+    job = desk.get(wait(client, create(client, song_file(0.2)).json()["id"])["id"])
+    np.full(job.samples("drums").stat().st_size // 4, 3e38, np.float32).tofile(job.samples("drums"))
+    job.source.audio = job.source.audio._replace(sample_rate=100_001)
+    for path, says in (("mixdown.wav?gains=drums:4", "NaN or infinite"), ("bass.flac", "no rate of 100001 Hz")):
+        answer = client.get(f"/api/jobs/{job.id}/{path}")
+        assert answer.status_code == 422 and says in answer.text and str(desk.folder) not in answer.text
+
+
+def test_a_model_that_is_gone_is_told_without_the_servers_place(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "own")
+    client, _ = client_of(Models([str(tmp_path / "own")]), tmp_path / "server")
+    shutil.rmtree(tmp_path / "own")
+    with client:
+        job = wait(client, create(client, song_file(0.2)).json()["id"])
+    assert job["error"] == "the server cannot load its model own any more"
+
+
+def test_an_encoder_does_not_go_on_for_a_job_that_is_deleted(server):
+    client, desk = server
+    job = desk.get(wait(client, create(client, song_file(0.2)).json()["id"])["id"])
+    job.cancelled = True
+    with pytest.raises(FileNotFoundError):
+        downloads.encoded(job, {"song": 1.0}, "flac", "song")
+    assert not list(job.folder.glob("*.flac"))
 
 
 def test_what_is_fetched_while_its_job_is_deleted_is_told_so(server):

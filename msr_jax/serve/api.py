@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -211,7 +214,7 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
         pieces = downloads.zipped(job, format)
         first = next(pieces)  # what the format cannot hold shows here, before the answer begins
         return StreamingResponse(
-            itertools.chain([first], pieces), headers=_attachment(job, "zip"), media_type="application/zip"
+            itertools.chain([first], pieces), headers=attachment(job, "zip"), media_type="application/zip"
         )
 
     @app.get("/api/jobs/{job_id}/mixdown.{suffix}", response_class=Response, responses=_problems(404, 409, 422, 507))
@@ -224,9 +227,9 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
         _check_suffix(suffix)
         job = finished(job_id)
         chosen = _gains(job, gains)
-        key = "_".join(f"{job.stems.index(stem)}x{gain:.4f}" for stem, gain in sorted(chosen.items()))
+        key = hashlib.sha256(repr(sorted(chosen.items())).encode()).hexdigest()[:32]  # of all digits of all gains
         path = downloads.encoded(job, chosen, suffix, f"mix_{key}")
-        return FileResponse(path, media_type=downloads.MEDIA[suffix], headers=_attachment(job, suffix, "mix"))
+        return FileResponse(path, media_type=downloads.MEDIA[suffix], headers=attachment(job, suffix, "mix"))
 
     @app.get("/api/jobs/{job_id}/{track}.view", response_class=Response, responses=_problems(404, 422))
     def view(job_id: str, track: str, start: Annotated[int, Query(ge=0, le=1 << 32)] = 0) -> Response:
@@ -255,7 +258,7 @@ def make_app(desk: Desk, token: str | None, max_bytes: int, origins: tuple[str, 
             _check_track(job, track)
             name = track if track == "song" else str(job.stems.index(track))
             path = downloads.encoded(job, {track: 1.0}, suffix, name)
-            return FileResponse(path, media_type=downloads.MEDIA[suffix], headers=_attachment(job, suffix, track))
+            return FileResponse(path, media_type=downloads.MEDIA[suffix], headers=attachment(job, suffix, track))
         job = job_of(job_id)
         _check_track(job, track)
         if suffix != "wav":
@@ -358,9 +361,18 @@ def _gains(job: Job, text: str) -> dict[str, float]:
     return chosen
 
 
-def _attachment(job: Job, suffix: str, what: str = "stems") -> dict[str, str]:
-    title = re.sub(r"[^\w .()-]", "_", Path(job.source.name).stem, flags=re.ASCII).strip(" .") or "song"
-    return {"content-disposition": f'attachment; filename="{title} ({what}).{suffix}"'}
+def attachment(job: Job, suffix: str, what: str = "stems") -> dict[str, str]:
+    """The header that names a download after its song: whole, and in ASCII for who does not know better."""
+    title = "".join(c for c in Path(job.source.name).stem if _shows(c)).strip(" .") or "song"
+    name = re.sub(r'[\\/:*?"<>|]', "_", f"{title} ({what}).{suffix}")  # which file systems forbid
+    plain = re.sub(r"[^\w .()-]", "_", name, flags=re.ASCII)
+    extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"  # RFC 6266
+    return {"content-disposition": f'attachment; filename="{plain}"{extended}'}
+
+
+def _shows(character: str) -> bool:
+    # Not control characters, surrogates, ends of lines, nor what turns the direction of writing; the joiners of scripts do no harm.
+    return character in "\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 class _Figures:

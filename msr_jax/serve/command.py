@@ -2,8 +2,8 @@
 
 import argparse
 import importlib.util
-import ipaddress
 import math
+import re
 import secrets
 import threading
 from pathlib import Path
@@ -42,17 +42,24 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="URL",
-        help="site whose pages may use the API; repeatable",
+        help="site whose pages may use the API, such as https://friend.example; repeatable",
     )
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where files are kept (default: a temporary folder)")
     return parser
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def origin_of(text: str) -> str:
+    """A site as browsers name it in a request: small letters, no path, the scheme's usual port left out.
+
+    Raises:
+      UserError: no browser would name a site so.
+    """
+    origin = re.sub(r"^(http://.*):80$|^(https://.*):443$", r"\1\2", text.lower().rstrip("/"))
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", origin):
+        raise UserError(
+            f"--allow-origin takes one site as browsers name it, such as https://friend.example, without a path, not '{text}'"
+        )
+    return origin
 
 
 def main(argv: list[str]) -> int:
@@ -64,8 +71,11 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--port must lie between 0 and 65535, not {args.port}")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"msr serve needs {', '.join(missing)}: pip install 'msr_jax[web]'")
+    from msr_jax.serve.guard import is_loopback
+
     if args.token and not args.token.isascii():
         raise UserError("--token must be of ASCII characters: no other reaches the server in a request's header")
+    args.allow_origin = [origin_of(text) for text in args.allow_origin]
     token = args.token or (None if is_loopback(args.host) else secrets.token_urlsafe(16))
     return _serve(args, token)
 
@@ -91,9 +101,7 @@ def _serve(args: argparse.Namespace, token: str | None) -> int:
     models = Models(args.model)
     threading.Thread(target=models.warm, daemon=True).start()
     desk = Desk(models, Limits(args.max_minutes), args.jobs, args.keep_hours, args.max_queue, args.folder)
-    app = make_app(
-        desk, token, int(args.max_upload_mb * 1e6), tuple(origin.rstrip("/") for origin in args.allow_origin)
-    )
+    app = make_app(desk, token, int(args.max_upload_mb * 1e6), tuple(args.allow_origin))
     name = socket.gethostname() if args.host in ("0.0.0.0", "::") else args.host  # by which others reach it
     shown = f"[{name}]" if ":" in name else name
     link = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={quote(token, safe='')}" if token else "")

@@ -1,6 +1,8 @@
 """What a finished job gives away: a stem or a mix of stems as a file, and all stems as a ZIP."""
 
+import errno
 import io
+import os
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -26,7 +28,8 @@ def encoded(job: Job, gains: Mapping[str, float], suffix: str, name: str) -> Pat
       name: of the file, one of ours.
 
     Raises:
-      UserError: the format cannot hold this rate or so many channels. OSError: there is no room, or the job has been deleted.
+      UserError: the format cannot hold this rate or so many channels, or the sum is not finite. OSError: there is no room, or the
+        job has been deleted.
     """
     path = job.folder / f"{name}.{suffix}"
     with job.lock:
@@ -45,14 +48,18 @@ def encoded(job: Job, gains: Mapping[str, float], suffix: str, name: str) -> Pat
             except UserError as error:  # of a place that is the server's own affair
                 if isinstance(error.__cause__, OSError):
                     raise error.__cause__ from None
-                raise
+                raise UserError(str(error).replace(str(path), f"the {suffix} file")) from error
     return path
 
 
 def _mixed(job: Job, gains: Mapping[str, float]) -> Iterator[np.ndarray]:
     for start in range(0, job.frames, BLOCK):
-        parts = [np.float32(gain) * job.read(track, start, BLOCK) for track, gain in gains.items()]
-        yield np.add.reduce(parts, 0, dtype=np.float32)
+        if job.cancelled:  # its folder may stay, for another job of the same song
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with np.errstate(over="ignore"):  # who writes it refuses what is not finite
+            parts = [np.float32(gain) * job.read(track, start, BLOCK) for track, gain in gains.items()]
+            mixed = np.add.reduce(parts, 0, dtype=np.float32)
+        yield mixed
 
 
 def piece(audio: np.ndarray, sample_rate: int) -> bytes:

@@ -1,18 +1,17 @@
 """What stands before every request: whose it is, how large and how slow it may be; and the headers of every answer."""
 
 import asyncio
+import ipaddress
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-COOKIE = "msr_token"
 STALL = 20.0  # seconds that an upload may stand still
 SLOWEST = 4096  # bytes a second of an upload, after the first of those
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -65,7 +64,7 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: dict[str, str], origin: str | None) -> Any:
         host = headers.get("host", "")
-        if self.token is None and _hostname(host) not in LOOPBACK:
+        if self.token is None and not is_loopback(_hostname(host)):
             return _error(421, "this server answers to localhost alone; start it with --host and --token for others")
         allowed = {f"http://{host}", f"https://{host}", *self.origins}
         if origin in self.origins and scope["method"] == "OPTIONS":
@@ -76,7 +75,7 @@ class Guard:
             asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
             if scope["path"] == "/" and asked and secrets.compare_digest(asked.encode(), self.token.encode()):
                 answer = RedirectResponse("/", 303)
-                answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+                answer.set_cookie(_cookie(host), quote(self.token, safe=""), httponly=True, samesite="strict")
                 return answer
             if not secrets.compare_digest(_given_token(headers).encode(), self.token.encode()):
                 return _error(401, "the token is missing or wrong; open the link that the server printed at its start")
@@ -115,11 +114,25 @@ def _error(status: int, text: str) -> JSONResponse:
     return JSONResponse({"detail": text}, status, {"connection": "close"})
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own; no other names are, whatever they point to."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _hostname(host: str) -> str:
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def _cookie(host: str) -> str:
+    # Browsers send the cookies of every port of a host to all of them; another server's must not take this one's place.
+    port = re.search(r":(\d{1,5})$", host, re.ASCII)
+    return f"msr_token_{port[1] if port else 'web'}"
 
 
 def _cors(origin: str | None, origins: tuple[str, ...]) -> dict[str, str]:
@@ -139,8 +152,7 @@ def _given_token(headers: dict[str, str]) -> str:
     kind, _, value = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer":
         return value.strip()
-    try:
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        cookie = None
-    return cookie.value if cookie else ""
+    # By hand: other programs of this host have cookies of their own, and SimpleCookie stops at the first that is not by the book.
+    pairs = (pair.strip().partition("=") for pair in headers.get("cookie", "").split(";"))
+    name = _cookie(headers.get("host", ""))
+    return next((unquote(value) for own, _, value in pairs if own == name), "")

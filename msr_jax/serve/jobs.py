@@ -31,7 +31,7 @@ ENDED = ("done", "failed")
 PATIENCE = (
     1.0  # seconds that a server that ends gives its work; a chunk of the network may take longer, and nobody hears it
 )
-OWN = "run-"  # how the folders of servers begin
+OWN = "msr-serve-"  # how the folders of servers begin; --folder may hold others as well
 
 
 class Full(Exception):
@@ -98,21 +98,28 @@ class Job:
 
 
 def own_folder(parent: Path | None) -> tuple[Path, Any]:
-    """A folder for this server's files, and the open lock that keeps it; those whose server is gone are removed."""
+    """A folder for this server's files, and the open lock that keeps it; those whose server is gone are removed.
+
+    Raises:
+      UserError: `parent` cannot be written, or belongs to somebody else.
+    """
     parent = parent or Path(tempfile.gettempdir()) / f"msr-serve-{os.getuid()}"
     try:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if parent.stat().st_uid != os.getuid():
             raise UserError(f"{parent} belongs to somebody else; name another folder with --folder")
         for old in parent.glob(f"{OWN}*"):
-            with contextlib.suppress(OSError), open(old / "lock", "w") as lock:
+            # What holds no lock is no server's; opened for reading, it is not made here.
+            with contextlib.suppress(OSError), open(old / "lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(old, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=OWN, dir=parent))
-        lock = open(folder / "lock", "w")
+        lock = open(folder / "new", "w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # The lock is never seen unlocked: another server would remove the folder.
+        os.rename(folder / "new", folder / "lock")
     except OSError as error:
         raise UserError(f"{parent} cannot be written ({error.strerror}); name another folder with --folder") from error
-    fcntl.flock(lock, fcntl.LOCK_EX)
     return folder, lock
 
 
@@ -181,14 +188,19 @@ class Desk:
         self._clear(job)
 
     def _clear(self, job: Job) -> None:
-        keeps = job.source.upload.parent
+        source = job.source
         with self._change:
-            used = any(other.source is job.source for other in self.jobs.values())
-        if job.folder != keeps:
-            shutil.rmtree(job.folder, ignore_errors=True)
+            used = any(other.source is source for other in self.jobs.values())
         if not used:
-            job.source.close()
-            shutil.rmtree(keeps, ignore_errors=True)
+            source.close()
+            shutil.rmtree(source.upload.parent, ignore_errors=True)
+        if not used or job.folder != source.upload.parent:
+            shutil.rmtree(job.folder, ignore_errors=True)
+            return
+        with contextlib.suppress(FileNotFoundError):  # the other job is removed just now
+            for path in job.folder.iterdir():
+                if path not in (source.upload, source.path):
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Stop, and remove every file."""
@@ -250,6 +262,8 @@ class Desk:
                 frames = len(next(iter(part.values())))
                 own = job.source.read(job.frames, frames)
                 ends = job.frames + frames >= audio.frames
+                if not all(np.isfinite([s.max(initial=0), s.min(initial=0)]).all() for s in part.values()):
+                    raise UserError("stems would hold NaN or infinite samples; is the song far louder than full scale?")
                 for track, samples in part.items():
                     files[track].write(np.ascontiguousarray(samples, np.float32).tobytes())
                     files[track].flush()

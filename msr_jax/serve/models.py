@@ -59,12 +59,17 @@ class Models:
         return offer["stems"]
 
     def separator(self, name: str, refine: str, steps: int | None) -> Separator:
-        """The separator for these settings, made once."""
+        """The separator for these settings, made once; UserError where the model's folder is not what it was at the start."""
         key = (name, refine, steps)
         with self._lock:
             if key not in self._separators:
                 residual = None if REST in self._own[name] else REST
-                self._separators[key] = load(find_named(self._folders[name]), refine, steps, residual=residual)
+                try:
+                    self._separators[key] = load(find_named(self._folders[name]), refine, steps, residual=residual)
+                except UserError as error:
+                    # Of a folder that has changed since the start; its place is not for visitors.
+                    print(f"msr serve: the model {name} cannot be loaded: {error}", flush=True)
+                    raise UserError(f"the server cannot load its model {name} any more") from error
             return self._separators[key]
 
     def warm(self) -> None:

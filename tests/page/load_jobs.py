@@ -22,6 +22,7 @@ import requests
 import soundfile
 
 import msr_jax
+from msr_jax.serve.jobs import OWN
 
 RATE = 44_100
 GROWTH = 1.05  # of resident memory between the first fifth of the jobs and the end
@@ -120,7 +121,7 @@ def kill(folder: Path, process: subprocess.Popen, server: str) -> list[str]:
         for k, i in enumerate(ids)
         if requests.get(f"{server}api/jobs/{i}", timeout=60).status_code != 404
     ]
-    runs = [path for path in folder.iterdir() if path.name.startswith("run-")]
+    runs = [path for path in folder.iterdir() if path.name.startswith(OWN)]
     if len(runs) != 1 or [p.name for p in folder.rglob("*") if p.is_file()] != ["lock"]:
         wrong.append(f"files are left: {sorted(map(str, folder.rglob('*')))}")
     end = time.monotonic() + 10
