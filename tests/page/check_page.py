@@ -53,14 +53,19 @@ def song(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("server")
+def start(folder):
     command = [sys.executable, "-m", "msr_jax.cli", "serve", "--port", "0", "--folder", str(folder)]
     # As people start it: the ordinary tests' flags, for fast compilation and slow programs, are in this process' environment.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    yield re.search(r"http://\S+", process.stdout.readline())[0]
+    return process, re.search(r"http://\S+", process.stdout.readline())[0]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    process, address = start(folder)
+    yield address
     process.send_signal(signal.SIGTERM)
     process.wait(20)
     assert not list(folder.iterdir()), "files of the server are left over"
@@ -149,7 +154,7 @@ def assert_is_part_of(recorded, file):
 
 def check_zip(page, song):
     body, name = saved(page, "#zip")
-    assert name == "Beats _ tones (stems).zip"
+    assert name == "Beats & tones (stems).zip"
     archive = zipfile.ZipFile(io.BytesIO(body))
     stems = {entry.removesuffix(".wav"): read(archive.read(entry)) for entry in archive.namelist()}
     np.testing.assert_allclose(sum(stems.values()), read(song.read_bytes()), atol=1e-6)
@@ -253,6 +258,76 @@ def test_a_bad_file_is_told_in_a_sentence(page, tmp_path):
     bad.write_text("no sound")
     drop(page, bad)
     expect(page.locator("#status")).to_contain_text("cannot be read as audio", timeout=30_000)
+
+
+@pytest.fixture
+def left_page(browser, server):
+    """One whose requests may fail."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(server)
+    yield page
+    context.close()
+
+
+def test_a_second_song_begins_at_its_beginning_and_waits_for_play(heard_page, song):
+    page = heard_page
+    drop(page, song)
+    separated(page)
+    page.evaluate("window.msrPlayer.seek(5 * 44100)")
+    page.click("#play")
+    expect(page.locator("#play")).to_have_text("Pause")
+    first = page.evaluate("window.msrPlayer.jobId")
+    drop(page, song)
+    expect(page.locator("#play")).to_have_text("Play")
+    page.wait_for_function(f"window.msrPlayer.jobId !== '{first}'", timeout=240_000)
+    separated(page)
+    assert page.evaluate("[window.msrPlayer.playing, window.msrPlayer.now()]") == [False, 0]
+    page.click("#play")
+    expect(page.locator("#play")).to_have_text("Pause")
+    page.wait_for_function("window.msrPlayer.now() > 4410")
+    assert page.evaluate("window.msrPlayer.now()") < 5 * RATE
+
+
+def test_play_says_so_where_the_server_has_forgotten_the_song(left_page, server, song):
+    page = left_page
+    drop(page, song)
+    separated(page)
+    requests.delete(f"{server}api/jobs/{page.evaluate('window.msrPlayer.jobId')}")
+    asked = []
+    page.on("request", lambda r: asked.append(r.url))
+    page.click("#play")
+    expect(page.locator("#status")).to_contain_text("has forgotten the song")
+    expect(page.locator("#play")).to_have_text("Play")
+    page.wait_for_timeout(1000)
+    assert len(asked) <= len(page.evaluate("window.msrPlayer.tracks"))
+
+
+def test_a_server_that_is_gone_is_told_and_a_job_can_be_cancelled_without_it(browser, tmp_path):
+    process, address = start(tmp_path)
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(address)
+    soundfile.write(tmp_path / "long.wav", 0.1 * np.random.default_rng(0).standard_normal((300 * RATE, 1)), RATE)
+    drop(page, tmp_path / "long.wav")
+    expect(page.locator("#status")).to_have_text("Separating …", timeout=240_000)
+    process.kill()
+    process.wait()
+    expect(page.locator("#status")).to_contain_text("interrupted; trying again", timeout=30_000)
+    page.click("#cancel")
+    expect(page.locator("#status")).to_have_text("Cancelled.")
+    expect(page.locator("#work")).to_be_hidden()
+    context.close()
+
+
+def test_a_song_that_the_browser_cannot_play_can_be_taken_away(page, tmp_path):
+    path = tmp_path / "slow.wav"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((4000, 2)), 2000)
+    drop(page, path)
+    separated(page)
+    expect(page.locator("#unplayable")).to_be_visible()
+    expect(page.locator("#play")).to_be_disabled()
+    assert zipfile.is_zipfile(io.BytesIO(saved(page, "#zip")[0]))
 
 
 def first_stem(server, path):

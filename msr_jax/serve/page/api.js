@@ -3,7 +3,8 @@
 async function answer(response) {
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
-  throw new Error(typeof body.detail === "string" ? body.detail : `the server answered ${response.status}`);
+  const error = new Error(typeof body.detail === "string" ? body.detail : `the server answered ${response.status}`);
+  throw Object.assign(error, { status: response.status });
 }
 
 export async function models() {
@@ -31,23 +32,25 @@ export function createJob(fields, progress, signal) {
   });
 }
 
-// Calls `changed` with each new state of a job; returns what stops that.
-export function watch(id, changed, lost) {
+// Calls `changed` with each new state of a job, `interrupted` while the server cannot be reached, `lost` when it does not know the
+// job; returns what stops that.
+export function watch(id, changed, interrupted, lost) {
   const events = new EventSource(`/api/jobs/${id}`);
   events.onmessage = (event) => {
     const job = JSON.parse(event.data);
     if (job.state === "done" || job.state === "failed") events.close();
     changed(job);
   };
-  events.onerror = async () => {
-    if (events.readyState !== EventSource.CLOSED) return; // the browser tries again by itself
-    lost();
+  events.onerror = () => {
+    if (events.readyState === EventSource.CLOSED) lost();
+    else interrupted(); // the browser tries again by itself
   };
   return () => events.close();
 }
 
-export async function removeJob(id) {
-  await fetch(`/api/jobs/${id}`, { method: "DELETE" });
+// A server that does not hear of it removes the job when its time is over.
+export function removeJob(id) {
+  return fetch(`/api/jobs/${id}`, { method: "DELETE" }).catch(() => {});
 }
 
 export const fileUrl = (id, track, suffix) => `/api/jobs/${id}/${encodeURIComponent(track)}.${suffix}`;

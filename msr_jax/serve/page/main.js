@@ -16,7 +16,8 @@ let pictures = new Map();
 const results = new Map(); // setting -> id of a job with the same song
 let working = null; // id of the job that the server has last been asked for; none while it is being asked
 const player = new Player((track, start, frames) => api.samples(job.id, track, start, frames));
-player.onend = showPlaying;
+player.onchange = showPlaying;
+player.onlost = lost;
 window.msrPlayer = player; // for those who look into the page, and its test
 
 const offer = () => offers.find((o) => o.name === $("model").value);
@@ -78,7 +79,6 @@ function upload(file) {
   for (const id of results.values()) api.removeJob(id);
   results.clear();
   job = null;
-  player.pause();
   player.forget();
   $("player").hidden = true;
   start({ file });
@@ -97,7 +97,11 @@ function again() {
 }
 
 function follow(id) {
-  unwatch = api.watch(id, show, () => say("The connection to the server is lost, or it has forgotten the song."));
+  unwatch = api.watch(id, show, () => say("The connection to the server is interrupted; trying again …"), lost);
+}
+
+function lost() {
+  say("The connection to the server is lost, or it has forgotten the song.");
 }
 
 function show(now) {
@@ -135,6 +139,8 @@ function open(now) {
   player.jobId = now.id;
   player.open(["song", ...now.stems], now.sample_rate, now.frames);
   $("player").hidden = false;
+  $("play").disabled = !player.context;
+  $("unplayable").hidden = Boolean(player.context);
   $("song-title").textContent = now.name;
   $("position").max = now.frames / now.sample_rate;
   pictures = new Map();
@@ -262,10 +268,9 @@ function showPlaying() {
   $("play").textContent = player.playing ? "Pause" : "Play";
 }
 
-async function playOrPause() {
+function playOrPause() {
   if (player.playing) player.pause();
-  else await player.play();
-  showPlaying();
+  else player.play();
 }
 
 function original() {
@@ -333,13 +338,13 @@ $("loop").onclick = toggleLoop;
 $("loop-start").onclick = () => setLoop(player.now(), player.loop?.to ?? player.frames);
 $("loop-end").onclick = () => setLoop(player.loop?.from ?? 0, player.now());
 $("position").oninput = () => player.seek($("position").value * player.rate);
-$("cancel").onclick = async () => {
+$("cancel").onclick = () => {
   unwatch();
   sending.abort();
   const id = working;
   working = null;
   for (const [name, value] of results) if (value === id) results.delete(name);
-  if (id) await api.removeJob(id);
+  if (id) api.removeJob(id);
   $("work").hidden = true;
   if (job?.id === id) {
     player.pause();

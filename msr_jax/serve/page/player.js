@@ -7,6 +7,17 @@ const BLOCK_SECONDS = 2;
 const AHEAD_SECONDS = 4;
 const KEPT_BLOCKS = 24; // of each track
 const FADE_SECONDS = 0.01; // of a gain that changes, against clicks
+const LOOK = 100; // milliseconds between two looks at what is to be fetched
+const LONGEST_LOOK = 5000; // where the server does not answer
+
+// A browser that does not play at `rate` has no context for it.
+function contextOf(rate) {
+  try {
+    return new AudioContext({ sampleRate: rate });
+  } catch {
+    return null;
+  }
+}
 
 export class Player {
   constructor(fetchSamples) {
@@ -17,30 +28,34 @@ export class Player {
     this.loop = null; // {from, to} in samples
     this.frames = this.available = 0;
     this.position = 0; // in samples, where playing begins next
+    this.context = null; // none, either, where the browser does not play at the song's rate
+    this.pieces = []; // that are scheduled
+    this.onchange = () => {}; // it plays now, or does no more
+    this.onlost = () => {}; // the server does not know the song any more
     this.generation = 0; // pieces that were asked for before a seek are not played after it
   }
 
   // A song and its stems; `frames` is the song's length in samples, `rate` in Hz.
   open(names, rate, frames) {
-    const rateKept = this.context && this.context.sampleRate === rate;
+    const rateKept = this.context?.sampleRate === rate;
     const position = rateKept && this.frames === frames ? this.now() : 0;
     const levels = new Map(this.tracks.map((t) => [t.name, t]));
     const wasPlaying = this.playing;
     this.pause();
     if (!rateKept) {
       this.context?.close();
-      this.context = new AudioContext({ sampleRate: rate });
-      this.output = this.context.createGain();
-      this.output.connect(this.context.destination);
+      this.context = contextOf(rate);
+      this.output = this.context?.createGain();
+      this.output?.connect(this.context.destination);
     }
-    for (const track of this.tracks) track.gain.disconnect();
+    for (const track of this.tracks) track.gain?.disconnect();
     this.rate = rate;
     this.frames = frames;
     this.block = Math.round(BLOCK_SECONDS * rate);
     this.position = Math.min(position, frames);
     this.tracks = names.map((name) => {
-      const gain = this.context.createGain();
-      gain.connect(this.output);
+      const gain = this.context?.createGain();
+      gain?.connect(this.output);
       const old = levels.get(name);
       return { name, gain, level: old?.level ?? 1, mute: old?.mute ?? false, solo: old?.solo ?? false, blocks: new Map() };
     });
@@ -49,11 +64,13 @@ export class Player {
     if (wasPlaying) this.play();
   }
 
-  // Nothing of this song's mixer is for the next one.
+  // Nothing of this song and its mixer is for the next one.
   forget() {
-    for (const track of this.tracks) track.gain.disconnect();
+    this.pause();
+    for (const track of this.tracks) track.gain?.disconnect();
     this.tracks = [];
     this.loop = null;
+    this.frames = this.available = this.position = 0;
   }
 
   // What a track is multiplied with now, solo, mute and the original considered.
@@ -65,6 +82,7 @@ export class Player {
   }
 
   applyGains(atOnce = false) {
+    if (!this.context) return;
     for (const track of this.tracks) {
       const value = this.factor(track);
       const now = this.context.currentTime;
@@ -79,11 +97,12 @@ export class Player {
   }
 
   async play() {
-    if (this.playing || !this.frames) return;
+    if (this.playing || !this.frames || !this.context) return;
     if (this.position >= this.frames) this.position = 0;
     this.playing = true;
+    this.onchange();
     await this.context.resume();
-    this.restart();
+    if (this.playing) this.restart();
   }
 
   pause() {
@@ -91,6 +110,7 @@ export class Player {
     this.position = this.now();
     this.playing = false;
     this.silence();
+    this.onchange();
   }
 
   seek(position) {
@@ -121,7 +141,7 @@ export class Player {
   silence() {
     this.generation++;
     clearTimeout(this.timer);
-    for (const piece of this.pieces ?? []) for (const source of piece.sources) { source.stop(); source.disconnect(); }
+    for (const piece of this.pieces) for (const source of piece.sources) { source.stop(); source.disconnect(); }
     this.pieces = [];
   }
 
@@ -129,16 +149,23 @@ export class Player {
     this.silence();
     this.next = this.position; // the sample to schedule next
     this.clock = null; // and the sample of the audio clock at which it will sound
+    this.wait = LOOK;
     this.fill(this.generation);
   }
 
   async fill(generation) {
     try {
       await this.schedule(generation);
-    } catch {
-      // A piece that did not come now may come at the next look.
+      if (generation === this.generation) this.wait = LOOK;
+    } catch (error) {
+      if (generation !== this.generation) return;
+      if (error.status === 404) {
+        this.pause();
+        this.onlost();
+      }
+      this.wait = Math.min(2 * this.wait, LONGEST_LOOK); // a piece that did not come now may come at a later look
     }
-    if (this.playing && generation === this.generation) this.timer = setTimeout(() => this.fill(generation), 100);
+    if (this.playing && generation === this.generation) this.timer = setTimeout(() => this.fill(generation), this.wait);
   }
 
   async schedule(generation) {
@@ -199,6 +226,6 @@ export class Player {
     this.playing = false;
     this.position = this.frames;
     this.silence();
-    this.onend?.();
+    this.onchange();
   }
 }
