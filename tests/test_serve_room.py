@@ -1,6 +1,8 @@
-"""`msr serve` where its disk is full, a job is deleted under way, or it is to end: an answer in a sentence, and nothing left over."""
+"""`msr serve` where its disk is full, a job is deleted under way, or what surrounds it is odd: an answer in a
+sentence, nothing left over, and nothing of others removed."""
 
 import errno
+import fcntl
 import io
 import os
 import shutil
@@ -10,12 +12,14 @@ import zipfile
 
 import numpy as np
 import pytest
+import soundfile
 
 from msr_jax.errors import UserError
 from msr_jax.separate.engine import Separator
 from msr_jax.serve import command, downloads
+from msr_jax.serve.jobs import own_folder
 from msr_jax.serve.models import Models
-from tests.test_serve import client_of, create, models, song_file, wait  # noqa: F401  (a fixture among them)
+from tests.test_serve import RATE, client_of, create, models, song_file, wait  # noqa: F401  (a fixture among them)
 
 
 def full(*_, **__):
@@ -160,3 +164,74 @@ def test_a_name_that_a_browser_escaped_is_shown_as_it_was(server):
 def test_a_token_that_no_header_can_carry_is_refused():
     with pytest.raises(UserError, match="--token must be of ASCII"):
         command.main(["--token", "пароль", "--port", "0"])
+
+
+def test_a_deleted_job_leaves_its_song_alone_to_another_that_needs_it(models, tmp_path):  # noqa: F811
+    client, desk = client_of(models, tmp_path)
+    with client:
+        first = wait(client, create(client, song_file(0.2)).json()["id"])["id"]
+        second = wait(client, client.post("/api/jobs", files={"source": (None, first)}).json()["id"])["id"]
+        assert client.get(f"/api/jobs/{first}/stems.zip").status_code == 200
+        folder = desk.get(first).folder
+        client.delete(f"/api/jobs/{first}")
+        assert sorted(path.name for path in folder.iterdir()) == ["song.f32", "upload"]
+        assert client.get(f"/api/jobs/{second}/stems.zip").status_code == 200
+        client.delete(f"/api/jobs/{second}")
+        assert [path.name for path in desk.folder.iterdir()] == ["lock"]
+
+
+def test_a_song_whose_stems_are_not_finite_fails_in_a_sentence(server):
+    client, _ = server
+    file = io.BytesIO()
+    soundfile.write(file, np.full((RATE // 2, 2), 1e30, np.float32), RATE, format="WAV", subtype="FLOAT")
+    job = wait(client, create(client, file.getvalue()).json()["id"])
+    assert job["state"] == "failed" and "far louder than full scale" in job["error"]
+
+
+def test_a_site_is_told_as_browsers_name_it():
+    for text in ("https://friend.example", "https://Friend.example/", "https://friend.example:443"):
+        assert command.origin_of(text) == "https://friend.example"
+    for text in ("http://[::1]:3000", "http://localhost:443", "https://friend.example:80", "app://local"):
+        assert command.origin_of(text) == text
+
+
+@pytest.mark.parametrize(
+    "other", ["foo[bar]=1", '{"a":1}', "a@b=1", "=x", "na me=1", 'a="x', "", "msr_token_1=x", "msr_token=y"]
+)
+def test_cookies_of_other_programs_lock_nobody_out(models, tmp_path, other):  # noqa: F811
+    token = 'p@ss "w;rd,%3B'
+    client, _ = client_of(models, tmp_path, token=token)
+    with client:
+        answer = client.get("/", params={"token": token}, follow_redirects=False)
+        own = answer.headers["set-cookie"].split("; ")[0]
+        client.cookies.clear()
+        for cookies in (f"{other}; {own}", f"{own}; {other}", f"{own};{other}"):
+            assert client.get("/api/models", headers={"cookie": cookies}).status_code == 200
+        assert client.get("/api/models", headers={"cookie": f"{other}; {own}x"}).status_code == 401
+        elsewhere = {"cookie": own, "host": "localhost:8001"}
+        assert client.get("/api/models", headers=elsewhere).status_code == 401
+
+
+def test_a_server_removes_no_folder_that_is_none_of_its_kind(tmp_path):
+    (tmp_path / "run-1").mkdir()
+    (tmp_path / "run-1" / "lock").touch()
+    (tmp_path / "msr-serve-notes").mkdir()
+    _, lock = own_folder(tmp_path)
+    lock.close()
+    assert (tmp_path / "run-1" / "lock").exists() and (tmp_path / "msr-serve-notes").exists()
+
+
+def test_a_server_that_starts_does_not_remove_what_another_is_just_making(tmp_path, monkeypatch):
+    taking = fcntl.flock
+
+    def amid(*arguments):  # another server starts before the lock is taken
+        monkeypatch.setattr(fcntl, "flock", taking)
+        own_folder(tmp_path)[1].close()
+        taking(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", amid)
+    folder, lock = own_folder(tmp_path)
+    assert (folder / "lock").exists()
+    own_folder(tmp_path)[1].close()
+    assert folder.exists()
+    lock.close()
