@@ -102,28 +102,16 @@ class Separator(AudioSeparator):
         """
         config = model.config
         chosen = None if stems is None else choose_stems(config, stems)
-        if refine is None:
-            held = [r for r in ("consistency", "diffusion", "det_x2") if network_of(config, r) in model.weights]
-            refine = config.get(DEFAULT_REFINE, (held or ["none"])[0])
         self.refinements = [r for r in REFINEMENTS if network_of(config, r) in model.weights]
+        refine = _refinement(model, self.refinements) if refine is None else refine
         if refine not in REFINEMENTS:
             raise UserError(f"refine must be one of {', '.join(REFINEMENTS)}, not '{refine}'")
-        if network_of(config, refine) not in model.weights:
+        if refine not in self.refinements:
             have = ", ".join(model.weights)
             raise UserError(f"the model cannot refine by {refine}: its folder holds the networks {have}")
         overlap = config.get(DEFAULT_OVERLAP, OVERLAP) if overlap is None else overlap
         segments = config.get(DEFAULT_SEGMENTS, 1) if segments is None else segments
-        if not is_whole(segments, 1):
-            raise UserError(f"a chunk must be at least 1 segment, not {segments}")
-        if not 0 <= overlap <= 0.5:
-            raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap}")
-        if not is_whole(seed, 0, 2**32 - 1):
-            raise UserError(f"the seed must lie between 0 and 2^32 - 1, not {seed}")
-        for name, value in {"batch_size": batch_size, "memory": memory}.items():
-            if value is not None and not is_whole(value, 1):
-                raise UserError(f"{name} must be a whole number above 0, not {value}")
-        if not is_whole(shifts, 1):
-            raise UserError(f"there must be at least 1 shift, not {shifts}")
+        _check_numbers(segments, overlap, seed, batch_size, memory, shifts)
         if reference:
             reference.check()
             if shifts > 1:
@@ -305,6 +293,29 @@ class Separator(AudioSeparator):
         delay = resampling_delay(*there) + resampling_delay(*back) + SHARE_SECONDS * self.mixture_consistent
         waiting = max(2 * chunk - overlap + reach, 2 * reach)  # a chunk is final when the next one is known
         return math.ceil(sample_rate * (waiting / self.sample_rate + delay))
+
+
+def _refinement(model: Model, held: Sequence[str]) -> str:
+    """The one that is taken where none is named: the folder's own, else the best that it has the networks of."""
+    best = [refine for refine in ("consistency", "diffusion", "det_x2") if refine in held]
+    return model.config.get(DEFAULT_REFINE, (best or ["none"])[0])
+
+
+def _check_numbers(
+    segments: int, overlap: float, seed: int, batch_size: int | None, memory: int | None, shifts: int
+) -> None:
+    """Raises UserError for the first of a separator's numbers that none can have."""
+    if not is_whole(segments, 1):
+        raise UserError(f"a chunk must be at least 1 segment, not {segments}")
+    if not 0 <= overlap <= 0.5:
+        raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap}")
+    if not is_whole(seed, 0, 2**32 - 1):
+        raise UserError(f"the seed must lie between 0 and 2^32 - 1, not {seed}")
+    for name, value in {"batch_size": batch_size, "memory": memory}.items():
+        if value is not None and not is_whole(value, 1):
+            raise UserError(f"{name} must be a whole number above 0, not {value}")
+    if not is_whole(shifts, 1):
+        raise UserError(f"there must be at least 1 shift, not {shifts}")
 
 
 def _of_length(
