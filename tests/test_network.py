@@ -161,18 +161,57 @@ def test_a_kept_program_is_taken_without_tracing_and_a_damaged_one_is_made_again
     assert traced == [1, 1]
 
 
-def test_a_model_whose_networks_are_those_of_another_is_kept_too(monkeypatch, tmp_path):
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    own = lambda one_by_one: lambda *a: scaled(one_by_one)(*a) + float(len(str(tmp_path)))
-    try:
-        for _ in range(2):  # JAX would know the second model's program from the first one's
-            file = tmp_path / f"separate-{os.urandom(28).hex()}.program"
-            monkeypatch.setattr(Network, "_kept", lambda *_, file=file: file)
-            Network(own, WEIGHTS, 4)(mixtures(3), places(3), 0)
-            assert file.exists()
-    finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+@pytest.fixture
+def own_cache(tmp_path):
+    """JAX's own cache in a folder of the test's, which takes whatever is compiled; yields what that is."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path / "jax"), 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield lambda: [path.name for path in (tmp_path / "jax").glob("*-cache")]
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", None])
+def test_a_damaged_or_missing_kept_program_is_repaired_by_the_next_start_and_used_by_the_one_after(
+    damage, own_cache, monkeypatch, tmp_path
+):
+    file, traced, x = tmp_path / "separate-x.program", [], mixtures(3)
+    monkeypatch.setattr(Network, "_kept", lambda *_: file)
+    own = lambda one_by_one: lambda *a: (traced.append(1), scaled(one_by_one)(*a))[1]
+    start = lambda: Network(own, WEIGHTS, 4)(x, places(3), 0)
+    first = start()
+    if damage:
+        file.write_bytes(damage(file.read_bytes()))
+    else:
+        file.unlink()
+    np.testing.assert_array_equal(start(), first)
+    assert len(traced) == 2
+    np.testing.assert_array_equal(start(), first)
+    assert len(traced) == 2  # the second start's program was kept, and runs
+
+
+def test_what_is_kept_here_is_not_kept_by_jax_too_and_what_is_not_is(own_cache, monkeypatch, tmp_path):
+    kept = [tmp_path / "separate-x.program", None]
+    monkeypatch.setattr(Network, "_kept", lambda *_: kept[0])
+    run = lambda: Network(scaled, WEIGHTS, 4)(mixtures(3), places(3), 0)
+    run()
+    assert kept.pop(0).exists() and not any("separate" in name for name in own_cache())
+    run()
+    assert any("separate" in name for name in own_cache())
+
+
+def test_a_model_whose_networks_are_those_of_another_is_kept_too(own_cache, monkeypatch, tmp_path):
+    for _ in range(2):  # JAX would know the second model's program from the first one's
+        file = tmp_path / f"separate-{os.urandom(28).hex()}.program"
+        monkeypatch.setattr(Network, "_kept", lambda *_, file=file: file)
+        Network(scaled, WEIGHTS, 4)(mixtures(3), places(3), 0)
+        assert file.exists()
 
 
 def test_a_kept_program_that_fails_is_forgotten_and_made_again(monkeypatch, tmp_path):

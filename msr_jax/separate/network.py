@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import math
 import os
+import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,10 +33,6 @@ MAX_BATCH = 64  # examples a call on an accelerator, per device: more is no fast
 ABREAST, ABREAST_BYTES = min(4, max(2, (os.cpu_count() or 1) // 2)), 1_200_000_000
 
 CONFIG: Any = jax.config  # whose fields have no types
-_HITS: list[str] = []  # programs that JAX had kept
-jax.monitoring.register_event_listener(
-    lambda event, **_: _HITS.append(event) if event == "/jax/compilation_cache/cache_hits" else None
-)
 
 # (weights, mixture (batch, time, channels), place (batch, 2) integers, seed) -> stems (batch, stems, time, channels)
 Function = Callable[[Any, Any, Any, Any], Any]
@@ -215,7 +213,6 @@ class Network:
         if kept and program:
             self._read[batch_size, *shape] = kept
             return program
-        hits = len(_HITS)
         with saying(f"compiling {self.name}" + ("; it is kept for the next time" if kept else "")):
             function = self.function(batch_size < self.stems)
             everywhere, each = PartitionSpec(), PartitionSpec("devices")
@@ -224,12 +221,13 @@ class Network:
                 function = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=each, check_vma=False)
             placed = tuple(self._placed(spec) for spec in specs)
             named = lambda *inputs: function(*inputs)
-            # JAX keeps programs by name too: one that it gave back, of another release or model, could not be kept here.
-            named.__name__ = f"separate_{version('msr_jax')}_{kept.stem[-16:] if kept else ''}"
+            # What JAX's own cache gave back could not be kept here, its functions would be missing: by a name that is new, it has none.
+            named.__name__ = f"separate_{version('msr_jax')}_{secrets.token_hex(8) if kept else ''}"
             jitted = jax.jit(named, in_shardings=placed, out_shardings=self._placed(each))
-            program = jitted.lower(*arguments).compile()
+            with _not_kept_by_jax() if kept else nullcontext():
+                program = jitted.lower(*arguments).compile()
             give_back_memory()
-        if kept and len(_HITS) == hits:  # what JAX had kept cannot be written once more: its functions are missing then
+        if kept:
             _write(kept, program)
         return program
 
@@ -253,6 +251,17 @@ class Network:
         }
         text = json.dumps(told, sort_keys=True, default=str)
         return Path(folder) / f"separate-{hashlib.sha256(text.encode()).hexdigest()}.program"
+
+
+def _not_kept_by_jax() -> AbstractContextManager:
+    """Inside, JAX's own cache takes nothing that this thread compiles. Its public settings are those of all threads.
+
+    A release that lacks this one writes what nobody reads, and is right all the same.
+    """
+    from jax._src import config
+
+    least_seconds: Any = getattr(config, "persistent_cache_min_compile_time_secs", None)
+    return least_seconds(math.inf) if callable(least_seconds) else nullcontext()
 
 
 def _bytes_of_call(program: Any) -> int:
