@@ -337,7 +337,9 @@ class _Hub(http.server.BaseHTTPRequestHandler):
                 body = bytes(len(body))
         else:
             known = "EntryNotFound" if "/owner/repo/" in self.path else "RepoNotFound"
-            status, code = {"gated": (401, "GatedRepo"), "away": (503, "")}.get(self.path.split("/")[1], (404, known))
+            owner = self.path.split("/")[1]
+            bare = (int(owner.removeprefix("answers-")), "") if owner.startswith("answers-") else (404, known)
+            status, code = {"gated": (401, "GatedRepo"), "away": (503, "")}.get(owner, bare)
             self.send_response(status)
             self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
@@ -403,12 +405,20 @@ def test_what_the_hub_has_not_is_said_in_a_sentence(hub, tmp_path, capsys):
     [
         ("hf:gated/repo/w.ckpt", "asks for its terms to be accepted"),
         ("hf:away/repo/w.ckpt", "hf:away/repo/w.ckpt cannot be fetched"),
+        ("hf:answers-200/repo/w.ckpt", "as the Hub answers"),  # and does not tell what file it is
+        ("hf:answers-403/repo/w.ckpt", "403 Forbidden"),
+        ("hf:answers-404/repo/w.ckpt", "404 Not Found"),
+        ("hf:answers-429/repo/w.ckpt", "429 Too Many Requests"),
+        ("hf:answers-500/repo/w.ckpt", "500 Internal Server Error"),
     ],
 )
-def test_a_hub_that_refuses_or_is_away_is_not_told_as_a_missing_file(hub, address, words, tmp_path, capsys):
+def test_a_hub_that_refuses_or_is_away_is_not_told_as_a_missing_file(
+    hub, address, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("time.sleep", lambda _: None)  # before it asks again
     assert import_into(address, "bsrf_det", tmp_path / "model") == 2
     message = capsys.readouterr().err
-    assert words in message and "no such file" not in message, message
+    assert words in message and "no such file" not in message and "a network" not in message, message
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,13 @@ def fetch(address: str) -> Path:
         raise
 
 
-def _told(error: Exception, address: str, repo: str) -> str | None:
+def _told(error: BaseException, address: str, repo: str) -> str | None:
     """What the user is told of an error of the library, of which many are of several kinds at once; None of an unknown one."""
     from huggingface_hub import constants, errors
 
+    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else None
+    if cause and (told := _told(cause, address, repo)):  # the library asks for a network where there was an answer, too
+        return told
     said = first_line(error)
     is_unanswered = isinstance(error, errors.LocalEntryNotFoundError)  # nor does the cache have the file
     if isinstance(error, errors.GatedRepoError):
@@ -63,7 +66,7 @@ def _told(error: Exception, address: str, repo: str) -> str | None:
         return f"the Hub has no such file: {address}, or shows it only to an account, with a token by HF_TOKEN ({said})"
     if is_of_disk(error):
         return f"cannot write to the Hub's cache, {constants.HF_HUB_CACHE}: {said}"
-    if isinstance(error, errors.HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError | errors.FileMetadataError):
         return f"{address} cannot be fetched, as the Hub answers: {said}"
     if isinstance(error, ImportError | ValueError) and not is_unanswered:  # of its HTTP client
         return (
