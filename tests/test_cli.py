@@ -135,6 +135,34 @@ def test_the_doctor_names_devices_codecs_and_what_is_kept(capsys, tmp_path, monk
     assert "extra media" in said and "jaxlib" in said
 
 
+def test_the_doctor_counts_all_that_is_kept_whatever_folder_jax_was_told_and_names_what_may_go(
+    capsys, tmp_path, monkeypatch
+):
+    home = tmp_path / "home"
+    places = ("compiled/jaxlib-0.1-old/a-cache", "compiled/jaxlib-now/b-cache", "downloads/.tiny.0123abcd.1.tmp/half")
+    for place in map(home.joinpath, places):
+        place.parent.mkdir(parents=True)
+        place.write_bytes(bytes(2_000_000))
+    monkeypatch.setenv("MSR_HOME", str(home))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(home / "compiled" / "jaxlib-now"))  # as the command sets it
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert f"{home}/compiled (2 files, 4 MB)" in said and f"{home}/downloads (1 files, 2 MB)" in said
+    assert f"compiled, plans, models and downloads in {home}" in said and "JAX's own" not in said
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
+    assert main(["doctor"]) == 0
+    assert f"{tmp_path}/own (0 files, 0 MB)" in capsys.readouterr().out
+
+
+def test_the_doctor_misses_what_the_server_would(monkeypatch):
+    from msr_jax.bench import doctor
+
+    find = doctor.importlib.util.find_spec
+    lacking = ("python_multipart", "prometheus_client")
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name in lacking else find(name))
+    assert "python_multipart, prometheus_client" in dict(doctor.report())["extra web"]
+
+
 def test_stems_have_the_song_s_rate_channels_and_length(tiny_model, tmp_path, capsys):
     paths = [
         song(tmp_path / "söng [1].flac", 9000, 2, 44_100),

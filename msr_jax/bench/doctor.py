@@ -6,14 +6,17 @@ import os
 import platform
 import shutil
 from collections import Counter
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from msr_jax.serve.command import NEEDED
 
 EXTRAS = {
     "media": (("av",), "m4a, AAC, WebM, WMA"),
     "torch": (("torch",), "export to PyTorch, benchmarks' peers"),
     "export": (("flatbuffers", "onnx"), "export to StableHLO and ONNX"),
-    "web": (("fastapi", "uvicorn", "huggingface_hub"), "the server, and checkpoints by hf:"),
+    "web": ((*NEEDED, "huggingface_hub"), "the server, and checkpoints by hf:"),
     "cloud": (("gcsfs", "s3fs"), "songs and lists in gs:// and s3://"),
     "beam": (("apache_beam",), "preparation and separation on a cluster"),
     "cuda": (("jax_cuda13_plugin",), "NVIDIA GPUs, and plans for them"),
@@ -29,8 +32,12 @@ def _version(package: str) -> str:
 
 
 def _size(folder: Path) -> str:
-    files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-    return f"{folder} ({len(files)} files, {sum(files) / 1e6:.0f} MB)"
+    sizes = []
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        with suppress(OSError):  # gone meanwhile
+            if path.is_file():
+                sizes.append(path.stat().st_size)
+    return f"{folder} ({len(sizes)} files, {sum(sizes) / 1e6:.0f} MB)"
 
 
 def report() -> list[tuple[str, str]]:
@@ -42,7 +49,8 @@ def report() -> list[tuple[str, str]]:
     from msr_jax.models.backbone import has_bfloat16_units
 
     devices = Counter(device.device_kind for device in jax.local_devices())
-    compiled = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or home() / "compiled")
+    compiled = home() / "compiled"  # of all releases, whereas JAX is told one's folder in it, or a user's own
+    told = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or compiled)
     has_units = has_bfloat16_units()
     codecs = [name for name in ("WAV", "FLAC", "OGG", "MP3", "AIFF") if name in soundfile.available_formats()]
     codecs += ["Opus"] if "OPUS" in soundfile.available_subtypes("OGG") else []
@@ -56,8 +64,11 @@ def report() -> list[tuple[str, str]]:
             f"float32; --dtype bfloat16 computes in {'bfloat16, measured to be' if has_units else 'float32, bfloat16 being no'} faster here",
         ),
         ("compiled programs", _size(compiled)),
+        *([] if told.is_relative_to(compiled) else [("JAX's own folder", _size(told))]),
         ("plans", _size(home() / "plans")),
         ("models", _size(home() / "models")),
+        ("downloads", _size(home() / "downloads")),
+        ("may be deleted", f"compiled, plans, models and downloads in {home()}: all are made or fetched again"),
         ("audio", f"libsndfile {soundfile.__libsndfile_version__.removeprefix('libsndfile-')}: {', '.join(codecs)}"),
         ("ffmpeg", shutil.which("ffmpeg") or "not installed"),
     ]
