@@ -131,7 +131,7 @@ def test_other_folders_are_refused_and_left_alone(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     for text, words in (
-        ("{", "not readable as JSON"),
+        ("{", f"not readable as JSON .*; remove {folder} and fetch or save the model again"),
         ("{}", "lacks format"),
         (json.dumps({**config, "format": 9}), "format 9"),
         (json.dumps({**config, "networks": None}), "has networks null; they must be a list of deterministic"),

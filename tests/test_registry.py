@@ -36,9 +36,11 @@ class _Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         hub = self.server
         hub.asked.append(self.path)
-        if self.path == "/owner/repo/resolve/main/w.safetensors" and hub.way != "gone":
+        if hub.way.isdecimal():
+            self.send_error(int(hub.way))
+        elif self.path == "/owner/repo/resolve/main/w.safetensors" and hub.way != "gone":
             self.send_response(302)
-            self.send_header("Location", "/cdn/0123?signed=1")
+            self.send_header("Location", "http://[bad" if hub.way == "astray" else "/cdn/0123?signed=1")
             self.send_header("Content-Length", "0")
             self.end_headers()
         elif self.path.startswith("/cdn/"):
@@ -70,6 +72,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "TABLE", tmp_path / "table.yaml")
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("MSR_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     yield server
     server.shutdown()
     server.server_close()
@@ -99,7 +102,11 @@ def test_a_model_is_fetched_and_imported_once_and_then_needs_no_network(hub):
         ("wrong", "unsummed", "/owner/repo/resolve/main/w.safetensors "),  # and not the path of a file that is gone
         ("broken", "tiny", "cannot be fetched; is there a network?"),
         ("broken", "unsummed", "cannot be fetched; is there a network?"),
-        ("gone", "tiny", "404"),
+        ("gone", "tiny", "as the server answers 404 Entry not found"),
+        ("astray", "tiny", "cannot be fetched; look at HF_ENDPOINT"),  # and not: its SHA-256 is another
+        ("401", "tiny", "answers 401 Unauthorized; read the model's page, https://huggingface.co/owner/repo"),
+        ("403", "tiny", "answers 403 Forbidden; read the model's page, https://huggingface.co/owner/repo"),
+        *((status, "tiny", f"cannot be fetched, as the server answers {status} ") for status in ("429", "500", "503")),
     ],
 )
 def test_a_download_that_goes_wrong_is_said_and_leaves_nothing(hub, way, name, words):
@@ -116,6 +123,46 @@ def test_without_a_network_it_says_what_is_missing(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"tiny is not in .*models yet and cannot be fetched"):
         find_named("tiny", lambda _: None)
+
+
+@pytest.mark.parametrize("file,cut", [("deterministic.safetensors", 9000), ("config.json", 40)])
+def test_a_damaged_model_is_not_marked_as_fetched_and_the_same_command_fetches_it_again(hub, file, cut):
+    folder, said = find_named("tiny", lambda _: None), []
+    assert registry.is_at_hand("tiny")
+    os.truncate(folder / file, cut)
+    with pytest.raises(UserError, match=rf"remove {folder} and fetch"):
+        load_model(folder)
+    assert not registry.is_at_hand("tiny")
+    assert find_named("tiny", said.append) == folder and f"{folder} is damaged, and is replaced" in said
+    assert load_model(folder).weights
+
+
+def test_what_is_no_model_at_a_models_place_is_named_before_anything_is_fetched(hub):
+    folder_of("tiny").mkdir(parents=True)
+    (folder_of("tiny") / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"models/tiny holds no model; remove it, and tiny is fetched again"):
+        find_named("tiny", lambda _: None)
+    assert not hub.asked and (folder_of("tiny") / "notes.txt").exists()
+
+
+def test_offline_nothing_is_fetched_and_what_is_at_hand_is_taken(hub, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"tiny is not in .*models yet, and HF_HUB_OFFLINE forbids to fetch it"):
+        find_named("tiny", lambda _: None)
+    assert not hub.asked
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    folder = find_named("tiny", lambda _: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "true")
+    assert find_named("tiny", lambda _: None) == folder
+
+
+def test_an_address_on_the_web_is_told_how_it_is_imported(tmp_path, capsys):
+    address = "https://huggingface.co/owner/repo/resolve/main/w.ckpt"
+    assert main(["import", address, "-o", str(tmp_path / "model")]) == 2
+    said = capsys.readouterr().err
+    assert f"{address} is an address on the web" in said and "hf:OWNER/REPO/FILE" in said and said.count("\n") == 1
+    with pytest.raises(UserError, match="is an address on the web"):
+        find_named(address)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from msr_jax.weights.detect import beside, clean_names, detect_arch, prefixes_of
 from msr_jax.weights.hub import fetch
 from msr_jax.weights.lightning import Checkpoint, read_checkpoint
 from msr_jax.weights.model_folder import FIELDS, save_model
+from msr_jax.weights.registry import refuse_url
 from msr_jax.weights.roformer_weights import FAMILIES, Imported, read_roformer
 from msr_jax.weights.torch_names import DUPLICATES, PREFIXES
 from msr_jax.weights.unet_weights import published_sizes, read_unet
@@ -124,6 +125,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--groups", type=int, help="groups of the norms (U-Net), where neither says")
     args = parser.parse_args(argv)
     where = str(args.checkpoint)
+    refuse_url(where)
     checkpoint = read_checkpoint(fetch(args.checkpoint) if args.checkpoint.startswith("hf:") else args.checkpoint)
     state = clean_names(checkpoint.state_dict)
     refuse_foreign(state, where)

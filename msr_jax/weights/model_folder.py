@@ -172,6 +172,20 @@ def find_model(folder: str | Path) -> Path:
     raise UserError(f"{folder} {reason}; name a model folder, or the --workdir of a training run that has saved")
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a model folder is there, and none of its files was cut off: the header of each tells its length."""
+    try:
+        place = find_model(folder)
+        for name in json.loads((place / "config.json").read_text())["networks"]:
+            with safe_open(place / f"{name}.safetensors", "np"):
+                pass
+    except (UserError, FileNotFoundError, SafetensorError, ValueError, LookupError, TypeError):
+        return False
+    except OSError:  # it is there and not for this user, which is said where it is read
+        pass
+    return True
+
+
 def choose_stems(config: Mapping[str, Any], stems: Sequence[str]) -> list[int]:
     """Numbers of the named stems among those of a model's config, in the model's order; UserError for a name that is none."""
     known = list(config["stems"])
@@ -227,10 +241,11 @@ def load_model(folder: str | Path, stems: Sequence[str] | None = None, dtype: st
         has not, a tensor missing, surplus, misshapen or of another type.
     """
     folder = find_model(folder)
+    again = f"remove {folder} and fetch or save the model again"
     try:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} is not readable as JSON ({error})") from error
+        raise UserError(f"{folder / 'config.json'} is not readable as JSON ({error}); {again}") from error
     missing = (
         [k for k in ("format", "networks", *FIELDS) if k not in config] if isinstance(config, dict) else ["format"]
     )
@@ -282,7 +297,7 @@ def load_model(folder: str | Path, stems: Sequence[str] | None = None, dtype: st
                 aligned = _aligned(tensor, stored_dtype(tensor.ndim, computed))
                 tensors[key] = stored(key, aligned, computed, backbone.looped)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}); fetch or save the model again") from error
+            raise UserError(f"{path} cannot be read ({error}); {again}") from error
         weights[name] = unflatten(tensors)
     give_back_memory()
     if numbers is not None and has_heads:

@@ -1,7 +1,9 @@
 """Public models by name: the table of them, and their files, fetched and imported once."""
 
 import glob
+import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -15,7 +17,7 @@ from msr_jax.files import clear, passing
 from msr_jax.machine import home
 from msr_jax.weights.detect import clean_names, detect_arch
 from msr_jax.weights.lightning import read_checkpoint
-from msr_jax.weights.model_folder import BUNDLED, find_model, save_model
+from msr_jax.weights.model_folder import BUNDLED, find_model, is_whole, save_model
 from msr_jax.weights.roformer_weights import read_roformer
 
 try:
@@ -71,6 +73,14 @@ def terms_of(name: str, entry: Mapping[str, Any]) -> str:
     )
 
 
+def refuse_url(place: str) -> None:
+    """Raises UserError for an address where a file or folder of this machine is named."""
+    if re.match(r"https?:/", place):  # a path has lost a slash of it
+        raise UserError(
+            f"{place} is an address on the web: import a file of the Hub as hf:OWNER/REPO/FILE, or download it and name the file"
+        )
+
+
 def folder_of(name: str) -> Path:
     """Where the model's folder is, once it has been fetched."""
     return home() / "models" / name
@@ -78,10 +88,7 @@ def folder_of(name: str) -> Path:
 
 def is_at_hand(name: str) -> bool:
     """Whether the model has been fetched, and its folder is whole."""
-    try:
-        return bool(find_model(folder_of(name)))
-    except UserError:
-        return False
+    return is_whole(folder_of(name))
 
 
 def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
@@ -91,8 +98,10 @@ def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
       say: gets the terms and what goes on, before the download.
 
     Raises:
-      UserError: neither; or the file cannot be fetched, is not the one that the table knows, or cannot be imported.
+      UserError: neither; or the file cannot be fetched, is not the one that the table knows, or cannot be imported; or
+        HF_HUB_OFFLINE forbids to fetch it.
     """
+    refuse_url(str(place))
     if os.path.exists(place) or os.sep in str(place):
         return Path(place)
     if str(place) == "bundled":
@@ -104,9 +113,15 @@ def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
     folder, entry = folder_of(name), table[name]
     if is_at_hand(name):
         return find_model(folder)
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):  # as the Hub's own library reads it
+        raise UserError(f"{name} is not in {folder.parent} yet, and HF_HUB_OFFLINE forbids to fetch it; unset that")
     with _alone(name, say):
         if is_at_hand(name):  # another process has fetched it meanwhile
             return find_model(folder)
+        if folder.exists():
+            if not (folder / "config.json").is_file():  # not known to be a model's: it would not be replaced
+                raise UserError(f"{folder} holds no model; remove it, and {name} is fetched again")
+            say(f"{folder} is damaged, and is replaced")
         say(terms_of(name, entry))
         say(f"fetching {entry['size'] / 1e6:.0f} MB from {address_of(entry)}")
         place = passing(_downloads() / name)  # a folder, of this process alone where there are no locks
@@ -179,21 +194,20 @@ def _import(name: str, entry: Mapping[str, Any], path: Path) -> None:
 def _fetch(name: str, entry: Mapping[str, Any], place: Path) -> Path:
     """The file of weights, in the folder `place`, its size and SHA-256 those of the table."""
     import pooch  # slow to import, and no model that is at hand needs it
+    import requests
 
-    pooch.get_logger().setLevel("ERROR")
-    address, known = address_of(entry), entry.get("sha256")
-    fetch = pooch.HTTPDownloader(timeout=TIMEOUT)
+    address, path = address_of(entry), place / f"{name}{Path(entry['file']).suffix}"
     try:
-        path = pooch.retrieve(address, known, f"{name}{Path(entry['file']).suffix}", place, downloader=fetch)
+        place.mkdir(parents=True)
+        pooch.HTTPDownloader(timeout=TIMEOUT)(address, str(path), None)
     except (OSError, ValueError) as error:  # those of its HTTP client are OSErrors, and some are both
-        if type(error) is ValueError:  # pooch's own, of a checksum; the file is gone then
-            raise UserError(
-                f"what {address} gives is not the file that the table of models knows (its SHA-256 is another);"
-                " nothing was kept"
-            ) from error
+        if isinstance(error, requests.HTTPError) and (answer := error.response) is not None:
+            page = f"; read the model's page, {page_of(entry)}" if answer.status_code in (401, 403) else ""
+            told = f"the server answers {answer.status_code} {answer.reason}".rstrip()
+            raise UserError(f"{address} cannot be fetched, as {told}{page}") from error
         if is_of_disk(error):
             raise UserError(f"cannot write to {_downloads()}: {first_line(error)}") from error
-        if isinstance(error, ValueError):  # from the environment: the table's addresses are good
+        if isinstance(error, ValueError):  # from the environment or a server: the table's addresses are good
             raise UserError(
                 f"{address} cannot be fetched; look at HF_ENDPOINT and at the proxies that the environment names, such as"
                 f" ALL_PROXY ({first_line(error)})"
@@ -201,9 +215,16 @@ def _fetch(name: str, entry: Mapping[str, Any], place: Path) -> Path:
         raise UserError(
             f"{name} is not in {folder_of(name).parent} yet and cannot be fetched; is there a network? ({first_line(error)})"
         ) from error
-    size = Path(path).stat().st_size
+    size = path.stat().st_size
     if size != entry["size"]:
         raise UserError(
             f"{address} gave {size} bytes, not the {entry['size']} of the table of models; nothing was kept"
         )
-    return Path(path)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != entry.get("sha256", found):
+        raise UserError(
+            f"what {address} gives is not the file that the table of models knows (its SHA-256 is another);"
+            " nothing was kept"
+        )
+    return path
