@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import math
 import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -221,11 +220,10 @@ class Network:
                 function = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=each, check_vma=False)
             placed = tuple(self._placed(spec) for spec in specs)
             named = lambda *inputs: function(*inputs)
-            # What JAX's own cache gave back could not be kept here, its functions would be missing: by a name that is new, it has none.
+            # What JAX's own cache gives back cannot be kept here, as its functions are missing then: under a new name it has none.
             named.__name__ = f"separate_{version('msr_jax')}_{secrets.token_hex(8) if kept else ''}"
             jitted = jax.jit(named, in_shardings=placed, out_shardings=self._placed(each))
-            with _not_kept_by_jax() if kept else nullcontext():
-                program = jitted.lower(*arguments).compile()
+            program = jitted.lower(*arguments).compile()
             give_back_memory()
         if kept:
             _write(kept, program)
@@ -251,17 +249,6 @@ class Network:
         }
         text = json.dumps(told, sort_keys=True, default=str)
         return Path(folder) / f"separate-{hashlib.sha256(text.encode()).hexdigest()}.program"
-
-
-def _not_kept_by_jax() -> AbstractContextManager:
-    """Inside, JAX's own cache takes nothing that this thread compiles. Its public settings are those of all threads.
-
-    A release that lacks this one writes what nobody reads, and is right all the same.
-    """
-    from jax._src import config
-
-    least_seconds: Any = getattr(config, "persistent_cache_min_compile_time_secs", None)
-    return least_seconds(math.inf) if callable(least_seconds) else nullcontext()
 
 
 def _bytes_of_call(program: Any) -> int:
