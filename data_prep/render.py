@@ -12,6 +12,7 @@ scores are made here.
 """
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -243,8 +244,8 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("synthesised", "moved", "doubled"):
             if not 0 <= (getattr(args, name) or 0) <= 1:
                 raise UserError(f"--{name} must lie between 0 and 1, not {getattr(args, name):g}")
-        if args.tracks < 1 or args.seconds <= 1 or args.first < 0:
-            raise UserError("--tracks must be at least 1, --seconds more than 1 and --first at least 0")
+        if args.tracks < 1 or not 1 < args.seconds < math.inf or min(args.first, args.seed) < 0:
+            raise UserError("--tracks must be at least 1, --seconds more than 1, --first and --seed at least 0")
         fonts = args.soundfont or [default_soundfont()]
         missing = [f for f in fonts if not Path(f).is_file()]
         if missing:

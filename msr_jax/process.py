@@ -43,7 +43,7 @@ def begin(argv: Sequence[str]) -> None:
 def parse_shard(text: str) -> tuple[int, int]:
     """(K, N) of "K/N": every N-th piece of work from the K-th on. Raises UserError unless 1 ≤ K ≤ N."""
     k, _, n = text.partition("/")
-    if not (k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
         raise UserError(f"--shard must be K/N with K from 1 to N, not '{text}'")
     return int(k), int(n)
 

@@ -46,6 +46,7 @@ def test_flags_come_before_the_environment_and_a_flag_lets_jax_ask_the_machine()
         ({}, ("h:1", 2, 2), "process 2 of 2: they are counted from 0"),
         (JAX, (), "not JAX_NUM_PROCESSES"),
         ({**JAX, "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, (), "must be a number, not 'two'"),
+        ({**JAX, "JAX_NUM_PROCESSES": "²", "JAX_PROCESS_ID": "0"}, (), "must be a number, not '²'"),
         (OMPI, (), "does not name a coordinator"),
     ],
 )

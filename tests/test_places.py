@@ -211,6 +211,8 @@ def test_processes_know_their_share_without_each_other():
         ({}, (None, 2, 2)),
         ({}, (None, 2)),
         ({}, ("0/2",)),
+        ({}, ("²/3",)),  # digits, but no number
+        ({"SLURM_PROCID": "²", "SLURM_STEP_NUM_TASKS": "4"}, ()),
     ):
         with pytest.raises(UserError):
             share(env, *given)

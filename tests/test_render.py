@@ -227,6 +227,9 @@ def test_a_soundfont_without_the_program_is_named():
         (("--tracks", "2"), "too few"),
         (("--soundfont", "nowhere.sf2"), "nowhere.sf2"),
         (("--soundfont", __file__), "cannot be read as a SoundFont"),
+        (("--seconds", "nan"), "--seconds more than 1"),
+        (("--seconds", "inf"), "--seconds more than 1"),
+        (("--seed", "-1"), "--seed at least 0"),
         (("--synthesised", "2"), "--synthesised must lie between 0 and 1"),
     ],
 )

@@ -351,8 +351,15 @@ def test_files_go_when_their_time_is_over_and_when_a_server_is_gone(models, tmp_
         assert not stale.exists() and desk.folder.exists()
 
 
-@pytest.mark.parametrize(("pause", "says"), [(60, b"nothing was received"), (0.01, b"slower than 4096 bytes")])
-def test_an_upload_that_stands_still_or_creeps_is_ended(monkeypatch, models, tmp_path, pause, says):
+@pytest.mark.parametrize(
+    ("pause", "length", "says"),
+    [
+        (60, b"100", b"nothing was received"),
+        (0.01, b"100", b"slower than 4096 bytes"),
+        (60, b"\xb2", b"nothing was received"),  # a digit, but no number
+    ],
+)
+def test_an_upload_that_stands_still_or_creeps_is_ended(monkeypatch, models, tmp_path, pause, length, says):
     import asyncio
 
     monkeypatch.setattr(guard, "STALL", 0.05)
@@ -361,7 +368,7 @@ def test_an_upload_that_stands_still_or_creeps_is_ended(monkeypatch, models, tmp
     headers = [
         (b"host", b"localhost"),
         (b"content-type", b"multipart/form-data; boundary=x"),
-        (b"content-length", b"100"),
+        (b"content-length", length),
     ]
     scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/api/jobs", "raw_path": b"/api/jobs", "query_string": b"", "headers": headers, "scheme": "http", "server": ("localhost", 80), "client": ("127.0.0.1", 1), "root_path": ""}  # fmt: skip
     sent = []

@@ -83,6 +83,7 @@ def test_bad_input_gets_one_sentence(toy_model, corpus, tmp_path, capsys):
     for options, words in (
         (("--refine", "consistency", "--s-churn", "1"), "settings of --refine diffusion"),
         (("--refine", "diffusion", "--steps", "two"), "--steps must be numbers"),
+        (("--refine", "consistency", "--seeds=1,-1"), "--seeds must be 0 or more"),
         (("--refine", "diffusion", "--sigma-max", "0"), "--sigma-max must be positive"),
         (("--refine", "diffusion", "--sigma-max", "1e-9", "--steps", "2"), "1e-09 is too low for T = 2"),
     ):

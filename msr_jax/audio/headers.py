@@ -11,6 +11,11 @@ from typing import BinaryIO, NamedTuple
 
 from msr_jax.errors import UserError
 
+# What counts as audio in a folder; a file that is named is read whatever it is called.
+AUDIO_SUFFIXES = frozenset(
+    ".wav .wave .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .caf .w64 .rf64 .m4a .aac .wma .webm .mka".split()
+)
+
 GUID = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # how the names of W64's chunks go on
 # Bytes, an hour and a half of a CD: a header that promises so much, and a sixteenth of it there, is no cut file.
 MANY = 2**30

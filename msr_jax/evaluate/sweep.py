@@ -160,8 +160,9 @@ def _numbers(text: str | None, kind: Callable, default: Any, name: str) -> list:
         raise UserError(f"--{name} must be numbers with commas between them, not '{text}'") from error
     if any(v is not None and not math.isfinite(v) for v in values):
         raise UserError(f"--{name} must be finite, not '{text}'")
-    if name != "seeds" and any(v is not None and (v < 0 or (v == 0 and name != "s-churn")) for v in values):
-        raise UserError(f"--{name} must be positive, not '{text}'")
+    may_be_zero = name in ("s-churn", "seeds")
+    if any(v is not None and (v < 0 or (v == 0 and not may_be_zero)) for v in values):
+        raise UserError(f"--{name} must be {'0 or more' if may_be_zero else 'positive'}, not '{text}'")
     return values
 
 

@@ -7,16 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from string import Formatter
 
+from msr_jax.audio.headers import AUDIO_SUFFIXES
 from msr_jax.errors import UserError
 from msr_jax.messages import log
 from msr_jax.process import parse_shard
 from msr_jax.separate.places import find_urls, is_url, local_path, name_of, read_list
 from msr_jax.separate.songs import Task
 
-# What counts as a song in a folder; a file that is named is read whatever it is called.
-AUDIO_SUFFIXES = frozenset(
-    ".wav .wave .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .caf .w64 .rf64 .m4a .aac .wma .webm .mka".split()
-)
 FILENAME = "{folder}/{track}/{stem}.{ext}"
 # Who one is among how many, as launchers tell it; JAX's own processes first, then `mpirun`, `srun`, a pod's hosts.
 RANKS = (
@@ -52,11 +49,11 @@ def find_shard(
     for names, count in RANKS:
         rank = next((env[name] for name in names if name in env), None)
         if rank is not None and count in env:
-            if not (rank.isdigit() and env[count].isdigit() and int(rank) < int(env[count])):
+            if not (rank.isdecimal() and env[count].isdecimal() and int(rank) < int(env[count])):
                 raise UserError(f"{count} is {env[count]} and this process {rank} of them: they are counted from 0")
             return int(rank) + 1, int(env[count])
     hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    if len(hosts) > 1 and env.get("TPU_WORKER_ID", "").isdigit():
+    if len(hosts) > 1 and env.get("TPU_WORKER_ID", "").isdecimal():
         return int(env["TPU_WORKER_ID"]) + 1, len(hosts)
     return 1, 1
 

@@ -80,7 +80,7 @@ class Guard:
             if not secrets.compare_digest(_given_token(headers).encode(), self.token.encode()):
                 return _error(401, "the token is missing or wrong; open the link that the server printed at its start")
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.max_bytes:
+        if length.isdecimal() and int(length) > self.max_bytes:
             return _error(413, self._too_large())
         return None
 

@@ -75,7 +75,7 @@ def find_cluster(
 def _first(env: Mapping[str, str], *names: str) -> int | None:
     for name in names:
         if name in env:
-            if not env[name].isdigit():
+            if not env[name].isdecimal():
                 raise UserError(f"{name} must be a number, not '{env[name]}'")
             return int(env[name])
     return None
@@ -83,7 +83,7 @@ def _first(env: Mapping[str, str], *names: str) -> int | None:
 
 def _checked(coordinator: str, processes: int, process: int, source: str) -> Cluster:
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal():
         raise UserError(f"the coordinator is written HOST:PORT, not '{coordinator}' ({source})")
     if not 0 <= process < processes:
         raise UserError(f"process {process} of {processes}: they are counted from 0 ({source})")
