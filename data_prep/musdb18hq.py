@@ -41,7 +41,9 @@ HINT = "to validate on the songs held out, train with --config.data.validation_s
 
 def find(src: Path, args: argparse.Namespace) -> dict[str, list[Path]]:
     """Songs of `train` and `test`, those of `--validation` apart."""
-    splits = {s: find_tracks(p, MUSDB_STEMS) for s in ("train", "test") if (p := child(src, s)).is_dir()}
+    splits = {
+        s: find_tracks(p, MUSDB_STEMS, every_folder=True) for s in ("train", "test") if (p := child(src, s)).is_dir()
+    }
     if args.validation and "train" in splits:
         held_out = [song for song in splits["train"] if plain(track_name(song)) in map(plain, VALIDATION)]
         splits["train"] = [song for song in splits["train"] if song not in held_out]

@@ -22,8 +22,8 @@ EDITIONS: dict[tuple[int, ...], str] = {(1500, 375, 225): "original or split2", 
 
 
 def find(src: Path, args: argparse.Namespace) -> dict[str, list[Path]]:
-    """Track folders of the splits that SRC has."""
-    return {s: find_tracks(p, SLAKH_STEMS) for s in SPLITS if (p := child(src, s)).is_dir()}
+    """Folders of the splits that SRC has: each is a track, or is reported as what it is."""
+    return {s: find_tracks(p, SLAKH_STEMS, every_folder=True) for s in SPLITS if (p := child(src, s)).is_dir()}
 
 
 def edition(counts: Mapping[str, int]) -> str:

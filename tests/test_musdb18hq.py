@@ -100,7 +100,26 @@ def of_three_channels(folder):
     soundfile.write(folder / "bass.wav", np.ones((3 * CROP + 100, 3), np.int16), SAMPLE_RATE)
 
 
-@pytest.mark.parametrize("spoil", [cut_off, empty, missing, much_shorter, silent, of_three_channels])
+def without_files(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def with_a_mixture_alone(folder):
+    for name in MUSDB_STEMS:
+        (folder / f"{name}.wav").unlink()
+
+
+def in_another_format(folder):
+    (folder / "bass.wav").rename(folder / "bass.aiff")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        cut_off, empty, missing, much_shorter, silent, of_three_channels, without_files, with_a_mixture_alone, in_another_format,
+    ],
+)  # fmt: skip
 def test_a_song_that_cannot_be_trusted_is_left_out_counted_and_named(tmp_path, capsys, spoil):
     write_song(tmp_path / "c" / "train" / "good")
     write_song(tmp_path / "c" / "train" / "bad")

@@ -6,8 +6,9 @@ import soundfile
 import yaml
 
 from msr_jax.config import MUSDB_STEMS, SLAKH_STEMS
-from msr_jax.data.tracks import find_tracks, group_of, load_track, split_of
+from msr_jax.data.tracks import find_tracks, group_of, load_track, read_track, split_of
 from msr_jax.errors import UserError
+from msr_jax.messages import log
 
 RATE = 8000
 
@@ -230,6 +231,64 @@ def test_find_tracks_sorts_by_name_and_passes_over_what_is_none(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "readme.txt").write_text("hello")
     assert [t.name for t in find_tracks(tmp_path, SLAKH_STEMS)] == ["Track10", "Track2"]
+
+
+def test_folders_that_are_passed_over_are_said_and_with_every_folder_refused_by_name(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    write(tmp_path / "good" / "bass.wav", tone(60))
+    write(tmp_path / "no yaml" / "stems" / "S00.flac", tone(60))
+    for name in ("empty", "no audio/deeper", ".hidden", "__MACOSX"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "readme.txt").write_text("hello")
+    with caplog.at_level("INFO", "msr_jax"):
+        assert find_tracks(tmp_path, SLAKH_STEMS) == [tmp_path / "good"]
+    assert caplog.text.rstrip().endswith("in it: empty, gone, no audio, no yaml")
+    caplog.clear()
+    unusable = {}
+    for track in find_tracks(tmp_path, SLAKH_STEMS, every_folder=True):
+        try:
+            load_track(track, SLAKH_STEMS, RATE)
+        except UserError as error:
+            unusable[track.name] = str(error).removeprefix(f"{track} ").partition(";")[0]
+    assert not caplog.text and unusable == {
+        "empty": "is empty",
+        "gone": "is a link to what does not exist",
+        "no audio": "holds no audio for any of bass, drums, guitar, piano",
+        "no yaml": "has stems/ but no metadata.yaml",
+    }
+
+
+@pytest.mark.parametrize("name", ["guitar.mp3", "GUITAR.AIFF", "guitar.ogg", "guitar.wave"])
+@pytest.mark.parametrize("is_slakh", [True, False])
+def test_a_stem_in_another_format_is_refused_and_never_silent(tmp_path, name, is_slakh):
+    track, folder = tmp_path / "t", tmp_path / "t"
+    if is_slakh:  # whose metadata does not say what was rendered
+        slakh_track(track, {"bass": ({"program_num": 33}, tone(60)), "guitar": ({"program_num": 26}, None)})
+        folder = track / "stems"
+    write(folder / "bass.wav", tone(60))
+    (folder / "guitar.mid").touch()
+    load_track(track, SLAKH_STEMS, RATE)
+    (folder / name).write_bytes(b"some audio")
+    with pytest.raises(UserError, match=f"{name} is no .wav or .flac file"):
+        load_track(track, SLAKH_STEMS, RATE)
+    write(folder / "guitar.wav", tone(300))
+    assert load_track(track, SLAKH_STEMS, RATE)[2].any()
+
+
+def test_a_stem_without_a_file_is_noted_where_each_stem_has_one(tmp_path):
+    write(tmp_path / "plain" / "bass.wav", tone(60))
+    slakh_track(tmp_path / "slakh", {"S00": ({"program_num": 33}, tone(60))})
+    silent = [f"it has no {stem}; silence stands for it" for stem in ("drums", "guitar", "piano")]
+    assert read_track(tmp_path / "plain", SLAKH_STEMS, RATE).notes == silent
+    assert read_track(tmp_path / "slakh", SLAKH_STEMS, RATE).notes == []
+
+
+def test_a_song_of_one_s_own_that_lacks_a_stem_is_no_song_of_musdb18(tmp_path):
+    for stem in ("vocals", "bass", "drums"):
+        write(tmp_path / "song" / f"{stem}.wav", tone(60))
+    stems = load_track(tmp_path / "song", ("guitar", "bass", "drums"), RATE)
+    assert stems[1:].any() and not stems[0].any()
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])

@@ -1,6 +1,7 @@
 """Multitrack folders: Slakh2100 as distributed (numbered stems with `metadata.yaml`), one file per stem (MUSDB18-HQ, the
 converted Slakh2100), or MUSDB18's `.stem.mp4` files. Names of files and folders are compared without case."""
 
+import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from msr_jax.audio.headers import AUDIO_SUFFIXES
 from msr_jax.audio.io import read_audio, resample
 from msr_jax.data import stem_mp4
 from msr_jax.errors import UserError
 from msr_jax.files import printable
+from msr_jax.messages import log
 
 AUDIO = (".wav", ".flac")
 SPLITS = ("train", "validation", "test")
 MUSDB, SLAKH = ("drums", "bass", "other", "vocals"), ("bass", "drums", "guitar", "piano")  # stems of the two data sets
+NAMED = 5  # tracks that are named of what may be many
 CORPUS_RATE = 44_100  # Hz, of all corpora here as distributed
 LENGTH_TOLERANCE = 0.15  # seconds by which stems of a track may differ, as in the published preparation
 # General MIDI programs of the four groups of the paper, counted from 0; drums are marked instead.
@@ -50,7 +54,7 @@ def plain(name: str) -> str:
 def child(folder: Path, name: str) -> Path:
     """What a folder holds under a name, however its case; that very name first, also where there is none."""
     exact = folder / name
-    if exact.exists():
+    if os.path.exists(exact):  # which, other than a path's own, is no error in a folder that may not be entered
         return exact
     return next((p for p in _children(folder) if plain(p.name) == plain(name)), exact)
 
@@ -80,18 +84,25 @@ def track_name(track: Path) -> str:
     return printable(track.name[: -len(stem_mp4.SUFFIX)] if is_mp4(track) else track.name)
 
 
+def _may_be_track(path: Path) -> bool:
+    """Whether it is what a track can be: a folder, a link to what is gone, a `.stem.mp4` file; nothing hidden or of macOS."""
+    is_gone = path.is_symlink() and not os.path.exists(path)
+    return not path.name.startswith((".", "__MACOSX")) and (os.path.isdir(path) or is_mp4(path) or is_gone)
+
+
 def is_track(folder: Path, stems: Sequence[str]) -> bool:
     """Whether a folder holds a track in one of the layouts, or is a `.stem.mp4` file."""
-    if folder.name.startswith((".", "__MACOSX")):
-        return False
-    if not folder.is_dir():
-        return is_mp4(folder)
+    if not _may_be_track(folder) or not folder.is_dir():
+        return _may_be_track(folder) and is_mp4(folder)
     wanted = {plain(s) for s in stems}
     return any(plain(f.name) == "metadata.yaml" or (is_audio(f) and plain(f.stem) in wanted) for f in _children(folder))
 
 
-def find_tracks(folder: str | Path, stems: Sequence[str]) -> list[Path]:
+def find_tracks(folder: str | Path, stems: Sequence[str], every_folder: bool = False) -> list[Path]:
     """Track folders (or `.stem.mp4` files) directly inside a folder, by name.
+
+    Folders of other things are passed over, and the log names them; with `every_folder`, as where a folder holds nothing but
+    tracks, they are given too, so that `read_track` says of each what is wrong with it.
 
     Raises:
       UserError: it does not exist or holds none.
@@ -99,7 +110,11 @@ def find_tracks(folder: str | Path, stems: Sequence[str]) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name one that holds track folders")
-    tracks = [f for f in _children(folder) if is_track(f, stems)]
+    found = [f for f in _children(folder) if _may_be_track(f)]
+    tracks = found if every_folder else [f for f in found if is_track(f, stems)]
+    if tracks and (others := [track_name(f) for f in found if f not in tracks]):
+        named = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} more" if len(others) > NAMED else "")
+        log.info(f"passed over in {folder}, as there is no audio of {', '.join(stems)} in it: {named}")
     if not tracks:
         raise UserError(
             f"{folder} holds no tracks; a track is a folder with metadata.yaml and stems/, or with {stems[0]}.wav and so on"
@@ -144,7 +159,9 @@ def _slakh_sources(track: Path) -> Iterator[tuple[str, Path]]:
             continue
         if source := audio_file(folder, name, AUDIO[::-1]):
             yield group, source
-        elif _flag(entry, "audio_rendered", where):
+            continue
+        _refuse_other_format(folder, [name])
+        if _flag(entry, "audio_rendered", where):
             raise UserError(
                 f"{track} lacks stems/{name}.flac, which its metadata says was rendered; copy the track anew"
             )
@@ -157,8 +174,16 @@ def audio_file(folder: Path, name: str, suffixes: Sequence[str] = AUDIO) -> Path
     """
     found = [f for f in _children(folder) if is_audio(f) and plain(f.stem) == plain(name)]
     exact = [name + s for s in suffixes]
-    order = lambda f: (not f.is_file(), suffixes.index(f.suffix.lower()), f.name not in exact, f.name)
+    order = lambda f: (not os.path.isfile(f), suffixes.index(f.suffix.lower()), f.name not in exact, f.name)
     return min(found, key=order, default=None)
+
+
+def _refuse_other_format(folder: Path, lacking: Sequence[str]) -> None:
+    """Raises UserError if a stem that has no file that is read has one in another format, which would be taken for silence."""
+    names = set(map(plain, lacking))
+    for f in _children(folder):
+        if plain(f.stem) in names and f.suffix.lower() in AUDIO_SUFFIXES and not f.name.startswith("."):
+            raise UserError(f"{f} is no .wav or .flac file, as stems are to be; convert it")
 
 
 def _plain_sources(track: Path, stems: Sequence[str]) -> Iterator[tuple[str, Path]]:
@@ -171,9 +196,11 @@ def _check_layout(track: Path, stems: Sequence[str], is_slakh: bool) -> None:
     """Raises UserError for a stem that a track of its data set cannot have, or always has and lacks."""
     there = {plain(f.stem) for f in _children(track) if is_audio(f)}
     lacking = [s for s in stems if plain(s) not in there]
+    if not is_slakh:
+        _refuse_other_format(track, lacking)
     if is_slakh:
         names, held = SLAKH, "Slakh2100"
-    elif "vocals" in there - set(stems) and not there & {"guitar", "piano"}:
+    elif set(MUSDB) <= there and "vocals" not in stems and not there & {"guitar", "piano"}:
         names, held = MUSDB, "MUSDB18"
     else:
         if lacking and there and set(stems) <= set(MUSDB) and {"other", "vocals"} & set(stems):
@@ -181,6 +208,14 @@ def _check_layout(track: Path, stems: Sequence[str], is_slakh: bool) -> None:
         return
     if strange := [s for s in lacking if s not in names]:
         raise UserError(f"{track} is a track of {held}, of {', '.join(names)}; it has no {' and no '.join(strange)}")
+
+
+def _why_unusable(track: Path, stems: Sequence[str]) -> str:
+    if not os.path.exists(track):
+        return "is a link to what does not exist" if track.is_symlink() else "does not exist"
+    if os.path.isdir(child(track, "stems")) and not os.path.isfile(child(track, "metadata.yaml")):
+        return "has stems/ but no metadata.yaml; copy the track anew"
+    return f"holds no audio for any of {', '.join(stems)}" if _children(track) else "is empty"
 
 
 def to_channels(samples: np.ndarray, channels: int, path: Path) -> np.ndarray:
@@ -209,7 +244,7 @@ def read_track(track: str | Path, stems: Sequence[str], sample_rate: int, channe
     track = Path(track)
     audio: dict[str, list[tuple[np.ndarray, int]]] = {}
     files, notes, resampled = [], [], list[str]()
-    is_slakh = child(track, "metadata.yaml").is_file()
+    is_slakh = os.path.isfile(child(track, "metadata.yaml"))
     _check_layout(track, stems, is_slakh)
     if is_mp4(track):
         files = [track]
@@ -225,7 +260,9 @@ def read_track(track: str | Path, stems: Sequence[str], sample_rate: int, channe
                     notes.append(f"{path.name} is at {rate} Hz and was resampled")
                 audio.setdefault(stem, []).append((to_channels(samples, channels, path), rate))
     if not audio:
-        raise UserError(f"{track} holds no audio for any of {', '.join(stems)}")
+        raise UserError(f"{track} {_why_unusable(track, stems)}")
+    if not is_slakh:
+        notes += [f"it has no {stem}; silence stands for it" for stem in stems if stem not in audio]
     seconds = [len(samples) / rate for sources in audio.values() for samples, rate in sources]
     apart = max(seconds) - min(seconds)
     if apart > LENGTH_TOLERANCE:
