@@ -15,8 +15,9 @@ from data_prep.writer import CODINGS, SHARD_BYTES, convert, make_manifest, save_
 from msr_jax.audio.io import read_audio
 from msr_jax.data.indexing import SILENT
 from msr_jax.data.records import to_pcm
-from msr_jax.data.tracks import audio_file, read_track, track_name
+from msr_jax.data.tracks import NAMED, audio_file, read_track, track_name
 from msr_jax.errors import UserError
+from msr_jax.messages import print_log
 from msr_jax.process import begin
 
 OFFSET = 1e-2  # mean of a stem's samples from which on the report speaks of a constant offset
@@ -97,6 +98,8 @@ def decode(
         digest = checksum(read.files, track if track.is_dir() else track.parent)
         if not read.audio.any():
             raise UserError(f"{track} is silent in every stem")
+    except OSError as error:
+        return {"name": track_name(track), "skipped": f"{track} cannot be read ({error.strerror or error})"}, None
     except UserError as error:
         return {"name": track_name(track), "skipped": str(error)}, None
     pcm, clipped = to_pcm(read.audio)
@@ -129,9 +132,17 @@ def save_corpus_track(
 
 
 def signature(track: Path) -> list[Any]:
-    """What tells whether a track has changed since an interrupted run: names, sizes and times of its files."""
-    files = sorted(f for f in track.rglob("*") if f.is_file()) if track.is_dir() else [track]
-    return [[str(f.relative_to(track.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    """What tells whether a track has changed since an earlier run: names, sizes and times of its files, linked folders' too."""
+    files, seen = [] if track.is_dir() else [track], set[str]()
+    for top, folders, names in os.walk(track, followlinks=True):
+        if (real := os.path.realpath(top)) in seen:  # links may go in circles
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        files += [Path(top, name) for name in names]
+    there = sorted(f for f in files if os.path.isfile(f))
+    return [[str(f.relative_to(track.parent)), f.stat().st_size, f.stat().st_mtime_ns] for f in there]
 
 
 def report(notes: Mapping[str, Sequence[Mapping[str, Any]]], manifest: Mapping[str, Any]) -> list[str]:
@@ -151,11 +162,20 @@ def report(notes: Mapping[str, Sequence[Mapping[str, Any]]], manifest: Mapping[s
         lines.append("  active: " + ", ".join(f"{s} {a:.0f} %" for s, a in per_stem))
         named = zip([*manifest["stems"], "mixture"], means, strict=True)
         lines.append("  loudness (RMS): " + ", ".join(f"{s} {x:.1f} dB" for s, x in named))
+        noted: dict[str, list[str]] = {}
+        for track in used:
+            for note in track["notes"]:
+                noted.setdefault(note, []).append(track["name"])
+        often = {note: names for note, names in noted.items() if len(names) > NAMED}
+        remarks += [
+            f"noted: {split}: {len(names)} tracks ({', '.join(names[:NAMED])}, …): {note}"
+            for note, names in often.items()
+        ]
         for track in tracks:
             if "skipped" in track:
                 remarks.append(f"skipped: {track['skipped']}")
                 continue
-            remarks += [f"noted: {split}/{track['name']}: {note}" for note in track["notes"]]
+            remarks += [f"noted: {split}/{track['name']}: {note}" for note in track["notes"] if note not in often]
             other = seen.setdefault(track["checksum"], f"{split}/{track['name']}")
             if other != f"{split}/{track['name']}":
                 remarks.append(f"noted: {split}/{track['name']} has the same files as {other}")
@@ -219,12 +239,15 @@ def run(
     args = parser.parse_args(argv)
     try:
         begin(sys.argv[1:] if argv is None else argv)
+        print_log()
         if args.shard_bytes < 1:
             raise UserError("--shard-bytes must be at least 1")
         tracks, manifest, plan = plan_of(corpus, args)
         save = partial(save_corpus_track, corpus.layout, manifest)
         listed = {split: list(enumerate(found)) for split, found in tracks.items()}
-        notes, full = convert(args.out, listed, save, manifest, plan, args.workers, args.coding, args.shard_bytes)
+        notes, full, is_new = convert(
+            args.out, listed, save, manifest, plan, args.workers, args.coding, args.shard_bytes
+        )
     except UserError as error:
         print(f"{module}: {error}", file=sys.stderr)
         return 2
@@ -232,7 +255,12 @@ def run(
         print(f"{module}: interrupted; start again to go on", file=sys.stderr)
         return 130
     print("\n".join(report(notes, full)))
-    print(f"wrote {args.out} ({manifest['edition']})")
+    edition = manifest["edition"]
+    print(
+        f"wrote {args.out} ({edition})"
+        if is_new
+        else f"{args.out} is there already, made of the same files ({edition})"
+    )
     if said := hint(tracks):
         print(said)
     return 0

@@ -171,8 +171,8 @@ def convert(
     workers: int = 1,
     coding: str = "none",
     shard_bytes: int = SHARD_BYTES,
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
-    """Write shards for every split into `out`, whole or not at all.
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any], bool]:
+    """Write shards for every split into `out` (or into what it links to), whole or not at all.
 
     Args:
       tracks: per split, (index, track).
@@ -180,18 +180,22 @@ def convert(
         one worker.
       manifest: from `make_manifest`.
       plan: what the records depend on beside the manifest, as JSON has it: work that was begun with another plan is thrown
-        away, and `out` is left as it is if it was made with this one. None always begins anew.
+        away, and `out` is left as it is if it was made with this one, unless a track that was left out can be read now.
+        None always begins anew.
       coding: a name in `CODINGS`.
 
     Returns:
-      Per split, the notes of its tracks; and the finished manifest.
+      Per split, the notes of its tracks; the finished manifest; whether anything was written.
 
     Raises:
       UserError: `out` exists and holds something else than records, cannot be written, or another process is writing it.
     """
-    out = Path(out)
+    out = Path(os.path.realpath(out))
+    if out.exists() and out.samefile("."):
+        raise UserError(f"{out} is the folder that this runs in; name one inside of it")
     plan = json.loads(json.dumps([plan, manifest, coding, shard_bytes]))
     digest = hashlib.sha256(json.dumps(plan).encode()).hexdigest() if plan[0] is not None else None
+    work, same = _partial(out), None  # `same`: the manifest of records that were made with this plan
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         held = _held(out)
         layouts = [made.get("layout") for made in (held, manifest)]
@@ -199,39 +203,58 @@ def convert(
             raise UserError(f"{out} holds records of {layouts[0]}, not {layouts[1]}; name another place, or remove it")
         if digest and held.get("plan") == digest:
             check_shards(out, held)
-            shutil.rmtree(_partial(out), ignore_errors=True)  # left by a run that was killed at its very end
-            return held["notes"], held
-    work = _partial(out)
+            same = held
+    skipped = {
+        s: [n["index"] for n in found if "skipped" in n] for s, found in (same or {"notes": {}})["notes"].items()
+    }
+    if same and not any(skipped.values()) and not work.exists():
+        return same["notes"], same, False
     try:
         with _alone(work), worker_pool(workers) as pool:
-            _begin(work, plan if digest else None)
-            notes = {}
-            for split, items in tracks.items():
-                todo = [item for item in items if not (work / "tracks" / f"{split}-{item[0]:05d}.json").exists()]
-                in_parallel(partial(save, work / "tracks", split), todo, pool, f"reading {split}")
-                notes[split] = read_notes(work, split, items)
-            full = {**manifest, "plan": digest, "notes": notes, "coding": coding}
-            full["tracks"] = {
-                s: [[n["name"], n["samples"]] for n in found if "samples" in n] for s, found in notes.items()
-            }
             try:
-                check_usable(notes)
-            except UserError:
+                _begin(work, plan if digest else None)
+                read = lambda split, items: _read_tracks(work, split, items, save, pool)
+                if same:  # what kept a track from being read may be over
+                    retried = {s: [item for item in items if item[0] in skipped[s]] for s, items in tracks.items()}
+                    if not any("samples" in note for s, items in retried.items() for note in read(s, items)):
+                        shutil.rmtree(work)
+                        return same["notes"], same, False
+                notes = {split: read(split, items) for split, items in tracks.items()}
+                full = {**manifest, "plan": digest, "notes": notes, "coding": coding}
+                full["tracks"] = {
+                    s: [[n["name"], n["samples"]] for n in found if "samples" in n] for s, found in notes.items()
+                }
+                try:
+                    check_usable(notes)
+                except UserError:
+                    shutil.rmtree(work)
+                    raise
+                full["shards"] = _write_shards(work, full, pool, shard_bytes)
+                write_info(work / "records", full)
+                _put_in_place(work, out)
                 shutil.rmtree(work)
-                raise
-            full["shards"] = _write_shards(work, full, pool, shard_bytes)
-            write_info(work / "records", full)
-            _put_in_place(work, out)
-            shutil.rmtree(work)
+            finally:
+                if digest is None:
+                    shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         again = f"; what is done is kept in {work} and a new start goes on from there" if digest else ""
         # NumPy and ArrayRecord tell of a full disk without its number.
         why = error.strerror if error.errno else f"{error.strerror or error}; is the disk full?"
         raise UserError(f"cannot write records to {out}: {why}{again}") from error
-    finally:
-        if digest is None:
-            shutil.rmtree(work, ignore_errors=True)
-    return notes, full
+    return notes, full, True
+
+
+def _read_tracks(
+    work: Path,
+    split: str,
+    items: Sequence[tuple[int, Any]],
+    save: Callable[[Path, str, Any], None],
+    pool: ProcessPoolExecutor | None,
+) -> list[dict[str, Any]]:
+    """Decode the tracks of a split that are not decoded yet, those that were left out among them; the notes of all."""
+    todo = [item for item in items if "samples" not in _note(work, split, item[0])]
+    in_parallel(partial(save, work / "tracks", split), todo, pool, f"reading {split}")
+    return read_notes(work, split, items)
 
 
 def check_usable(notes: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -259,15 +282,20 @@ def _held(out: Path) -> dict[str, Any]:
 def _alone(work: Path) -> Iterator[None]:
     work.parent.mkdir(parents=True, exist_ok=True)
     lock = work.with_name(f"{work.name}.lock")
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is preparing {work.name[1:-8]} in {work.parent}") from error
-        try:
-            yield
-        finally:
-            lock.unlink()
+    while True:
+        with open(lock, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another process is preparing {work.name[1:-8]} in {work.parent}") from error
+            # Between opening and locking, a process that ended may have removed it, and a third one locked its successor.
+            if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
 
 
 def _begin(work: Path, plan: Any) -> None:
@@ -281,6 +309,12 @@ def _begin(work: Path, plan: Any) -> None:
     for folder in ("tracks", "records", "shards"):
         (work / folder).mkdir(parents=True, exist_ok=True)
     _write_json(work / "plan.json", plan)
+
+
+def _note(work: Path, split: str, index: int) -> dict[str, Any]:
+    """The note that `save_note` left of a track; empty if there is none."""
+    path = work / "tracks" / f"{split}-{index:05d}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def read_notes(work: Path, split: str, items: Sequence[tuple[int, Any]]) -> list[dict[str, Any]]:
@@ -314,6 +348,12 @@ def _write_shards(
         bounds = [round(len(order) * k / count) for k in range(count + 1)]
         for k, name in enumerate(shard_names(split, count)):
             jobs.append((name, split, [numbers[n] for n in order[bounds[k] : bounds[k + 1]]]))
+    # Shards of an earlier start hold other records if a track that was left out then is there now.
+    listed = work / "listed.json"
+    if not listed.exists() or json.loads(listed.read_text()) != manifest["tracks"]:
+        for path in [*(work / "shards").iterdir(), *(work / "records").iterdir()]:
+            path.unlink()
+        _write_json(listed, manifest["tracks"])
     done = lambda name: work / "shards" / f"{name}.json"
     todo = [job for job in jobs if not done(job[0]).exists()]
     # What all shards share goes with the function, not with each of them.

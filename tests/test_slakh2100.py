@@ -1,5 +1,6 @@
 """The preparation turns a corpus of either layout into records, leaves out what is damaged, and says so."""
 
+import shutil
 from pathlib import Path
 
 import librosa
@@ -70,6 +71,30 @@ def test_damaged_tracks_are_left_out_and_named(tmp_path, capsys):
     assert "train: 2 of 3 tracks" in said and "skipped: " in said and "S02.flac" in said
     source = RecordSource(tmp_path / "out", "train")
     assert {source[k]["track"] for k in range(len(source))} == {"Track00000", "Track00002"}
+
+
+def test_every_folder_of_a_split_is_counted_and_what_is_no_track_named(tmp_path, capsys):
+    corpus = slakh_corpus(tmp_path / "corpus")
+    (corpus / "train" / "Track00001" / "metadata.yaml").unlink()
+    (corpus / "train" / "Track00009").mkdir()
+    (corpus / "train" / "__MACOSX").mkdir()
+    assert prepare(corpus, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "train: 2 of 4 tracks" in said and "2 tracks skipped" in said
+    assert "Track00001 has stems/ but no metadata.yaml" in said and "Track00009 is empty" in said
+
+
+def test_a_remark_on_many_tracks_is_one_line(tmp_path, capsys):
+    for k in range(7):
+        path = tmp_path / "c" / "train" / f"t{k}" / "bass.wav"
+        path.parent.mkdir(parents=True)
+        soundfile.write(path, np.full(2 * CROP, 0.001 * (k + 1)), SAMPLE_RATE)
+        if k:
+            shutil.copy(path, path.with_name("drums.wav"))
+    assert prepare(tmp_path / "c", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "noted: train: 7 tracks (t0, t1, t2, t3, t4, …): it has no guitar; silence stands for it" in said
+    assert "noted: train/t0: it has no drums; silence stands for it" in said and said.count("no guitar") == 1
 
 
 def test_clipped_samples_are_counted(tmp_path, capsys):

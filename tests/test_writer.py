@@ -14,7 +14,9 @@ import soundfile
 
 import data_prep.prepare
 from data_prep.slakh2100 import main
+from data_prep.writer import make_manifest, write_records
 from msr_jax.data.records import read_manifest
+from msr_jax.errors import UserError
 
 CROP, TRACKS, RATE = 4096, 6, 22_050
 
@@ -109,6 +111,80 @@ def test_what_is_finished_is_not_done_again_unless_the_source_or_the_settings_ch
     assert len(decoded) == 2 * TRACKS
 
 
+def test_a_linked_folder_that_changes_is_a_change_of_the_source_also_in_a_circle(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "S00.flac").write_bytes(b"one")
+    (tmp_path / "track").mkdir()
+    (tmp_path / "track" / "stems").symlink_to(tmp_path / "real")
+    for name in ("round", "about"):
+        (tmp_path / "real" / name).symlink_to(tmp_path / "track")
+    before = data_prep.prepare.signature(tmp_path / "track")
+    assert [name for name, _, _ in before] == ["track/stems/S00.flac"]
+    (tmp_path / "real" / "S00.flac").write_bytes(b"other")
+    assert data_prep.prepare.signature(tmp_path / "track") != before
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Names of tracks that cannot be read for the moment, as of a disk that is away; their files do not change."""
+    names, plain = {"Track00002"}, data_prep.prepare.read_track
+
+    def read(track, *more):
+        if track.name in names:
+            raise UserError(f"{track} cannot be read (Input/output error)")
+        return plain(track, *more)
+
+    monkeypatch.setattr(data_prep.prepare, "read_track", read)
+    return names
+
+
+def test_a_track_that_could_not_be_read_is_tried_anew_at_the_next_start(src, tmp_path, unreadable, decoded, capsys):
+    out = tmp_path / "out"
+    assert main(arguments(src, out)) == 0
+    assert "5 of 6 tracks" in (said := capsys.readouterr().out) and f"wrote {out}" in said
+    before = contents(out)
+    decoded.clear()
+    assert main(arguments(src, out)) == 0 and decoded == ["Track00002"] and contents(out) == before
+    assert "5 of 6 tracks" in (said := capsys.readouterr().out) and f"{out} is there already, made of the same" in said
+    unreadable.clear()
+    assert main(arguments(src, out)) == 0
+    assert "6 of 6 tracks" in (said := capsys.readouterr().out) and f"wrote {out}" in said
+    assert main(arguments(src, tmp_path / "whole")) == 0 and contents(out) == contents(tmp_path / "whole")
+    assert {f.name for f in tmp_path.iterdir()} == {"src", "out", "whole"}
+
+
+def test_shards_of_a_start_that_lacked_a_track_are_not_taken_for_those_that_have_it(
+    src, tmp_path, unreadable, monkeypatch
+):
+    def killed(folder, manifest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data_prep.writer, "write_info", killed)  # all shards are finished
+        assert main(arguments(src, tmp_path / "out")) == 130
+    unreadable.clear()
+    assert main(arguments(src, tmp_path / "out")) == 0
+    assert main(arguments(src, tmp_path / "whole")) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_records_are_written_to_where_a_link_leads(src, tmp_path, is_there):
+    place = tmp_path / "disk" / "records"
+    place.mkdir(parents=True) if is_there else place.parent.mkdir()
+    (tmp_path / "out").symlink_to(place)
+    assert main(arguments(src, tmp_path / "out")) == 0
+    assert (tmp_path / "out").is_symlink() and read_manifest(place)["tracks"]["train"]
+    assert [f.name for f in (tmp_path / "disk").iterdir()] == ["records"]
+
+
+def test_the_folder_one_is_in_is_refused_as_a_place(src, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main(arguments(src, ".")) == 2
+    assert "is the folder that this runs in" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("room", [60_000, 120_000])
 def test_a_full_disk_ends_in_one_sentence_and_can_be_gone_on_from(src, tmp_path, room, decoded):
     """A track takes 98,000 bytes and a shard 150,000: the first room is too small for either, the second for a shard."""
@@ -133,6 +209,36 @@ def test_two_preparations_of_one_folder_do_not_meet(src, tmp_path, capsys):
         assert main(arguments(src, tmp_path / "out")) == 2
     assert "another process is preparing out" in capsys.readouterr().err
     assert main(arguments(src, tmp_path / "out")) == 0
+
+
+def test_who_is_refused_leaves_the_work_of_the_other_alone(src, tmp_path):
+    work = tmp_path / ".out.partial"
+    work.mkdir()
+    (work / "precious").touch()
+    manifest = make_manifest(["a", "b"], 8000, 1, 1000)
+    with data_prep.writer._alone(work):
+        with pytest.raises(UserError, match="another process is preparing out"):
+            write_records(tmp_path / "out", {"train": [("t", np.zeros((2, 3000, 1), np.int16))]}, manifest)
+        assert (work / "precious").exists()
+    assert not work.with_name(".out.partial.lock").exists()
+
+
+def test_a_lock_that_was_removed_between_opening_and_locking_is_none(tmp_path, monkeypatch):
+    work, lock = tmp_path / ".out.partial", tmp_path / ".out.partial.lock"
+    first, plain = data_prep.writer._alone(work), fcntl.flock
+    first.__enter__()
+
+    def flock(file, how):
+        monkeypatch.setattr(data_prep.writer.fcntl, "flock", plain)
+        first.__exit__(None, None, None)  # whoever held it ends just now
+        plain(file, how)
+
+    monkeypatch.setattr(data_prep.writer.fcntl, "flock", flock)
+    with data_prep.writer._alone(work):
+        assert lock.exists()
+        with pytest.raises(UserError, match="another process"), data_prep.writer._alone(work):
+            pass
+    assert not lock.exists()
 
 
 def test_coding_by_zstd_reads_back_the_same(src, tmp_path):
