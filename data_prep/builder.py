@@ -32,11 +32,11 @@ CORPORA = {"slakh2100": slakh2100.CORPUS, "musdb18hq": musdb18hq.CORPUS}
 
 
 def track_records(
-    layout: str, manifest: Mapping[str, Any], folder: str, split: str, item: tuple[int, str]
+    layout: str, manifest: Mapping[str, Any], folder: str, split: str, item: tuple[int, bytes]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, record) of all records of a track; leaves the track's note in `folder`."""
+    """(key, record) of all records of a track, an index and a path; leaves the track's note in `folder`."""
     index, track = item
-    note, audio = decode(layout, manifest, Path(track))
+    note, audio = decode(layout, manifest, Path(os.fsdecode(track)))
     save_note(Path(folder), split, index, note)
     if audio is None:
         return
@@ -70,7 +70,7 @@ class Segments(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
     name = NAME
 
     def __init__(
-        self, *, records: Any, tracks: Mapping[str, Sequence[tuple[int, str]]], manifest: Mapping[str, Any], **kwargs
+        self, *, records: Any, tracks: Mapping[str, Sequence[tuple[int, bytes]]], manifest: Mapping[str, Any], **kwargs
     ):
         self.records, self.tracks, self.manifest = records, tracks, manifest
         super().__init__(**kwargs)
@@ -128,8 +128,10 @@ def _prepare(corpus: Corpus, args: argparse.Namespace, options: Any) -> dict[str
         raise UserError(f"{args.out} exists; name another place")
     found, manifest, _ = plan_of(corpus, args)
     manifest |= {"coding": args.coding, "plan": None}
-    tracks = {split: [(k, str(t.absolute())) for k, t in enumerate(paths)] for split, paths in found.items()}
-    work = passing(args.out.absolute())
+    # As bytes: Beam sends no text that is not UTF-8, as names of files may be.
+    tracks = {split: [(k, os.fsencode(t.absolute())) for k, t in enumerate(paths)] for split, paths in found.items()}
+    out = Path(os.path.realpath(args.out))  # of a link, what it names
+    work = passing(out)
     read = lambda: {split: read_notes(work, split, items) for split, items in tracks.items()}
     try:
         with running(f"cannot write records to {args.out}"):
@@ -153,7 +155,7 @@ def _prepare(corpus: Corpus, args: argparse.Namespace, options: Any) -> dict[str
             }
             manifest["shards"] = {f.name: shard_entry(f) for f in sorted(made.glob("*.array_record-*"))}
             write_info(made, manifest)
-            os.replace(made, args.out)
+            os.replace(made, out)
     finally:
         clear(work)
     return manifest

@@ -1,5 +1,6 @@
 """The preparation by Apache Beam writes what the local one writes."""
 
+import os
 import re
 import subprocess
 import sys
@@ -46,6 +47,16 @@ def test_what_cannot_be_prepared_ends_in_one_sentence(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "file"]
     assert main(["slakh2100", str(corpus), str(tmp_path / "out"), "--sed=5"]) == 2
     assert "--sed is no option of data_prep.builder, nor of Beam" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_utf_8_is_prepared_by_beam_too(tmp_path, capsys):
+    pytest.importorskip("apache_beam", reason="pip install 'msr_jax[beam]'")
+    corpus = slakh_corpus(tmp_path / "corpus")
+    os.rename(corpus / "test" / "Track00003", os.fsencode(corpus / "test") + b"/caf\xe9")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "records")
+    assert main(["slakh2100", str(corpus), str(tmp_path / "out"), "--crop", str(CROP)]) == 0
+    assert read_manifest(tmp_path / "disk" / "records")["tracks"]["test"][0][0] == "caf\\xe9"
 
 
 def test_beams_local_runner_writes_the_same_records_in_the_same_order(tmp_path, capsys):
