@@ -87,6 +87,26 @@ def test_adamw_decays_parameters_apart_from_the_gradient():
     np.testing.assert_allclose(updates["w"], [-0.5 * 0.1 * 2.0, 0.5 * 0.1 * 4.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "muon"])
+@pytest.mark.parametrize("mask", [None, {"layers": {"freqs": True, "to_out": True}, "bias": False}])
+def test_decay_leaves_tables_of_frequencies_as_they_are_to_the_bit(name, mask):
+    """And their places in the optimiser's state, so that older checkpoints still fit."""
+    tx = make_optimizer(
+        optim(name=name, weight_decay=0.1), lambda step: 1e6 if name == "prodigy" else 1e-2, mask
+    )  # prodigy: times 1e-6
+    params = first = {"layers": {"freqs": jnp.ones((2, 4)), "to_out": jnp.ones((2, 4, 4))}, "bias": jnp.ones(3)}
+    state = tx.init(params)
+    assert sum(leaf.shape == (2, 4) for leaf in jax.tree.leaves(state)) >= 2
+    for _ in range(3):
+        grads = jax.tree.map(jnp.ones_like, params)
+        grads["layers"]["freqs"] = jnp.zeros((2, 4))  # `stop_gradient`
+        updates, after = tx.update(grads, state, params)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        params, state = jax.tree.map(jnp.add, params, updates), after
+    np.testing.assert_array_equal(params["layers"]["freqs"], first["layers"]["freqs"])
+    assert (np.asarray(params["layers"]["to_out"]) < 1).all()
+
+
 def test_prodigy_finds_its_rate_as_the_published_algorithm_without_bias_correction():
     """Against the algorithm written out (Prodigy, algorithm 4, with d0 = 1e-6), on a quadratic."""
     config = optim(name="prodigy", b2=0.999, weight_decay=0.01)

@@ -114,7 +114,7 @@ def make_optimizer(
 
     `mask` is of `trained_mask`: parameters outside of it stay as they are to the bit, and take no room in the state.
 
-    `weight_decay` is decoupled, and applies to adamw, prodigy and muon. Muon moves matrices and convolutions,
+    `weight_decay` is decoupled, and applies to adamw, prodigy and muon; tables of frequencies (`freqs`) never move. Muon moves matrices and convolutions,
     AdamW the rest. Its updates are scaled to the size of AdamW's, so that both take one learning rate.
 
     Raises:
@@ -134,11 +134,29 @@ def make_optimizer(
     if decay and name in ("adam", "radam"):
         raise UserError(f"optim.weight_decay is {decay}, but {name} has none; set optim.name=adamw, prodigy or muon")
     clip = [optax.clip_by_global_norm(optim["clip_norm"])] if optim["clip_norm"] else []
-    tx = optax.chain(*clip, *makers[name]())
+    tx = _hold_tables(optax.chain(*clip, *makers[name]()))
     if mask is None:
         return tx
-    nothing = optax.stateless(lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates))  # 0 + -0 is 0
+    nothing = optax.stateless(lambda updates, _: jax.tree.map(_nothing, updates))
     return optax.chain(optax.masked(tx, mask), optax.masked(nothing, jax.tree.map(lambda m: not m, mask)))
+
+
+def _nothing(update: jax.Array) -> jax.Array:
+    return jnp.full_like(update, -0.0)  # 0 + -0 is 0
+
+
+def _hold_tables(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, of the same state, but that `freqs`, the rotary frequencies, stay: they have no gradient, and decay would shrink them."""
+
+    def update(grads, state, params=None):
+        updates, state = tx.update(grads, state, params)
+        return jax.tree_util.tree_map_with_path(_unless_table, updates), state
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+def _unless_table(path: Any, update: jax.Array) -> jax.Array:
+    return _nothing(update) if path and getattr(path[-1], "key", None) == "freqs" else update
 
 
 def _prodigy(schedule: optax.Schedule, decay: float, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
