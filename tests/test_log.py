@@ -47,6 +47,19 @@ def test_intervals_are_printed_and_go_to_tensorboard_as_means(tmp_path, capsys):
     assert {"grad_norm", "lr", "examples_per_second", "validation_si_sdr"} <= set(events.Tags()["scalars"])
 
 
+def test_what_is_not_finite_is_null_which_every_reader_of_json_knows(tmp_path):
+    def refuse(word):
+        raise AssertionError(word)
+
+    log = RunLog(tmp_path, 0, 2, log_every=1)
+    log.steps(1, {"loss": np.array([1.0, np.nan]), "grad_norm": np.array([1.0, np.inf]), "lr": np.ones(2)}, 2)
+    log.scores(2, {"validation_si_sdr": -np.inf})
+    log.close()
+    rows = [json.loads(x, parse_constant=refuse) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] == 1.0 and rows[1] == {"step": 2, "loss": None, "grad_norm": None, "lr": 1.0}
+    assert rows[2] == {"step": 2, "validation_si_sdr": None}
+
+
 def events(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -25,7 +25,7 @@ STEP_PARTS = ("input", "checkpoint")
 class RunLog:
     """Log of a run in `workdir`, kept by one process; the others make one without `workdir`, which writes nothing.
 
-    `metrics.jsonl` holds no times: on resume the lines after the restored step are dropped, and the file then becomes
+    `metrics.jsonl` has null for what is not finite, as of a skipped step. It holds no times: on resume the lines after the restored step are dropped, and the file then becomes
     that of a run that was never interrupted. TensorBoard and the progress line have means over `log_every` steps, the first
     after a resume over those since.
     """
@@ -158,8 +158,9 @@ class RunLog:
             raise UserError(f"cannot write the log beside {self.file.name}: {error.strerror}") from error
 
     def _line(self, row: Mapping[str, Any]) -> None:
+        written = {name: value if np.isfinite(value) else None for name, value in row.items()}  # JSON knows no NaN
         with self._writing():
-            self.file.write(json.dumps(row) + "\n")
+            self.file.write(json.dumps(written) + "\n")
 
     def _flush(self) -> None:
         with self._writing():
