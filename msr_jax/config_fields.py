@@ -380,7 +380,9 @@ def check_config(config: Mapping[str, Any], where: str = "config.", is_whole: bo
     per = found.get("train.steps_per_dispatch", 1)
     for key in ("steps", "log_every", "validate_every", "checkpoint_every"):
         if (steps := found.get(f"train.{key}", per)) % per:
-            raise UserError(f"train.{key} ({steps}) must be a positive multiple of train.steps_per_dispatch ({per})")
+            raise UserError(
+                f"{where}train.{key} ({steps}) must be a positive multiple of train.steps_per_dispatch ({per})"
+            )
     for low, high in (*RISING, *(RISING_IN_RECIPES if is_whole else ())):
         if low in found and high in found and found[low] > found[high]:
             raise UserError(f"{where}{low} ({found[low]}) must be at most {high} ({found[high]})")

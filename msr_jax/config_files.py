@@ -3,14 +3,15 @@
 import difflib
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from msr_jax.config_fields import check_config, leaves
-from msr_jax.errors import UserError, first_line
+from msr_jax.config_fields import check_config, check_field, leaves
+from msr_jax.errors import UserError
 
 RECIPES = Path(__file__).parent / "configs"  # in a clone, a link to configs/; in a wheel, a copy of it
 
@@ -70,7 +71,12 @@ def read_config(name: str, overrides: list[str]) -> dict[str, Any]:
         try:
             read = _parse(path, list(used.values()))
         except (flags.Error, TypeError, ValueError, KeyError, AttributeError, SyntaxError) as error:
-            raise UserError(f"{override}: {first_line(error)}") from error
+            text = override.partition("=")[2]
+            with suppress(KeyError):  # one of your own, or of a network of your own
+                check_field(key[1], text, "config.", model=read.model.name)
+            raise UserError(
+                f"config.{key[1]} cannot be '{text}'; it is to be of the kind of {leaves(read.to_dict())[key[1]]!r}"
+            ) from error
     config = read.to_dict()
     check_config(config)
     return config

@@ -82,6 +82,10 @@ def test_fields_that_contradict_each_other_are_refused():
         UserError, match=r"sample_rate is 22050, and model\.sample_rate, at which bands are laid out, 44100"
     ):
         check_config(mel)
+    uneven = unet_base().to_dict()
+    uneven["train"].update(steps=5, steps_per_dispatch=2)
+    with pytest.raises(UserError, match=r"^x\.yaml: train\.steps \(5\) must be a positive multiple"):
+        check_config(uneven, "x.yaml: ")
     check_config({**unet_base().to_dict(), "own": {"anything": object()}})
     check_config({"later": 1, "model": {"name": "unet1d"}}, is_whole=False)
     check_config({"model": {"name": "mine", "size": "?"}})
@@ -93,6 +97,26 @@ def test_a_wrong_override_is_one_sentence(setting, capsys):
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and f"config.{setting.split('=')[0]} must be" in message
     assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("data.preload=maybe", 'config.data.preload must be true or false, not "maybe"'),
+        ("seed=1e3", 'config.seed must be a whole number, at least 0 and below 4294967296, not "1e3"'),
+        ("optim.lr=fast", 'config.optim.lr must be a number, at least 0, not "fast"'),
+        ("data.gain_db=(1,", 'config.data.gain_db must be two numbers, the lower one first, not "(1,"'),
+        ("own.loud=maybe", "config.own.loud cannot be 'maybe'; it is to be of the kind of True"),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_answered_in_the_table_s_words(setting, words, tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text(
+        "from msr_jax.configs import unet_det_small\n\ndef get_config():\n    config = unet_det_small.get_config()\n"
+        "    config.own = {'loud': True}\n    return config\n"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
+        read_config(str(config), [f"--config.{setting}"])
 
 
 def test_of_a_setting_that_is_given_twice_the_last_one_counts_also_of_lists():
