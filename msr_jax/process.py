@@ -125,8 +125,8 @@ def run_as_process(command: str, run: Callable[[], int]) -> int:
                 if ends:  # a library's callback has swallowed the signal's exception, and then missed what it was to do
                     _end(*ends[-1])
                 raise
-        # Besides this thread and `watch` there may be one that computes, which Python would abort.
-        if code and threading.active_count() > 2:
+        # There may be threads that compute, which Python would abort; it does not know of all of them.
+        if code:
             _flush()
             os._exit(code)
         return code

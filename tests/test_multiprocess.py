@@ -44,17 +44,17 @@ def environment(devices):
     }
 
 
-def start(workdir, settings, processes=1, devices=1, **changes):
-    """The processes of a run, each with so many devices."""
+def start(workdir, settings, processes=1, devices=1, program=("-m", "tests.toy"), own=((), ()), **changes):
+    """The processes of a run, each with so many devices; `own` are the settings of each alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    argv = [sys.executable, "-m", "tests.toy", *TRAIN, "--workdir", str(workdir), *settings]
+    argv = [sys.executable, *program, *TRAIN, "--workdir", str(workdir), *settings]
     argv += [f"--config.{name.replace('__', '.')}={value}" for name, value in changes.items()]
     several = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process"]
     return [
         subprocess.Popen(
-            argv + ([*several, str(k)] if processes > 1 else []),
+            argv + ([*own[k % 2], *several, str(k)] if processes > 1 else []),
             env=environment(devices),
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -214,6 +214,57 @@ def test_sigterm_to_one_process_stops_all_at_the_same_step_and_nothing_is_lost(s
     codes, said = finish(start(tmp_path / "run", settings, **options, train__log_every=1))
     assert codes == [0, 0] and f"resumed from step {stopped} in" in said, said
     assert len(losses(tmp_path / "run")) == stopped + 5
+
+
+def test_a_stopped_process_that_ends_later_than_the_first_is_not_aborted(settings, tmp_path):
+    """A process that stops, and may have threads of its data left, ends without the interpreter's own exit and its barrier."""
+    apart = (
+        "import sys, threading, time, tests.toy; from msr_jax.cli import main; from msr_jax.train import loop\n"
+        "if sys.argv[-1] == '0': threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+        "else: train = loop.train; loop.train = lambda *given: (train(*given), time.sleep(3))[0]\n"
+        "sys.exit(main())"
+    )
+    run = start(tmp_path / "run", settings, 2, program=("-c", apart), train__steps=3000, train__checkpoint_every=3000)
+    wait_for_lines(tmp_path / "run", 4, run)
+    run[1].send_signal(signal.SIGTERM)
+    codes, said = finish(run)
+    assert codes == [75, 75], said
+
+
+@pytest.fixture(scope="module")
+def other_records(settings, tmp_path_factory):
+    from data_prep.slakh2100 import main
+
+    corpus = make_corpus(tmp_path_factory.mktemp("corpus"), splits=("train",), tracks=3)
+    records = tmp_path_factory.mktemp("prepared") / "records"
+    assert main([str(corpus), str(records), "--crop", str(4 * SEGMENT)]) == 0
+    return records
+
+
+OTHERS = {
+    "data.train=OTHER": "the records of config.data are others in process 1 than in process 0; give all hosts the same",
+    "seed=1": "the settings of the config are others in process 1 than in process 0; give all hosts the same",
+    "data.workers=0": "the precision that config.compute_dtype=bfloat16 comes to is another in process 1 than in process 0; "
+    "set config.compute_dtype=float32",
+}
+
+
+@pytest.mark.parametrize("setting", OTHERS)
+def test_processes_with_other_records_settings_or_precision_each_do_not_begin(
+    settings, other_records, tmp_path, setting
+):
+    """The last of these: on CPUs each measures whether bfloat16 is faster. (How many workers load is its own affair.)"""
+    own = f"--config.{setting.replace('OTHER', str(other_records))}"
+    precision = "bfloat16" if "workers" in setting else "float32"
+    measured = (
+        "import sys, tests.toy; from msr_jax.cli import main; from msr_jax.models import backbone\n"
+        "backbone.has_bfloat16_units = lambda: sys.argv[-1] == '0'\n"
+        "sys.exit(main())"
+    )
+    run = start(tmp_path / "run", settings, 2, 1, ("-c", measured), ((), (own,)), compute_dtype=precision)
+    codes, said = finish(run)
+    assert codes == [2, 2] and said.count(OTHERS[setting]) == 2, said
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_an_error_in_one_process_ends_all_with_its_sentence(settings, tmp_path):

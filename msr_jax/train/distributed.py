@@ -175,14 +175,14 @@ def check_is_shared(folder: epath.Path) -> None:
                 probe.unlink(missing_ok=True)
 
 
-def check_same_in_all(sums: Mapping[str, str], what: str) -> None:
+def check_same_in_all(sums: Mapping[str, str], what: str, advice: str = "give all hosts the same") -> None:
     """Raises UserError in all processes if their checksums (hexadecimal, 32 bits) are not those of the first one."""
     if jax.process_count() == 1 or not sums:
         return
     rows = multihost_utils.process_allgather(np.array([int(crc, 16) for crc in sums.values()], np.uint32))
     for k, row in enumerate(rows):
         if not np.array_equal(row, rows[0]):
-            raise UserError(f"{what} are others in process {k} than in process 0; give all hosts the same")
+            raise UserError(f"{what} in process {k} than in process 0; {advice}")
 
 
 @functools.cache

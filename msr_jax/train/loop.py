@@ -15,14 +15,14 @@ from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
 from msr_jax.messages import log as program_log
 from msr_jax.messages import saying
-from msr_jax.models.backbone import make_backbone
+from msr_jax.models.backbone import compute_dtype, make_backbone
 from msr_jax.plan.chips import peak_flops
 from msr_jax.plan.flops import count_flops
 from msr_jax.train.batches import check_batch, dispatches, open_dataset
 from msr_jax.train.checkpoint import Checkpoints
 from msr_jax.train.distributed import agree, check_same_in_all, is_main
 from msr_jax.train.log import RunLog
-from msr_jax.train.same_data import changes, data_identity, networks_identity
+from msr_jax.train.same_data import changes, checksum, data_identity, networks_identity
 from msr_jax.train.sharding import gather, make_mesh
 from msr_jax.train.stage import (
     BEFORE,
@@ -35,6 +35,7 @@ from msr_jax.train.stage import (
     load_frozen,
     load_start,
     make_stage,
+    of_all_processes,
     place_frozen,
     settings,
     trained_networks,
@@ -74,6 +75,12 @@ def train(
         holds, or too many steps in a row without a finite loss.
     """
     check_config(config)
+    check_same_in_all({"config": checksum(of_all_processes(config))}, "the settings of the config are others")
+    check_same_in_all(  # on a CPU each process measures it
+        {"dtype": checksum(str(compute_dtype(config["compute_dtype"])))},
+        f"the precision that config.compute_dtype={config['compute_dtype']} comes to is another",
+        "set config.compute_dtype=float32",
+    )
     _check_for_training(config)
     mesh = make_mesh(config["mesh"])
     check_batch(config["data"]["batch"], mesh)
@@ -83,12 +90,14 @@ def train(
     frozen, begin = agree(lambda: load_frozen(config)), agree(lambda: load_start(config))
     data = dataset if dataset is not None else agree(lambda: open_dataset(config))
     sums = networks_identity({**frozen, **({"start": begin} if begin else {})})
-    check_same_in_all(sums, "the networks that config.init_from names")
+    check_same_in_all(sums, "the networks that config.init_from names are others")
     identity = {
         "data": {} if dataset is not None else agree(lambda: data_identity(config)),
         # The deterministic stage only begins with what it is given, as a warm start does.
         "networks": {name: sums[name] for name in frozen if config["method"] in BUILDS_ON},
     }
+    if identity["data"]:  # each draws over its own count of records
+        check_same_in_all({"data": checksum(identity["data"])}, "the records of config.data are others")
     windows = agree(lambda: read_windows(config))
     if windows is not None and config["data"].get("validation_split") == "test" and is_main():
         program_log.info(

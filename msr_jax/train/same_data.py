@@ -1,5 +1,8 @@
-"""Whether a run that goes on still has the data that it began with, as the manifests of its records say, and the networks."""
+"""Whether a run that goes on still has the data that it began with, as the manifests of its records say, and the networks;
+and whether all its processes have the same.
+"""
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +34,11 @@ def data_identity(config: Mapping[str, Any]) -> dict[str, Any]:
         tracks = [[name, length, sums.get(f"{split}/{name}", "")[:16]] for name, length in manifest["tracks"][split]]
         found[part] = {**{name: manifest.get(name) for name in LAYOUT}, "tracks": tracks}
     return found
+
+
+def checksum(value: Any) -> str:
+    """CRC-32 of what JSON can hold, in hexadecimal."""
+    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 
 def networks_identity(frozen: Mapping[str, Any]) -> dict[str, str]:

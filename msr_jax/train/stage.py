@@ -34,6 +34,12 @@ OF_REFINER = ("model.mask_scale",)  # a separator's may differ too
 # What a folder or a run has that is older than these settings.
 BEFORE = {"model.mask_scale": 1.0, "model.attention_bias": False, "model.lora_rank": 0}
 OF_TRAINING = ("model.lora_rank",)  # no part of a network: its adapters are merged when it is written
+# What each host may have of its own: what it calls the places that all have, and how it reads the records.
+PLACES = (
+    *("data.train", "data.validation", "train.checkpoints"),
+    *("init_from.deterministic", "init_from.diffusion", "init_from.start"),
+)
+OF_A_HOST = ("data.workers", "data.preload", "train.wandb_project")
 # Folded into the seed's key, where a step's number is otherwise.
 INIT_KEY, VALIDATION_KEY = 2**31 - 1, 2**31 - 2
 AUGMENT_KEY = 2**31 - 3  # folded into a micro-batch's key
@@ -209,6 +215,13 @@ def settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from settings(value, f"{prefix}{name}.")
         else:
             yield prefix + name, json.loads(json.dumps(value))
+
+
+def of_all_processes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that all processes of a run must have alike; of places, which hosts may have under other names, whether
+    they are given.
+    """
+    return {name: bool(v) if name in PLACES else v for name, v in settings(config) if name not in OF_A_HOST}
 
 
 def trained_networks(method: str, state: TrainState) -> dict[str, Any]:
