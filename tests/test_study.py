@@ -76,3 +76,9 @@ def test_a_mean_of_two_separators_is_scored_beside_them(toy_model, short_corpus,
     save_model(tmp_path / "flute", config, {"deterministic": backbone.init(jax.random.key(7), False)})
     with pytest.raises(UserError, match="other stems"):
         table(tmp_path / "flute")
+
+
+def test_a_curve_leaves_out_what_was_not_finite():
+    rows = [{"step": k, "loss": value} for k, value in enumerate([1.0, None, 3.0, float("nan")])]
+    points = launch_script("study/curves").curve("run", rows, "loss")
+    assert [(step, mean) for step, mean, _ in points] == [(0.0, 1.0), (2.0, 3.0)]
