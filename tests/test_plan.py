@@ -118,7 +118,14 @@ def test_a_plan_of_the_later_stages_and_of_separation_needs_no_models_on_disk():
         assert plan["flops_per_device"] > 0
         assert plan["bytes_per_device"]["frozen"] == pytest.approx(frozen * 4 * 2304, rel=0.15)
     once, thrice = (make_plan(config, cpu, "diffusion", steps)["flops_per_device"] for steps in (1, 3))
-    assert make_plan(config, cpu, "none")["flops_per_device"] < once < thrice
+    separation = make_plan(config, cpu, "none")
+    assert separation["flops_per_device"] < once < thrice
+    # A CPU's memory is no part of the target: whether it is enough is not known.
+    assert (
+        separation["fits"] is None
+        and separation["has"] is None
+        and what_would_fit(config, make_plan(config, cpu)) == []
+    )
 
 
 def test_a_compiled_plan_is_kept_and_a_changed_program_is_not_taken_for_it(monkeypatch):
@@ -252,7 +259,8 @@ def test_a_step_that_does_not_fit_comes_with_what_would():
     assert "model.remat=True" in said[2]
     alone = what_would_fit({"model": {"remat": True}}, {**plan, "examples_per_device": 1, "batch": 8})
     assert any("v6e" in line for line in alone) and not any("accumulate" in line for line in alone)
-    assert what_would_fit(config, {**plan, "fits": True}) == []
+    for known in ({"fits": True}, {"fits": None, "has": None}, {"has": None}):  # the last: refused for another reason
+        assert what_would_fit(config, {**plan, **known}) == []
 
 
 @pytest.mark.parametrize("per_example,fixed,start", [(3.0, 4.0, 2), (7.9, 4.0, 6), (0.11, 1.0, 1), (20.0, 1.0, 3)])

@@ -43,7 +43,7 @@ def split_batch(config: Mapping[str, Any], devices: int) -> Split:
 
 def what_would_fit(config: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
     """Settings under which a training step that does not fit would; estimates but for what `--fit` has compiled."""
-    if plan["fits"] or plan["program"] != "train":
+    if plan["fits"] is not False or plan["has"] is None or plan["program"] != "train":
         return []
     advice = []
     devices, memory = math.prod(plan["mesh"].values()), plan["bytes_per_device"]

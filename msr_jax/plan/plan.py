@@ -25,7 +25,8 @@ def make_plan(
     """Compile one optimiser step, or with `separate` one call of the separation of so many segments, and add up.
 
     Returns:
-      Plain numbers, as printed by `report.print_plan`; bytes and FLOPs per device.
+      Plain numbers, as printed by `report.print_plan`; bytes and FLOPs per device. "has", and "fits" of what was compiled, are
+      None for CPUs, whose memory no target tells.
 
     Raises:
       UserError: a config that does not fit the devices.
@@ -72,16 +73,17 @@ def plan_of(program: Program, target: Target, compiled: Mapping[str, Any]) -> di
         "forms": compiled["forms"],
     }
     # A TPU's compiler has refused what does not fit; for the others it is counted.
-    plan["fits"] = target.platform != "gpu" or plan["needs"] <= plan["has"]
+    plan["fits"] = None
     if target.chip:
+        plan["fits"] = target.platform != "gpu" or plan["needs"] <= plan["has"]
         plan["expected"] = expected_time(plan, target.chip, devices)
     return plan
 
 
-def memory_of(target: Target) -> float:
-    """Bytes of a device that a program can have; 0 for CPUs, of which a plan knows nothing."""
+def memory_of(target: Target) -> float | None:
+    """Bytes of a device that a program can have; None for CPUs, of which a plan knows nothing."""
     if target.chip is None:
-        return 0
+        return None
     return target.chip.memory - (GPU_RESERVE if target.platform == "gpu" else 0)
 
 
