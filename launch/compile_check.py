@@ -218,16 +218,17 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    wanted = list(rows())
+    names = sorted({row.program for row in wanted})
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--programs", nargs="+", metavar="NAME", help="these alone, such as unet_det")
+    parser.add_argument("--programs", nargs="+", choices=names, metavar="NAME", help="these alone, such as unet_det")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, metavar="TARGET", help="these alone, such as h200:1")
     parser.add_argument(
         "--limit", type=float, default=float("inf"), metavar="MINUTES", help="start no row after so long"
     )
     parser.add_argument("--each", type=float, default=60, metavar="MINUTES", help="give a row up after so long")
     args = parser.parse_args(argv)
-    wanted = list(rows())
     chosen = [
         row
         for row in wanted

@@ -71,6 +71,12 @@ def test_it_goes_on_where_it_stopped_and_compiles_anew_what_has_changed(
     assert "1 of 120 compiled" in (tmp_path / "table.md").read_text()  # the other row is of an older program
 
 
+def test_a_program_that_does_not_exist_is_refused(script, compiled, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        script.main([str(tmp_path / "out"), "--programs", "unet_dett"])
+    assert ended.value.code == 2 and "unet_dett" in capsys.readouterr().err and compiled["ran"] == []
+
+
 def test_a_row_that_takes_too_long_is_given_up_and_tried_again_with_more(script, tmp_path, monkeypatch):
     given = []
 
