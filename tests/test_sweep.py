@@ -2,14 +2,17 @@
 
 import copy
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 
 from msr_jax.cli import main
 from msr_jax.data.tracks import find_tracks
 from msr_jax.evaluate import sweep as sweep_module
+from msr_jax.evaluate.protocols import PROTOCOLS
 from msr_jax.evaluate.sweep import Setting, make_cached, sigmas_of, sweep
 from msr_jax.methods import stages
 from msr_jax.separate.engine import Separator
@@ -51,7 +54,8 @@ def test_the_deterministic_network_runs_once_per_segment(model, short_corpus, mo
     monkeypatch.setitem(model.config, "segment", 16_384)
     tracks = find_tracks(short_corpus / "test", model.config["stems"])[:1]
     settings = [Setting(t, s, 1, 0.0, k) for t in (1, 2) for s in (0.005, 0.01) for k in (0, 1)]
-    rows = sweep(model, "diffusion", settings, tracks)
+    rows, skipped = sweep(model, "diffusion", settings, tracks)
+    assert skipped == []
     assert len(prepared) == 5 * TINY_RATE // 16_384
     assert len(rows) == 9 and rows[0]["setting"] is None
     scores = [row["si_sdri_msdm"] for row in rows]
@@ -77,6 +81,21 @@ def test_the_command_writes_all_combinations(toy_model, short_corpus, tmp_path, 
     ]  # fmt: skip
     assert told["data"].endswith("validation") and "**best**" in (tmp_path / "out" / "sweep.md").read_text()
     assert "**best**" in capsys.readouterr().out
+
+
+def test_tracks_shorter_than_a_segment_are_named_and_not_counted(toy_model, short_corpus, tmp_path, capsys):
+    shutil.copytree(short_corpus / "validation" / "Track00000", tmp_path / "data" / "long")
+    for path in (tmp_path / "data" / "long").iterdir():
+        (tmp_path / "data" / "short").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "data" / "short" / path.name, np.full(100, 0.1), TINY_RATE)
+    argv = ("--data", tmp_path / "data", "--model", toy_model, "--refine", "consistency", "--out", tmp_path / "out")
+    assert main(["sweep", *map(str, argv)]) == 0
+    told = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert (told["tracks"], told["skipped"]) == (1, ["short"])
+    # "msdm" is another cut: the released evaluation's segments, and not the model's.
+    assert told["protocol"] not in PROTOCOLS and told["segment"] == load_model(toy_model).config["segment"]
+    for text in (capsys.readouterr().out, (tmp_path / "out" / "sweep.md").read_text()):
+        assert "on 1 tracks" in text and "shorter than a segment: short" in text and told["protocol"] in text
 
 
 def test_bad_input_gets_one_sentence(toy_model, corpus, tmp_path, capsys):
