@@ -29,6 +29,9 @@ def test_rows_are_measured_quoted_or_named_as_missing(short_corpus, toy_model, t
     assert all(row["seconds"] > 0 and row["tracks"] == 1 for row in measured.values())
     assert measured["Det. + Diff."]["parameters"] > 1.9 * measured["Det."]["parameters"]
     assert list(told["missing"]["Slakh2100"]) == ["Det. × 2"] and len(told["missing"]["MUSDB18-HQ"]) == 6
+    assert all(row["segment_seconds"] == 2048 / 8000 for row in measured.values())
+    kept = {k: told["settings"][k] for k in ("splits", "bss_backend", "repeats", "tracks")}
+    assert kept == {"splits": ["test", None], "bss_backend": "jax", "repeats": 1, "tracks": 1}
     text = capsys.readouterr().out
     for expected in (
         "| Det. + Diff. | 22.75 | 11.65 | 18.90 | 12.60 | quoted: repository",
@@ -36,6 +39,8 @@ def test_rows_are_measured_quoted_or_named_as_missing(short_corpus, toy_model, t
         "| MSG | – | – | – | – | no figure in the text",
         "neither --musdb-model nor --musdb-data was given",
         "measured here, 1 tracks",
+        "measured here, segments of 0.26 s",
+        "- splits: ['test', None]",
         "| Slakh2100 | Demucs | 0.111 | – | 40 M | quoted",
     ):
         assert expected in text

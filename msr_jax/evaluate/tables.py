@@ -37,7 +37,8 @@ ROWS = (
 
 
 class Measured(NamedTuple):
-    """A row that was run: averages in dB, seconds per segment, real time factor, parameters of the networks in use."""
+    """A row that was run: averages in dB, seconds for a segment of the model, real time factor, parameters of the networks in
+    use, tracks that were scored, and how long such a segment lasts in seconds."""
 
     system: str
     si_sdri: float | None
@@ -48,6 +49,7 @@ class Measured(NamedTuple):
     rtf: float
     parameters: int
     tracks: int
+    segment_seconds: float
 
 
 def time_segment(separator: Separator, repeats: int) -> tuple[float, float, int]:
@@ -94,7 +96,8 @@ def run_rows(
         faults += [f"{system}, {p['track']}: {p['reason']}" for p in problems]
         results = summary(scored, problems, plan) | {"settings": {"channels": channels}}
         timed = time_segment(separator, args.repeats)
-        measured.append(Measured._make([system, *headline(results), *timed, len(scored)]))
+        lasts = separator.segment / separator.sample_rate
+        measured.append(Measured._make([system, *headline(results), *timed, len(scored), lasts]))
         print(f"{DATA[channels]}: {system} is done ({len(scored)} tracks)")
     if not measured:
         raise UserError(f"{model} can run no row: {missing[0][1]}")
@@ -125,7 +128,9 @@ def time_table(measured: dict[int, list[Measured]]) -> str:
                 lines.append(f"| {name} | {row.system} | {cells} | {quoted(row)} |")
         for own in measured.get(channels, []):
             cells = f"{own.seconds:.3f} | {own.rtf:.3f} | {millions(own.parameters)}"
-            lines.append(f"| {name} | **{own.system}** | {cells} | measured here |")
+            lines.append(
+                f"| {name} | **{own.system}** | {cells} | measured here, segments of {own.segment_seconds:.2f} s |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -148,6 +153,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--repeats and --tracks must be at least 1")
     measured: dict[int, list[Measured]] = {}
     missing: dict[int, list[tuple[str, str]]] = {}
+    splits: dict[int, str | None] = {}
     faults: list[str] = []
     for channels, name in ((1, "slakh"), (2, "musdb")):
         model, data = getattr(args, f"{name}_model"), getattr(args, f"{name}_data")
@@ -156,12 +162,18 @@ def main(argv: list[str]) -> int:
         if not model:
             missing[channels] = [(row[0], f"neither --{name}-model nor --{name}-data was given") for row in ROWS]
             continue
-        done = run_rows(channels, model, split_of(data, args.split), args)
+        folder = split_of(data, args.split)
+        splits[channels] = folder.name if folder != data else None
+        done = run_rows(channels, model, folder, args)
         measured[channels], missing[channels], more = done
         faults += more
     settings: dict[str, Any] = {
         "protocol": args.protocol,
         "protocol_text": protocol_text(args.protocol, args.bss_backend),
+        "bss_backend": args.bss_backend,
+        "splits": [splits.get(c) for c in DATA],
+        "tracks": args.tracks or "all",
+        "repeats": args.repeats,
         "models": [args.slakh_model, args.musdb_model],
         "data": [str(d) if d else None for d in (args.slakh_data, args.musdb_data)],
         "dtype": args.dtype,
