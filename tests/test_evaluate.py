@@ -420,7 +420,8 @@ def test_bad_input_gets_one_sentence(corpus, toy_model, tmp_path, capsys):
     out = tmp_path / "out"
     for argv, words in (
         (("--data", tmp_path / "none", "--out", out), "is no folder"),
-        (("--data", tmp_path / "empty", "--out", out), "holds no tracks"),
+        (("--data", tmp_path / "empty", "--out", out), "neither the stems of"),
+        (("--data", tmp_path / "empty", "--stems", "bass", "--out", out), "holds no tracks"),
         (("--data", corpus, "--out", tmp_path / "file" / "out"), "cannot write to --out"),
         (("--data", corpus, "--shard", "3/2", "--out", out), "--shard must be K/N"),
         (("--data", corpus, "--workers", 0, "--out", out), "--workers must be at least 1"),
@@ -430,7 +431,7 @@ def test_bad_input_gets_one_sentence(corpus, toy_model, tmp_path, capsys):
         (("--data", corpus, "--refine", "none", "--out", out), "name its folder by --model"),
         (("--data", corpus, "--seed", 0, "--no-det", "--out", out), "--seed, --no-det would change nothing"),
         (("--data", corpus, "--mixture-consistent", "--out", out), "--mixture-consistent would change nothing"),
-        (("--data", corpus, "--stems", "bass", "--out", out), "name their folder by --estimates"),
+        (("--data", corpus, "--model", toy_model, "--stems", "bass", "--out", out), "--stems would change nothing"),
         (("--data", corpus, "--model", toy_model, "--sample-rate", RATE, "--out", out), "--sample-rate would change"),
         (("--data", corpus, "--estimates", corpus, "--dtype", "float32", "--out", out), "name its folder by --model"),
         (("--data", corpus, "--estimates", tmp_path / "none", "--out", out), "is no folder"),

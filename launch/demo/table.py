@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msr_jax.data.tracks import find_tracks
+from msr_jax.evaluate.report import number
 from msr_jax.evaluate.score import evaluate, mixture_as_estimate
 from msr_jax.files import write_whole
 from msr_jax.methods.stages import network_of
@@ -48,8 +49,8 @@ def main(model: Path, corpus: Path, table: Path, most: int = 4) -> None:
     for name, result in results.items():
         scores, sdr = result["aggregate"]["si_sdri_active"], result["aggregate"]["sdr"]["average"]
         values = [scores[s] for s in [*stems, "average"]]
-        cells = "".join(f"{round(v, 2) + 0.0:9.2f}" if v is not None else f"{'–':>9}" for v in values)
-        print(f"{name:<15}{cells}{sdr:9.2f}{result['rtf']:8.2f}")
+        cells = "".join(f"{number(v):>9}" for v in [*values, sdr])
+        print(f"{name:<15}{cells}{number(result['rtf']):>8}")
     print(f"\nall figures: {table}")
 
 

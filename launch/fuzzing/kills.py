@@ -44,7 +44,9 @@ def _said(path: Path) -> bytes:
 def _timeless(told: Any) -> Any:
     if isinstance(told, dict):
         return {
-            k: _timeless(v) for k, v in told.items() if k not in ("work_seconds", "rtf", "stamp", "data", "workdir")
+            k: _timeless(v)
+            for k, v in told.items()
+            if k not in ("work_seconds", "first", "rtf", "stamp", "data", "workdir")
         }
     return [_timeless(v) for v in told] if isinstance(told, list) else told
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from msr_jax.errors import UserError
+from msr_jax.evaluate.report import number
 from msr_jax.weights.model_folder import (
     BUNDLED,
     DEFAULT_OVERLAP,
@@ -31,8 +32,8 @@ CARD = Path(__file__).with_name("bundled_card.md")
 def score_line(name: str, results: dict) -> str:
     """A row of the card's table."""
     improvement, sdr = results["aggregate"]["si_sdri_active"], results["aggregate"]["sdr"]["average"]
-    cells = [f"{improvement[stem]:.2f}" for stem in [*results["settings"]["stems"], "average"]]
-    return f"| {name} | " + " | ".join([*cells, f"{sdr:.2f}", f"{results['rtf']:.2f}"]) + " |"
+    cells = [number(improvement[stem]) for stem in [*results["settings"]["stems"], "average"]]
+    return f"| {name} | " + " | ".join([*cells, number(sdr), number(results["rtf"])]) + " |"
 
 
 def main() -> None:

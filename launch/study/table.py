@@ -8,20 +8,21 @@ from pathlib import Path
 
 from msr_jax.errors import UserError
 from msr_jax.evaluate.compare import compare, read_results
+from msr_jax.evaluate.report import number
 
 
 def line(name: str, base: dict, results: dict) -> str:
     values = results["aggregate"]
     stems = [*results["settings"]["stems"], "average"]
-    cells = [f"{values['si_sdri_active'][stem]:.2f}" for stem in stems] + [f"{values['sdr']['average']:.2f}"]
+    cells = [number(values["si_sdri_active"][stem]) for stem in stems] + [number(values["sdr"]["average"])]
     for metric in ("si_sdri_active", "sdr"):
         if results is base:
             cells.append("")
             continue
         (found,) = [d for d in compare(base, results, [metric]) if d.stem == "average"]
         interval = "" if found.low is None else f" ({found.low:+.2f} to {found.high:+.2f})"
-        cells.append(f"{found.mean:+.2f}{interval}")
-    return f"| {name} | " + " | ".join([*cells, f"{results['rtf']:.2f}"]) + " |"
+        cells.append("–" if found.mean is None else f"{found.mean:+.2f}{interval}")
+    return f"| {name} | " + " | ".join([*cells, number(results["rtf"])]) + " |"
 
 
 def main(folder: Path, names: list[str]) -> None:

@@ -11,8 +11,9 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
+from msr_jax.config import unet_base
 from msr_jax.config_fields import check_field
-from msr_jax.data.tracks import find_tracks, split_of, track_name
+from msr_jax.data.tracks import SLAKH, find_tracks, split_of, track_name
 from msr_jax.errors import UserError
 from msr_jax.evaluate.protocols import PROTOCOLS, protocol_text, segment_of
 from msr_jax.evaluate.report import write_results
@@ -23,6 +24,7 @@ from msr_jax.evaluate.score import (
     evaluate_tracks,
     excerpts_of,
     mixture_as_estimate,
+    outdated,
     summary,
     with_others,
 )
@@ -35,7 +37,7 @@ from msr_jax.separate.engine import Separator, load
 NAMED = 3  # files at the most, where several are odd
 # Options that are None unless they were given, and mean nothing elsewhere.
 OF_A_MODEL = ("refine", "steps", "seed", "dtype", "mixture_consistent", "no_det")
-OF_ESTIMATES = ("stems", "sample_rate")
+OF_DATA = ("stems", "sample_rate")
 PACKAGES = ("msr_jax", "jax", "flax", "numpy", "scipy", "museval", "log-wmse-audio-quality")
 
 
@@ -113,10 +115,13 @@ def _parser() -> argparse.ArgumentParser:
         help="do not score the deterministic estimate beside a refined one",
     )
     parser.add_argument(
-        "--stems", metavar="A,B", help="for --estimates: the stems (default: as the references' data set)"
+        "--stems", metavar="A,B", help="without --model: the stems (default: as the references' data set)"
     )
     parser.add_argument(
-        "--sample-rate", type=int, metavar="HZ", help="for --estimates: score at this rate (default: the references')"
+        "--sample-rate",
+        type=int,
+        metavar="HZ",
+        help="without --model: score at this rate (default: the references'; the mixture of Slakh2100: 22050)",
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="tracks at a time (default: one per device, and one more)"
@@ -136,6 +141,29 @@ def _prepare_out(out: Path) -> None:
         raise UserError(f"cannot write to --out {out}: {error.strerror}") from error
 
 
+def _format(args: argparse.Namespace, tracks: list[Path], stems: list[str]) -> tuple[int, int]:
+    """Sample rate in Hz and channels at which estimates are scored that come from no model; odd references are named."""
+    rate, channels, odd = format_of(tracks, stems)
+    rate = args.sample_rate or rate
+    if odd:
+        some = ", ".join(odd[:NAMED]) + (", …" if len(odd) > NAMED else "")
+        print(f"scoring at {rate} Hz in {channels} channels, as most references are; not so: {some}")
+    return rate, channels
+
+
+def _say_what_is_anew(tracks: list[Path], keep: Path, stamp: Callable[[Path], Any]) -> None:
+    """Scores that are there and do not count would else be made again without a word, as where shards are joined."""
+    old = outdated(tracks, keep, stamp)
+    apart: set[str] = set()
+    for was, (now, files) in old:
+        is_ours = isinstance(was, list) and len(was) == 2 and isinstance(was[0], dict)
+        before, files_before = was if is_ours else ({}, None)
+        apart |= {k for k in {*before, *now} if before.get(k) != now.get(k)}
+        apart |= {"files"} if files != files_before else set()
+    if old:
+        print(f"{len(old)} of {len(tracks)} tracks have scores of other {', '.join(sorted(apart))}: scored anew")
+
+
 def _from_estimates(
     args: argparse.Namespace, tracks: list[Path], stems: list[str]
 ) -> tuple[list, Plan, list[dict], dict[str, Path]]:
@@ -143,11 +171,7 @@ def _from_estimates(
     if args.protocol != "song":
         raise UserError("--estimates are whole tracks; they are scored by --protocol song")
     paired, alone, strangers = pair_folders(args.estimates, tracks)
-    rate, channels, odd = format_of([t for t in tracks if track_name(t) in paired], stems)
-    rate = args.sample_rate or rate
-    if odd:
-        some = ", ".join(odd[:NAMED]) + (", …" if len(odd) > NAMED else "")
-        print(f"scoring at {rate} Hz in {channels} channels, as most references are; not so: {some}")
+    rate, channels = _format(args, [t for t in tracks if track_name(t) in paired], stems)
     problems = [{"track": n, "reason": "has no folder of estimates"} for n in alone]
     problems += [{"track": n, "reason": "is a folder of estimates without a reference track"} for n in strangers]
     plan = with_others(Plan(stems, rate, channels, "song", None, args.bss_backend), tracks[0].parent)
@@ -163,7 +187,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--model and --estimates exclude each other")
     for names, is_used, why in (
         (OF_A_MODEL, args.model, "only a model uses that; name its folder by --model"),
-        (OF_ESTIMATES, args.estimates, "that is for estimates of any tool; name their folder by --estimates"),
+        (OF_DATA, not args.model, "a model has stems and a rate of its own"),
     ):
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
         if given and not is_used:
@@ -191,24 +215,25 @@ def main(argv: list[str]) -> int:
         settings |= {"refine": first.refine, **({"steps": steps} if steps else {}), "seed": seed, **options}
         sources = lambda track: [track, Path(args.model)]
         tracks = find_tracks(folder, first.stems)
-    elif args.estimates:
+    else:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; name one that holds track folders")
         stems = list(check_field("stems", args.stems.split(","), "--")) if args.stems else stems_of(folder)
         tracks = find_tracks(folder, stems)
+    if args.estimates:
         estimators, plan, problems, paired = _from_estimates(args, tracks, stems)
         settings |= {"estimates": str(args.estimates), "refine": "estimates of another tool"}
         tracks = [t for t in tracks if track_name(t) in paired]
         sources = lambda track: [track, paired[track_name(track)]]
-    else:
-        from msr_jax.config import unet_base
-
-        config = unet_base()
-        rate = config.sample_rate
-        plan = Plan(list(config.stems), rate, 1, args.protocol, segment_of(1, rate), args.bss_backend)
+    elif not args.model:
+        if stems == list(SLAKH):  # as models of it are scored, and not as it is distributed
+            rate, channels = args.sample_rate or unet_base().sample_rate, 1
+        else:
+            rate, channels = _format(args, tracks, stems)
+        plan = Plan(stems, rate, channels, args.protocol, segment_of(channels, rate), args.bss_backend)
+        plan = with_others(plan, folder)
         estimators = [by_model(mixture_as_estimate(plan.stems), plan)]
         settings["refine"] = "no model: the mixture is the estimate"
-        tracks = find_tracks(folder, plan.stems)
     _prepare_out(args.out)
     if plan.others:
         print(
@@ -225,7 +250,6 @@ def main(argv: list[str]) -> int:
         "channels": plan.channels,
         "segment": None if plan.protocol == "song" else plan.segment,
         "stems": list(plan.stems),
-        "devices": sorted({d.device_kind for d in jax.local_devices()}),
         "versions": {name: version(name) for name in PACKAGES},
     }
     accelerated = jax.default_backend() != "cpu"
@@ -234,8 +258,12 @@ def main(argv: list[str]) -> int:
         "plan": plan,
         "workers": workers,
         "stamp": lambda track: [settings, stamp_of(sources(track))],
+        # Of each track, and no setting: shards may come from several machines.
+        "facts": {"devices": sorted({d.device_kind for d in jax.local_devices()})},
     }
     mine = tracks[shard - 1 :: shards]
+    for keep in ("tracks_det", "tracks") if det else ("tracks",):
+        _say_what_is_anew(mine, args.out / keep, common["stamp"])
     console = Console()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluating", total=len(mine) * (1 + bool(det)))
@@ -254,11 +282,14 @@ def main(argv: list[str]) -> int:
     results = summary(scored, problems + faults, plan)
     if not scored:
         raise UserError(f"no track could be scored; {faults[0]['track']}: {faults[0]['reason']}")
-    if baseline:
-        results["deterministic"] = summary(baseline[0], baseline[1], plan)
+    if not args.model:  # the time to read files, or none, is no system's
+        results["rtf"] = None
+    if baseline:  # of the tracks that it stands beside
+        results["deterministic"] = summary({n: t for n, t in baseline[0].items() if n in scored}, baseline[1], plan)
     # Before the settings change, by which excerpts are stamped.
     heard = excerpts_of(tracks[: args.excerpts], args.out / "tracks", common["stamp"])
     settings |= {"tracks": len(scored), "workers": workers}
+    settings["devices"] = sorted({kind for track in scored.values() for kind in track["devices"]})
     results["settings"] = settings
     write_results(args.out, results, heard)
     console.print((args.out / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)

@@ -60,6 +60,13 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no "-0.00"
 
 
+def without_det(results: Mapping[str, Any]) -> list[str]:
+    """Lines TRACK: REASON of the scored tracks whose deterministic estimate was not scored: its figures are of the others."""
+    det = results.get("deterministic")
+    reasons = {p["track"]: p["reason"] for p in det["problems"]} if det else {}
+    return [f"{name}: {reasons[name]}" for name in results["tracks"] if name in reasons]
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """The aggregate as a table, what was not scored, and the settings."""
     settings = results["settings"]
@@ -80,6 +87,11 @@ def markdown(results: Mapping[str, Any]) -> str:
     if results["problems"]:
         parts.append(f"**Not scored, in no average: {len(results['problems'])}**")
         parts.append("\n".join(f"- {p['track']}: {p['reason']}" for p in results["problems"]))
+    if lacking := without_det(results):
+        parts.append(
+            f"**The deterministic estimate of {len(lacking)} tracks was not scored: its figures are of the others**"
+        )
+        parts.append("\n".join(f"- {text}" for text in lacking))
     notes = [f"- {name}: {note}" for name, track in results["tracks"].items() for note in track["notes"]]
     if notes:
         parts.append(f"Notes: {len(notes)}")
@@ -140,7 +152,13 @@ def _published(results: Mapping[str, Any]) -> str:
     if "deterministic" in results:
         det = {**results["deterministic"], "settings": settings}
         told = [number(v) for v in headline(det)]
-        rows.append(["this run, deterministic", *told, "–", number(det["rtf"], 3), "measured here"])
+        lacking = len(without_det(results))
+        said = (
+            f"measured here, on {len(det['tracks'])} of the {len(results['tracks'])} tracks"
+            if lacking
+            else "measured here"
+        )
+        rows.append(["this run, deterministic", *told, "–", number(det["rtf"], 3), said])
     count = len(rows)
     for r in PUBLISHED[min(2, settings["channels"])]:
         values = [number(v) for v in (r.si_sdri, r.sdr, r.sir, r.sar)]
@@ -236,6 +254,10 @@ def report(results: Mapping[str, Any], excerpts: Mapping[str, Path]) -> str:
     if results["problems"]:
         listed = "".join(f"<li>{escape(p['track'])}: {escape(p['reason'])}</li>" for p in results["problems"])
         problems = f'<div class="warn"><p><b>Not scored, in no average: {len(results["problems"])}</b></p><ul>{listed}</ul></div>'
+    if lacking := without_det(results):
+        listed = "".join(f"<li>{escape(text)}</li>" for text in lacking)
+        told = f"The deterministic estimate of {len(lacking)} tracks was not scored: its figures are of the others"
+        problems += f'<div class="warn"><p><b>{told}</b></p><ul>{listed}</ul></div>'
     gains = ""
     if "deterministic" in results:
         gains = "<h2>Gain of the refinement</h2>" + "".join(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,16 +69,16 @@ def mixture_as_estimate(stems: Sequence[str]) -> SeparateFunction:
 
 def score_track(
     folder: Path,
-    borrowed: Callable[[], AbstractContextManager[EstimateFunction]],
+    borrowed: Callable[[], AbstractContextManager[tuple[EstimateFunction, bool]]],
     plan: Plan,
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Load, separate and score one track.
 
     Args:
-      borrowed: waits for an estimate function that is free; that wait is no work.
+      borrowed: waits for an estimate function that is free, which is no work, and tells whether this is its first track.
 
     Returns:
-      ({"seconds", "work_seconds", "notes", what `score_song` gives, "segments" (protocol "paper")}, estimates and references
+      ({"seconds", "work_seconds", "first" (a function's first track pays for its compilation), "notes", what `score_song` gives, "segments" (protocol "paper")}, estimates and references
       (stems, channels, samples)).
 
     Raises:
@@ -87,13 +88,13 @@ def score_track(
     references = cut(references, plan.protocol, plan.segment)
     if not references.shape[-1]:
         raise UserError(f"{folder} has no segment that the protocol '{plan.protocol}' keeps")
-    with borrowed() as estimate:
+    with borrowed() as (estimate, is_first):
         started = time.perf_counter()
         estimates, notes = estimate(folder, references)
         worked = time.perf_counter() - started
     if not np.isfinite(estimates).all():
         raise UserError(f"an estimate of {folder} holds NaN or infinite samples")
-    told = {"seconds": references.shape[-1] / plan.sample_rate, "work_seconds": worked, "notes": notes}
+    told = {"seconds": references.shape[-1] / plan.sample_rate, "work_seconds": worked, "first": is_first}
     told["notes"] = notes + [
         f"reference {s} is silent throughout" for s, r in zip(plan.stems, references, strict=True) if not r.any()
     ]
@@ -153,13 +154,29 @@ def _stamped(stamp: Callable[[Path], Any], track: Path) -> Any:
     return json.loads(json.dumps(stamp(track)))
 
 
-def _read_kept(path: Path, stamp: Any) -> dict[str, Any] | None:
-    """What was written with this stamp; None where there is nothing, or something else."""
+def _read(path: Path) -> dict[str, Any]:
+    """What was written with a stamp; {} where there is nothing, or something else."""
     try:
         kept = json.loads(path.read_text())
-        return kept if kept["stamp"] == stamp else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return None
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) and "stamp" in kept else {}
+
+
+def _read_kept(path: Path, stamp: Any) -> dict[str, Any] | None:
+    """What was written with this stamp; None where there is nothing, or something else."""
+    kept = _read(path)
+    return kept if kept and kept["stamp"] == stamp else None
+
+
+def _scores_file(keep: Path, track: Path) -> Path:
+    return keep / f"{short_name(track_name(track))}.json"
+
+
+def outdated(tracks: Iterable[Path], keep: Path, stamp: Callable[[Path], Any]) -> list[tuple[Any, Any]]:
+    """(stamp that its scores in `keep` have, stamp that they should have) of every track where the two differ."""
+    kept = [(_read(_scores_file(keep, t)), _stamped(stamp, t)) for t in tracks]
+    return [(old["stamp"], new) for old, new in kept if old and old["stamp"] != new]
 
 
 def excerpts_of(tracks: Iterable[Path], keep: Path, stamp: Callable[[Path], Any]) -> dict[str, Path]:
@@ -177,6 +194,7 @@ def evaluate_tracks(
     workers: int = 1,
     excerpts: Sequence[Path] = (),
     progress: Callable[[Path], Any] = lambda folder: None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, dict], list[dict[str, str]], int]:
     """Score many tracks at a time.
 
@@ -188,6 +206,7 @@ def evaluate_tracks(
       workers: tracks in work at a time.
       excerpts: tracks of which audio is kept, below `keep`'s neighbour `excerpts`.
       progress: called with each track that is done.
+      facts: what is told with the scores that are made now, and decides nothing, as JSON.
 
     Returns:
       ({track: its scores}, problems [{"track", "reason"}], number of tracks taken from `keep`).
@@ -197,19 +216,19 @@ def evaluate_tracks(
     """
     free: queue.Queue = queue.Queue()
     for estimator in estimators:
-        free.put(estimator)
+        free.put((estimator, True))
 
     @contextmanager
-    def borrowed() -> Iterator[EstimateFunction]:
-        estimator = free.get()
+    def borrowed() -> Iterator[tuple[EstimateFunction, bool]]:
+        estimator, is_first = free.get()
         try:
-            yield estimator
+            yield estimator, is_first
         finally:
-            free.put(estimator)
+            free.put((estimator, False))
 
     def work(folder: Path) -> tuple[str, dict | None, str, bool]:
         name = track_name(folder)
-        place = keep / f"{short_name(name)}.json" if keep else None
+        place = _scores_file(keep, folder) if keep else None
         sounds = _excerpt_folder(keep, folder) if keep and folder in excerpts else None
         told = _stamped(stamp, folder)
         kept = _read_kept(place, told) if place else None
@@ -217,6 +236,7 @@ def evaluate_tracks(
             return name, kept["scores"], "", True
         try:
             scores, estimates, references = score_track(folder, borrowed, plan)
+            scores |= facts
         except UserError as error:
             return name, None, str(error), False
         # Outside of the `try`: that nothing can be written, as on a full disk, is no problem of this track.
@@ -251,11 +271,14 @@ def summary(
 
     Returns:
       {"aggregate", "counts", "released" (protocol "paper": the names of the released evaluation), "rtf": seconds of work
-      per second of audio, the first track left out where there are several, since it pays for compilation, "problems",
-      "tracks"}.
+      per second of audio, without the tracks that paid for compilation, None where no other remains, "problems", "tracks"}.
     """
     values, counts = aggregate(scored, plan.stems)
-    timed = list(scored.values())[1 if len(scored) > 1 else 0 :]
+    timed = list(scored.values())
+    if any("first" in track for track in timed):  # the first of every process and device, however they were joined
+        timed = [track for track in timed if not track.get("first")]
+    elif len(timed) > 1:  # scores from before that was kept
+        timed = timed[1:]
     seconds = sum(t["seconds"] for t in timed)
     results = {"aggregate": values, "counts": counts}
     if plan.protocol == "paper":
