@@ -15,7 +15,7 @@ from data_prep.writer import CODINGS, SHARD_BYTES, convert, make_manifest, save_
 from msr_jax.audio.io import read_audio
 from msr_jax.data.indexing import SILENT
 from msr_jax.data.records import to_pcm
-from msr_jax.data.tracks import NAMED, audio_file, read_track, track_name
+from msr_jax.data.tracks import NAMED, audio_file, is_track, read_track, track_name
 from msr_jax.errors import UserError
 from msr_jax.messages import print_log
 from msr_jax.process import begin
@@ -210,7 +210,8 @@ def plan_of(corpus: Corpus, args: argparse.Namespace) -> tuple[dict[str, list[Pa
     tracks = corpus.find(args.src, args)
     if not tracks:
         raise UserError(f"{args.src} has no folder of tracks of {corpus.layout}; name the root of the corpus")
-    edition = corpus.edition({split: len(found) for split, found in tracks.items()})
+    # By what is a track: other folders, which are told of as unusable, do not make the corpus another one.
+    edition = corpus.edition({s: sum(is_track(t, corpus.stems) for t in found) for s, found in tracks.items()})
     manifest = make_manifest(
         corpus.stems, corpus.sample_rate, corpus.channels, args.crop, args.margin, args.seed, args.parts,
         layout=corpus.layout, edition=edition,

@@ -195,7 +195,8 @@ def convert(
         raise UserError(f"{out} is the folder that this runs in; name one inside of it")
     plan = json.loads(json.dumps([plan, manifest, coding, shard_bytes]))
     digest = hashlib.sha256(json.dumps(plan).encode()).hexdigest() if plan[0] is not None else None
-    work, same = _partial(out), None  # `same`: the manifest of records that were made with this plan
+    work, is_more = _partial(out), False
+    same: dict[str, Any] | None = None  # the manifest of records that were made with this plan
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         held = _held(out)
         layouts = [made.get("layout") for made in (held, manifest)]
@@ -204,9 +205,7 @@ def convert(
         if digest and held.get("plan") == digest:
             check_shards(out, held)
             same = held
-    skipped = {
-        s: [n["index"] for n in found if "skipped" in n] for s, found in (same or {"notes": {}})["notes"].items()
-    }
+    skipped = {s: [n["index"] for n in found if "skipped" in n] for s, found in same["notes"].items()} if same else {}
     if same and not any(skipped.values()) and not work.exists():
         return same["notes"], same, False
     try:
@@ -219,6 +218,7 @@ def convert(
                     if not any("samples" in note for s, items in retried.items() for note in read(s, items)):
                         shutil.rmtree(work)
                         return same["notes"], same, False
+                is_more = True
                 notes = {split: read(split, items) for split, items in tracks.items()}
                 full = {**manifest, "plan": digest, "notes": notes, "coding": coding}
                 full["tracks"] = {
@@ -237,6 +237,8 @@ def convert(
                 if digest is None:
                     shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
+        if same and not is_more:  # nobody can write here: whole records are no fault
+            return same["notes"], same, False
         again = f"; what is done is kept in {work} and a new start goes on from there" if digest else ""
         # NumPy and ArrayRecord tell of a full disk without its number.
         why = error.strerror if error.errno else f"{error.strerror or error}; is the disk full?"
@@ -289,7 +291,7 @@ def _alone(work: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 raise UserError(f"another process is preparing {work.name[1:-8]} in {work.parent}") from error
             # Between opening and locking, a process that ended may have removed it, and a third one locked its successor.
-            if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
+            if not os.path.exists(lock) or os.fstat(file.fileno()).st_ino != os.stat(lock).st_ino:
                 continue
             try:
                 yield

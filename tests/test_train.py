@@ -192,7 +192,10 @@ def test_settings_are_read_and_wrong_ones_answered_with_the_nearest(capsys, tmp_
     assert config["optim"]["lr"] == 3e-4 and config["model"]["multipliers"] == (1, 2)
     for argv, words in (
         (["--config", CONFIG, "--config.optim.lrr=1"], "no setting 'optim.lrr'; near it are optim.lr"),
-        (["--config", CONFIG, "--config.data.batch=many"], "--config.data.batch=many: "),
+        (
+            ["--config", CONFIG, "--config.data.batch=many"],
+            'config.data.batch must be a whole number, at least 1, not "many"',
+        ),
         (["--config", "configs/none.py"], "is not there"),
         (["--config", CONFIG, "--lr=1"], "settings are written --config.a.b=value"),
     ):

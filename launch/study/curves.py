@@ -28,6 +28,8 @@ def metrics(run: Path) -> list[dict[str, float]]:
 def curve(name: str, lines: list[dict[str, float]], field: str) -> list[tuple[float, float, str]]:
     """(step, mean, label) over steps, but those that were skipped: what is not finite is null, in older files NaN."""
     values = {line["step"]: line[field] for line in lines if line[field] is not None and np.isfinite(line[field])}
+    if not values:
+        return []
     steps = np.array(sorted(values))
     count = min(MEAN_OVER, max(1, len(steps) // 5))
     groups = np.split(steps, range(count, len(steps), count))

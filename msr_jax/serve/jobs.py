@@ -109,8 +109,8 @@ def own_folder(parent: Path | None) -> tuple[Path, Any]:
         if parent.stat().st_uid != os.getuid():
             raise UserError(f"{parent} belongs to somebody else; name another folder with --folder")
         for old in parent.glob(f"{OWN}*"):
-            # What holds no lock is no server's; opened for reading, it is not made here.
-            with contextlib.suppress(OSError), open(old / "lock") as lock:
+            # What holds no lock is no server's; opened so, it is not made here, and can be locked on NFS.
+            with contextlib.suppress(OSError), open(old / "lock", "r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(old, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=OWN, dir=parent))

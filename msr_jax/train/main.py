@@ -64,19 +64,29 @@ def _train(args: argparse.Namespace, config: dict[str, Any]) -> int:
     if not args.workdir:
         raise UserError("--workdir is missing; name the folder that checkpoints, logs and the model go to")
     # Imported late: a mistyped setting is answered at once.
-    import jax
-
     from msr_jax.train.distributed import find_cluster, initialize, is_main
     from msr_jax.train.loop import train
 
     keep_freed_memory()
     initialize(find_cluster(os.environ, args.coordinator, args.processes, args.process, args.distributed))
-    step = int(train(config, args.workdir, None, args.profile, args.accept_new_data).step)
+    try:
+        step = int(train(config, args.workdir, None, args.profile, args.accept_new_data).step)
+    except UserError:
+        _leave_together()
+        raise
     code = EXIT_STOPPED if step < config["train"]["steps"] else 0
     if code == 0 and is_main():
         print(f"done: step {step}, model in {Path(args.workdir) / 'model'}")
-    if jax.process_count() > 1:
-        # Here and not at the interpreter's exit: a process that ends without that, as `run_as_process` lets those that still
-        # have threads, would be missed by the others, who then abort.
-        jax.distributed.shutdown()
+    _leave_together()
     return code
+
+
+def _leave_together() -> None:
+    """Wait for the run's other processes, as they end too: those who miss one of them abort.
+
+    JAX would do it at the interpreter's exit, which `run_as_process` leaves out.
+    """
+    import jax
+
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()

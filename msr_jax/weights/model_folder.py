@@ -296,8 +296,10 @@ def load_model(folder: str | Path, stems: Sequence[str] | None = None, dtype: st
             for key, tensor in _read(path, shapes, {key: numbers or [] for key in heads}):
                 aligned = _aligned(tensor, stored_dtype(tensor.ndim, computed))
                 tensors[key] = stored(key, aligned, computed, backbone.looped)
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:
             raise UserError(f"{path} cannot be read ({error}); {again}") from error
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
         weights[name] = unflatten(tensors)
     give_back_memory()
     if numbers is not None and has_heads:

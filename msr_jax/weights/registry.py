@@ -114,7 +114,8 @@ def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:
     if is_at_hand(name):
         return find_model(folder)
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):  # as the Hub's own library reads it
-        raise UserError(f"{name} is not in {folder.parent} yet, and HF_HUB_OFFLINE forbids to fetch it; unset that")
+        state = "not whole in" if folder.exists() else "not in"
+        raise UserError(f"{name} is {state} {folder.parent}, and HF_HUB_OFFLINE forbids to fetch it; unset that")
     with _alone(name, say):
         if is_at_hand(name):  # another process has fetched it meanwhile
             return find_model(folder)
