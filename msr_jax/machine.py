@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from msr_jax.errors import UserError
 from msr_jax.files import clear, try_writing
 from msr_jax.messages import log
 
@@ -15,13 +16,23 @@ COMPILED_BYTES = 2 * 2**30
 
 
 def home() -> Path:
-    """Where the package keeps what it can make again: `MSR_HOME`, or the user's cache folder."""
+    """Where the package keeps what it can make again: `MSR_HOME`, or the user's cache folder.
+
+    Raises:
+      UserError: neither is there, as for a user of a container who has no `HOME` and no entry in the list of users.
+    """
     given = os.environ.get("MSR_HOME")
     if given:
         return Path(given)
     from platformdirs import user_cache_path
 
-    return user_cache_path("msr_jax")
+    try:
+        folder = user_cache_path("msr_jax")
+    except RuntimeError:
+        folder = Path("~")
+    if folder.parts[:1] == ("~",):  # as other releases of platformdirs have it: a folder of that name in this one
+        raise UserError("there is no home directory here; MSR_HOME names a place for what is kept")
+    return folder
 
 
 def keep_compiled_programs() -> None:
@@ -34,7 +45,11 @@ def keep_compiled_programs() -> None:
         return
     from importlib.metadata import version
 
-    folder = home() / "compiled" / f"jaxlib-{version('jaxlib')}-{processor()}"
+    try:
+        folder = home() / "compiled" / f"jaxlib-{version('jaxlib')}-{processor()}"
+    except UserError as error:
+        log.info(f"compiled programs are not kept: {error}")
+        return
     try:
         try_writing(folder)
     except OSError as error:

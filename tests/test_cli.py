@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -19,7 +20,9 @@ from safetensors.numpy import load_file, save_file
 from msr_jax import cli
 from msr_jax.audio.io import read_blocks
 from msr_jax.cli import COMMANDS, main
+from msr_jax.errors import UserError
 from msr_jax.files import HOST
+from msr_jax.machine import home, keep_compiled_programs
 from msr_jax.separate import songs
 from tests.conftest import TINY_RATE
 
@@ -161,6 +164,34 @@ def test_the_doctor_misses_what_the_server_would(monkeypatch):
     lacking = ("python_multipart", "prometheus_client")
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name in lacking else find(name))
     assert "python_multipart, prometheus_client" in dict(doctor.report())["extra web"]
+
+
+def test_a_user_without_a_home_directory_is_told_what_that_means_for_each_command(
+    tmp_path, monkeypatch, capsys, caplog
+):
+    for name in ("HOME", "MSR_HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(f"uid not found: {uid}")))
+    without = "there is no home directory here; MSR_HOME names a place for what is kept"
+    with caplog.at_level("INFO", "msr_jax"):
+        keep_compiled_programs()
+    assert caplog.messages == [f"compiled programs are not kept: {without}"]
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    name = str(song(tmp_path / "a.wav"))
+    assert main(["separate", name, "-o", str(tmp_path / "out"), "--model", "mel-kim-vocals"]) == 2
+    assert capsys.readouterr().err == f"msr separate: {without}\n"
+    assert main(["models"]) == 0 and main(["models", "mel-kim-vocals"]) == 0 and main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{name:<18} none: {without}\n" in said for name in ("compiled programs", "plans", "models"))
+
+
+def test_a_folder_that_is_named_as_the_home_directory_is_shortened_is_not_taken_for_it(monkeypatch):
+    monkeypatch.delenv("MSR_HOME", raising=False)
+    monkeypatch.setattr(
+        "platformdirs.user_cache_path", lambda name: Path("~/.cache") / name
+    )  # as earlier releases say it
+    with pytest.raises(UserError, match="no home directory"):
+        home()
 
 
 def test_stems_have_the_song_s_rate_channels_and_length(tiny_model, tmp_path, capsys):

@@ -10,6 +10,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from msr_jax.errors import UserError
+from msr_jax.machine import home
 from msr_jax.serve.command import NEEDED
 
 EXTRAS = {
@@ -31,6 +33,23 @@ def _version(package: str) -> str:
         return "missing"
 
 
+def _kept() -> list[tuple[str, str]]:
+    """What the package keeps, of all its releases, or why it keeps nothing; and JAX's own folder, if a user named one."""
+    own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    try:
+        place = home()
+    except UserError as error:
+        rows = [(name, f"none: {error}") for name in ("compiled programs", "plans", "models", "downloads")]
+        return rows + ([("JAX's own folder", _size(Path(own)))] if own else [])
+    is_own = own and not Path(own).is_relative_to(place / "compiled")
+    return [
+        ("compiled programs", _size(place / "compiled")),
+        *([("JAX's own folder", _size(Path(own)))] if own and is_own else []),
+        *((name, _size(place / name)) for name in ("plans", "models", "downloads")),
+        ("may be deleted", f"compiled, plans, models and downloads in {place}: all are made or fetched again"),
+    ]
+
+
 def _size(folder: Path) -> str:
     sizes = []
     for path in folder.rglob("*") if folder.is_dir() else ():
@@ -45,12 +64,9 @@ def report() -> list[tuple[str, str]]:
     import jax
     import soundfile
 
-    from msr_jax.machine import home
     from msr_jax.models.backbone import has_bfloat16_units
 
     devices = Counter(device.device_kind for device in jax.local_devices())
-    compiled = home() / "compiled"  # of all releases, whereas JAX is told one's folder in it, or a user's own
-    told = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or compiled)
     has_units = has_bfloat16_units()
     codecs = [name for name in ("WAV", "FLAC", "OGG", "MP3", "AIFF") if name in soundfile.available_formats()]
     codecs += ["Opus"] if "OPUS" in soundfile.available_subtypes("OGG") else []
@@ -63,12 +79,7 @@ def report() -> list[tuple[str, str]]:
             "precision",
             f"float32; --dtype bfloat16 computes in {'bfloat16, measured to be' if has_units else 'float32, bfloat16 being no'} faster here",
         ),
-        ("compiled programs", _size(compiled)),
-        *([] if told.is_relative_to(compiled) else [("JAX's own folder", _size(told))]),
-        ("plans", _size(home() / "plans")),
-        ("models", _size(home() / "models")),
-        ("downloads", _size(home() / "downloads")),
-        ("may be deleted", f"compiled, plans, models and downloads in {home()}: all are made or fetched again"),
+        *_kept(),
         ("audio", f"libsndfile {soundfile.__libsndfile_version__.removeprefix('libsndfile-')}: {', '.join(codecs)}"),
         ("ffmpeg", shutil.which("ffmpeg") or "not installed"),
     ]

@@ -38,11 +38,10 @@ def compile_program(program: Program, target: Target) -> dict[str, Any]:
     with tracing(target), jax.set_mesh(program.mesh):
         lowered = program.traced.lower()
     key = _key(lowered.as_text(), target)
-    path = cache_folder() / f"{key}.json"
     try:
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kept: dict[str, Any] = json.loads((cache_folder() / f"{key}.json").read_text(encoding="utf-8"))
         return kept
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):  # UserError: there is no home directory
         pass
     start = time.perf_counter()
     facts: dict[str, Any] = {"compiler": target.compiler, "key": key, "refused": ""}
@@ -55,8 +54,8 @@ def compile_program(program: Program, target: Target) -> dict[str, Any]:
         facts.update(_facts(compiled, program.mesh.size))
     facts["seconds"] = time.perf_counter() - start
     try:
-        write_whole(path, json.dumps(facts) + "\n")
-    except UserError:  # a full or read-only disk: the plan is made all the same
+        write_whole(cache_folder() / f"{key}.json", json.dumps(facts) + "\n")
+    except UserError:  # a full or read-only disk, or no home directory: the plan is made all the same
         pass
     return facts
 
