@@ -115,7 +115,8 @@ def run_as_process(command: str, run: Callable[[], int]) -> int:
                 log.info(told)
 
     signal.set_wakeup_fd(into.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=watch, daemon=True).start()
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
     try:
         with handling_sigterm():
             try:
@@ -136,6 +137,10 @@ def run_as_process(command: str, run: Callable[[], int]) -> int:
         _end(f"{command}: {end.told}", end.code)
     finally:
         signal.set_wakeup_fd(-1)
+        into.close()  # which ends `watch`, unless it gives the main thread its time after a signal
+        watching.join(0.1)
+        if not watching.is_alive():
+            out.close()
     raise AssertionError("ended")
 
 

@@ -188,3 +188,11 @@ def test_what_takes_long_is_said_and_what_does_not_is_not(caplog, monkeypatch, s
     with caplog.at_level("INFO", "msr_jax"), saying("compiling", after=0.05):
         time.sleep(seconds)
     assert ("compiling" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize("ending", ["return 0", "sys.exit(0)"])
+def test_a_command_that_ends_by_itself_leaves_no_socket_open_and_says_nothing(ending):
+    program = f"import sys\nfrom msr_jax.process import run_as_process\ndef main():\n    {ending}\n"
+    program += "sys.exit(run_as_process('script', main))\n"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
