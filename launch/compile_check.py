@@ -220,7 +220,7 @@ def _rows_of(path: Path) -> list[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> int:
     wanted = list(rows())
     names = sorted({row.program for row in wanted})
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--programs", nargs="+", choices=names, metavar="NAME", help="these alone, such as unet_det")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, metavar="TARGET", help="these alone, such as h200:1")

@@ -224,7 +224,7 @@ def run_life(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python launch/fuzz.py", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python launch/fuzz.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--seed", type=int, default=0)

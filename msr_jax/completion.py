@@ -13,8 +13,9 @@ from msr_jax.cli import COMMANDS
 from msr_jax.errors import UserError
 
 SHELLS = ("bash", "zsh")
-FILES = {"FILE", "FILE.py", "SONG", "FIXTURE", "MODEL[:WEIGHT]"}
-FOLDERS = {"DIR"}
+# Metavars, or what stands in one between bars.
+FILES = {"FILE", "FILE.py", "SONG", "FIXTURE", "MODEL[:WEIGHT]", "RESULTS"}
+FOLDERS = {"DIR", "FOLDER"}
 
 
 class _Parser(Exception):
@@ -69,7 +70,17 @@ def main(argv: Sequence[str]) -> int:
     for command in whole._subparsers._group_actions[0].choices.values():  # type: ignore[union-attr]
         for action in command._actions:
             shown = action.metavar if isinstance(action.metavar, str) else ""
-            if shown in FILES | FOLDERS:
-                action.complete = shtab.DIRECTORY if shown in FOLDERS else shtab.FILE  # type: ignore[attr-defined]
-    print(shtab.complete(whole, shell))
+            words = shown.split("|")
+            if FILES & {*words}:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+            elif FOLDERS & {*words}:
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+            elif len(words) > 1 and shown.islower():  # what it may be, in the order that help shows
+                action.choices = words
+            if shell == "zsh" and shown:
+                action.metavar = shown.replace(":", r"\:")  # zsh would run what follows a colon
+    text = shtab.complete(whole, shell)
+    if shell == "zsh":  # songs and the like, of which there may be several: shtab has the first alone
+        text = text.replace('"(*)::', '"*:').replace('"(*):', '"*:')
+    print(text)
     return 0

@@ -74,7 +74,7 @@ def is_equal(first: Path, second: Path) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", default=[], help="names of key lists, such as unet/keys_det_full")
     args = parser.parse_args()

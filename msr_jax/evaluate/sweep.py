@@ -173,7 +173,7 @@ def _numbers(text: str | None, kind: Callable, default: Any, name: str) -> list:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="msr sweep", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="msr sweep", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--data", required=True, metavar="DIR", type=Path, help="folder of tracks, or a corpus with splits"
     )

@@ -135,7 +135,7 @@ def time_table(measured: dict[int, list[Measured]]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="msr tables", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="msr tables", description=(__doc__ or "").partition("\n")[0])
     for name, data in (("slakh", DATA[1]), ("musdb", DATA[2])):
         parser.add_argument(f"--{name}-model", metavar="DIR", help=f"model folder for {data}")
         parser.add_argument(f"--{name}-data", metavar="DIR", type=Path, help=f"{data}, or tracks in its layout")

@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         default=[],
-        metavar="NAME",
+        metavar="NAME|DIR",
         help="model to offer; repeatable (default: the bundled one)",
     )
     parser.add_argument("--max-minutes", type=float, default=20, help="longest song (default 20)")
