@@ -359,7 +359,7 @@ def load(
     num_steps: int | None = None,
     seed: int = 0,
     stems: Sequence[str] | None = None,
-    **options,
+    **options: Any,
 ) -> Separator:
     """Load a model folder (or a training run's working directory) for separation.
 
