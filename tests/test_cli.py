@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -50,6 +51,32 @@ def test_the_version_is_that_of_the_project_in_every_file_that_names_it(capsys):
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"msr_jax {version}\n"
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_a_source_distribution_has_what_the_readme_points_to_and_no_half_of_the_tests(tmp_path):
+    pytest.importorskip("setuptools", minversion="77")
+    for name in ("msr_jax", "data_prep", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / "src" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "src" / "tests").mkdir()
+    (tmp_path / "src" / "tests" / "test_a.py").touch()
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path / "src")
+    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path / "src", check=True, capture_output=True, timeout=120)
+    (packed,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(packed) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert names >= {
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "requirements.lock",
+        "requirements-newest.lock",
+        "configs/README.md",
+    }
+    assert names >= {"msr_jax/EXTENDING.md", "data_prep/README.md", "msr_jax/bundled/config.json"}
+    assert "msr_jax/configs/unet_det.py" in names and not any(name.startswith("tests") for name in names)
 
 
 def test_a_place_whose_name_is_too_long_or_that_one_may_not_look_into_is_a_sentence(tmp_path, capsys, monkeypatch):
