@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from msr_jax.cli import main
 from msr_jax.config_files import read_config
 from msr_jax.data.records import RecordSource
 from msr_jax.errors import UserError
@@ -45,6 +46,23 @@ def test_the_page_s_config_names_a_loss_a_solver_and_a_backbone_of_its_own(mine)
     assert callable(make_objective(config, backbone)) and callable(make_refiner(config, backbone, "diffusion"))
     x = jnp.ones((2, TINY_SEGMENT, 1))
     assert DISTANCES["l1"](x, 3 * x).tolist() == [2.0, 2.0]
+
+
+def test_the_page_s_config_trains_a_separator_and_its_refinement_as_the_page_says(mine, records, tmp_path, monkeypatch):
+    monkeypatch.chdir(mine.parent)
+    toy = {"segment": TINY_SEGMENT, "data.crop": TINY_SEGMENT, "data.validation": "", "data.batch": 2, "train.steps": 2}
+    toy |= {"train.steps_per_dispatch": 2, "train.checkpoint_every": 2, "train.log_every": 2, "train.validate_every": 2}
+    text, by_page = mine.read_text(), "from msr_jax.models.unet1d import make_unet1d\n"
+    assert by_page in text  # which takes a minute to compile
+    in_seconds = "from tests.toy import MODEL, make_toy\nmake_unet1d = lambda sizes, dtype: make_toy(MODEL, dtype)\n"
+    mine.write_text(text.replace(by_page, in_seconds))
+    commands = re.findall(r"^msr (train .*)$", PAGE, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        argv = command.replace("RECORDS", str(records)).split()
+        assert main([*argv, *(f"--config.{name}={value}" for name, value in toy.items())]) == 0
+    config = load_model(tmp_path / "runs" / "mine").config
+    assert (config["model"]["name"], config["diffusion"]["sampler"]["solver"]) == ("mine", "midpoint")
 
 
 def test_recipes_of_one_folder_may_share_a_module(tmp_path, monkeypatch):
