@@ -137,6 +137,11 @@ def test_a_compiled_plan_is_kept_and_a_changed_program_is_not_taken_for_it(monke
         make_plan({**config, "segment": 512}, cpu, "none")
 
 
+def test_a_plan_is_made_all_the_same_where_there_is_no_home_directory(monkeypatch):
+    monkeypatch.setattr(compiled, "home", lambda: (_ for _ in ()).throw(UserError("there is no home directory here")))
+    assert make_plan(toy.get_config().to_dict(), find_target("cpu:1"), "none")["flops_per_device"] > 0
+
+
 def test_what_a_compiler_refuses_for_want_of_memory_is_read():
     words = (
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 28.75G of 15.75G "
