@@ -190,13 +190,11 @@ def convert(
     Raises:
       UserError: `out` exists and holds something else than records, cannot be written, or another process is writing it.
     """
-    out = Path(os.path.realpath(out))
-    if out.exists() and out.samefile("."):
+    if (out := Path(os.path.realpath(out))) == Path.cwd():
         raise UserError(f"{out} is the folder that this runs in; name one inside of it")
     plan = json.loads(json.dumps([plan, manifest, coding, shard_bytes]))
     digest = hashlib.sha256(json.dumps(plan).encode()).hexdigest() if plan[0] is not None else None
-    work, is_more = _partial(out), False
-    same: dict[str, Any] | None = None  # the manifest of records that were made with this plan
+    work, same, is_more = _partial(out), None, False  # `same`: the manifest of records that were made with this plan
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         held = _held(out)
         layouts = [made.get("layout") for made in (held, manifest)]
@@ -290,7 +288,7 @@ def _alone(work: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"another process is preparing {work.name[1:-8]} in {work.parent}") from error
-            # Between opening and locking, a process that ended may have removed it, and a third one locked its successor.
+            # A process that ended may have removed it since it was opened, and a third one have locked its successor.
             if not os.path.exists(lock) or os.fstat(file.fileno()).st_ino != os.stat(lock).st_ino:
                 continue
             try:

@@ -79,6 +79,8 @@ def test_every_chunk_has_a_number_of_its_own():
 def test_settings_that_mean_nothing_are_refused(stereo_model, tmp_path, capsys):
     with pytest.raises(UserError, match="num_overlap must be at least 1"):
         msr_jax.load(stereo_model, reference=Demix(num_overlap=0))
+    with pytest.raises(UserError, match="num_overlap must be at most"):
+        msr_jax.load(stereo_model, reference=Demix(num_overlap=1_000_000))
     import soundfile
 
     soundfile.write(tmp_path / "a.wav", song(700, 2), RATE)

@@ -336,6 +336,7 @@ def test_another_network_is_named_with_the_tensor_that_told_so(name, tmp_path, c
         ("time_conformer_depth", 1, "conformer"),
         ("use_pope", True, "PolarFormer"),
         ("num_residual_streams", 4, "hyper-connections"),
+        ("num_bands", 60, "Mel-Band"),
     ],
 )
 def test_the_yaml_of_another_network_is_named(field, value, words, told, tmp_path, capsys):

@@ -24,11 +24,13 @@ class Demix(NamedTuple):
     bigshifts: int = 1
     tta: bool = False
 
-    def check(self) -> None:
-        """Raises UserError for settings that mean nothing."""
+    def check(self, chunk: int) -> None:
+        """Raises UserError for settings that mean nothing with chunks of so many samples."""
         for name in ("num_overlap", "batch_size", "bigshifts"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.num_overlap > chunk:
+            raise UserError(f"num_overlap must be at most the chunk's {chunk} samples, not {self.num_overlap}")
 
 
 def demix(run: ChunkFunction, mix: np.ndarray, chunk: int, settings: Demix) -> np.ndarray:

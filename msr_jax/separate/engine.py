@@ -113,7 +113,7 @@ class Separator(AudioSeparator):
         segments = config.get(DEFAULT_SEGMENTS, 1) if segments is None else segments
         _check_numbers(segments, overlap, seed, batch_size, memory, shifts)
         if reference:
-            reference.check()
+            reference.check(config["segment"])
             if shifts > 1:
                 raise UserError("the reference chunking has shifts of its own, by bigshifts; leave shifts out")
         if one_mask and config["channels"] > 1:

@@ -30,7 +30,7 @@ BUILDS_ON = {
 # how a network is computed or was begun does not tie it to others.
 SHARED = ("model", "stems", "sample_rate", "channels", "input_level")
 FREE = ("model.remat", "model.zero_init_output", "model.pass_mixture", "model.attn_dropout", "model.ff_dropout")
-OF_REFINER = ("model.mask_scale",)  # a separator's may differ too
+OF_REFINER = ("model.mask_scale", "model.stft_adapter_hidden")  # a separator has none, and its folder may say others
 # What a folder or a run has that is older than these settings.
 BEFORE = {"model.mask_scale": 1.0, "model.attention_bias": False, "model.lora_rank": 0}
 OF_TRAINING = ("model.lora_rank",)  # no part of a network: its adapters are merged when it is written

@@ -81,6 +81,8 @@ def _told(path: str | None, arch: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `--config` says in the form that the architecture's reader takes, and the fields `RECIPE` if it is a model folder's."""
     if not path:
         return {}, {}
+    if Path(path).is_fifo():
+        raise UserError(f"--config {path} is a pipe, which can be read only once; save it to a file")
     family = arch.split("_")[0]
     folder = _folder_config(path)
     if folder and folder["model"]["name"] != BACKBONES[family]:

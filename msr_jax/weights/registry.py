@@ -88,7 +88,10 @@ def folder_of(name: str) -> Path:
 
 def is_at_hand(name: str) -> bool:
     """Whether the model has been fetched, and its folder is whole."""
-    return is_whole(folder_of(name))
+    try:
+        return is_whole(folder_of(name))
+    except UserError:  # there is no place for it
+        return False
 
 
 def find_named(place: str | Path, say: Callable[[str], None] = print) -> Path:

@@ -99,6 +99,9 @@ def told_sizes(told: Mapping[str, Any], network: str, where: str) -> dict[str, A
       UserError: a field asks for another network, or has a value that it cannot have.
     """
     refuse_foreign_fields(told, where)
+    bands, other = {"mel_band_roformer": ("freqs_per_bands", "BS"), "bs_roformer": ("num_bands", "Mel-Band")}[network]
+    if told.get(bands) is not None:
+        raise UserError(f"{where} is of a {other}-RoFormer, by its {bands}; the weights are of the other family")
     for name, values in FIXED.items():
         if name in told and told[name] not in values:
             raise UserError(f"{where} says {name} = {told[name]}; only {values[-1]} is supported")
