@@ -72,19 +72,26 @@ def ending_with(code: int, told: str) -> Callable[[int, object], None]:
 
 
 TERMINATED = ending_with(128 + signal.SIGTERM, "ended by SIGTERM")
+HUNG_UP = ending_with(128 + signal.SIGHUP, "ended by SIGHUP") if hasattr(signal, "SIGHUP") else None
 
 
 @contextmanager
 def handling_sigterm(handler: Callable[[int, Any], None] = TERMINATED) -> Iterator[None]:
-    """Inside, SIGTERM has this handler; by default it is an exception, so that what is half-written is cleared away."""
+    """Inside, SIGTERM has this handler; by default it is an exception, so that what is half-written is cleared away.
+
+    So does SIGHUP, of a terminal that is closed, unless it is ignored (nohup).
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, handler)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, handler)}
+    if HUNG_UP and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, HUNG_UP)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
 
 
 def run_as_process(command: str, run: Callable[[], int]) -> int:

@@ -209,6 +209,14 @@ def test_a_wav_beyond_four_gigabytes_is_read_whole(tmp_path, size):
     assert audio_info(path).frames == 1_250_000_000
 
 
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 3_000_000_000])
+def test_an_au_beyond_two_gigabytes_is_read_whole(tmp_path, size):
+    path = written(tmp_path, au(b"", size))
+    with open(path, "r+b") as file:
+        file.truncate(28 + 3_000_000_000)
+    assert audio_info(path).frames == 750_000_000
+
+
 def test_an_aiff_beyond_four_gigabytes_is_refused(tmp_path):
     path = written(tmp_path, aiff(b"", 0x7F000008))
     with open(path, "r+b") as file:

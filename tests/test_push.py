@@ -142,7 +142,8 @@ def test_blocks_of_a_stream_tell_their_channels(make_copier):
     assert list(separator.stream([], TINY_RATE)) == []
     flat = np.concatenate([part["bass"] for part in separator.stream([x[:, 0]], TINY_RATE)])
     assert flat.shape == (5000, 1)
-    for blocks, words in (([x, x[:, :1]], "a block has 1 channels"), ([x.astype(int)], "floating-point")):
+    odd = (([x, x[:, :1]], "a block has 1 channels"), ([x.astype(int)], "floating-point"), (x, "several arrays"))
+    for blocks, words in odd:
         with pytest.raises(UserError, match=words):
             list(separator.stream(blocks, TINY_RATE))
 

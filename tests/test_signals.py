@@ -101,7 +101,12 @@ run_as_process("script", main)
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+    ("number", "code", "told"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "ended by SIGTERM"),
+        (signal.SIGHUP, 129, "ended by SIGHUP"),
+    ],
 )
 def test_a_signal_whose_exception_a_library_swallows_ends_the_process_all_the_same(number, code, told):
     run = subprocess.Popen([sys.executable, "-c", SWALLOWING], stdout=-1, stderr=-1, text=True)

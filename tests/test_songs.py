@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from msr_jax.cli import main
 from msr_jax.errors import UserError
+from msr_jax.separate.chunks import resampled_stems
 from msr_jax.separate.songs import Output, Task, about_song, levels_of, stems_of, write_stems
 
 RATE = 44_100
@@ -131,6 +133,20 @@ def test_scaled_stems_pass_no_peak_at_a_rate_that_the_format_wants_either(tmp_pa
     soundfile.write(path, square, RATE, subtype="FLOAT")
     done, _ = written(path, tmp_path / "out", "opus", None, "scale")
     assert not any(done.clipped.values()) and done.gain < 1 and done.peak * done.gain == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "opus"])
+def test_a_song_of_a_sample_at_a_rate_that_the_format_has_not_becomes_files_that_can_be_read(tmp_path, suffix):
+    soundfile.write(tmp_path / "a.wav", np.full((1, 2), 0.1), 192_000, subtype="FLOAT")
+    assert all(len(audio) for audio in written(tmp_path / "a.wav", tmp_path / "o", suffix)[1].values())
+
+
+def test_every_channel_is_resampled_as_if_alone():
+    x = np.random.default_rng(0).standard_normal((2, 3000, 5)).astype(np.float32)
+    together = np.concatenate(list(resampled_stems([x[:, :1000], x[:, 1000:]], 44_100, 32_000, 2, 5)), 1)
+    for stem, channel in np.ndindex(2, 5):
+        alone = soxr.resample(x[stem, :, channel], 44_100, 32_000, quality="HQ")
+        np.testing.assert_array_equal(together[stem, :, channel], alone)
 
 
 def test_levels_are_of_what_was_written(tmp_path):

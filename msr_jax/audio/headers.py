@@ -245,5 +245,8 @@ def _find_au(file: BinaryIO, size: str, base: int, end: int) -> Samples | None:
     is_open |= promised > held and _is_open_length(promised, held, False)
     file.seek(base)
     head = file.read(offset)
-    mended = head[:8] + struct.pack(size, min(held, 0xFFFFFFFF)) + head[12:] if is_open else None
-    return Samples(promised, is_open, mended, start, end)
+    # libsndfile takes a length from 2 GB on for a negative one, and an open one up to the end of what it is given.
+    is_long = not is_open and 2**31 <= promised <= held
+    told_length = held if is_open and held < 2**31 else 0xFFFFFFFF
+    mended = head[:8] + struct.pack(size, told_length) + head[12:] if is_open or is_long else None
+    return Samples(promised, is_open, mended, start, start + promised if is_long else end)

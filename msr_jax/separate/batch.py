@@ -88,7 +88,7 @@ class Batch:
           is_told: whether a row of this source and these stems has been written; then one that is kept gets none.
         """
         paths = task.paths(self.separator.stems, self.output.suffix)
-        kept = [] if self.overwrite else [stem for stem, path in paths.items() if path.exists()]
+        kept = [] if self.overwrite else [stem for stem, path in paths.items() if path.is_file()]
         missing = [stem for stem in paths if stem not in kept]
         is_known = not missing and is_told(task.source, paths)
         return Begun(task, paths, kept, missing, None if is_known else ahead(self._made(task, bool(missing)), PARTS))

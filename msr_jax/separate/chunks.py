@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import soxr
 
+from msr_jax.separate.gather import waited_for
+
 # (segments (chunks, samples, channels), index of the first) -> estimates (chunks, stems, samples, channels)
 ChunkFunction = Callable[[np.ndarray, int], np.ndarray]
 Item = TypeVar("Item")
@@ -107,12 +109,22 @@ def resampled_stems(
     if rate_in == rate_out:
         yield from blocks
         return
-    streams = [soxr.ResampleStream(rate_in, rate_out, channels, dtype="float32", quality="HQ") for _ in range(stems)]
+    # Two channels at most go through a stream: soxr reads beyond what it has to give of one with hundreds.
+    pairs = [slice(at, min(at + 2, channels)) for at in range(0, channels, 2)]
+    make = lambda pair: soxr.ResampleStream(rate_in, rate_out, pair.stop - pair.start, dtype="float32", quality="HQ")
+    streams = [[make(pair) for pair in pairs] for _ in range(stems)]
     last = np.zeros((stems, 0, channels), np.float32)
     for block, is_last in chain(((block, False) for block in blocks), [(last, True)]):
-        parts = zip(streams, block, strict=True)
-        back = [stream.resample_chunk(np.ascontiguousarray(part), last=is_last) for stream, part in parts]
-        yield np.stack(back).reshape(stems, -1, channels)
+        with waited_for():
+            back = [
+                [
+                    s.resample_chunk(np.ascontiguousarray(part[:, pair]), last=is_last)
+                    for s, pair in zip(own, pairs, strict=True)
+                ]
+                for own, part in zip(streams, block, strict=True)
+            ]
+        joined = [b[0] if len(b) == 1 else np.concatenate([c.reshape(len(c), -1) for c in b], 1) for b in back]
+        yield np.stack(joined).reshape(stems, -1, channels)
 
 
 @cache

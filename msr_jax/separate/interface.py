@@ -92,6 +92,8 @@ class AudioSeparator(ABC):
         Raises:
           UserError: as `separate`, or a block has another number of channels than those before it.
         """
+        if getattr(blocks, "ndim", 3) < 3:
+            raise UserError("blocks are several arrays, one after another; give a whole song to separate, or [song]")
         rate, rest = checked_rate(sample_rate), iter(blocks)
         if frames is not None and not is_whole(frames, 0):
             raise UserError(f"frames must be a number of samples, not {frames!r}")

@@ -241,7 +241,16 @@ def _at_rate(
         return parts
     together = (np.stack([part[stem] for stem in stems]) for part in parts)
     blocks = resampled_stems(together, info.sample_rate, rate, len(stems), info.channels)
-    return (dict(zip(stems, block, strict=True)) for block in blocks if block.shape[1])
+
+    def some() -> Iterator[np.ndarray]:
+        done = 0
+        for block in blocks:
+            done += block.shape[1]
+            yield block
+        if not done:  # of a sample or two at a higher rate; no format has empty files
+            yield np.zeros((len(stems), 1, info.channels), np.float32)
+
+    return (dict(zip(stems, block, strict=True)) for block in some() if block.shape[1])
 
 
 def _info_at(info: AudioInfo, rate: int) -> AudioInfo:
