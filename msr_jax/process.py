@@ -153,7 +153,7 @@ def run_as_process(command: str, run: Callable[[], int]) -> int:
 
 def _end(told: str, code: Any) -> NoReturn:
     if threading.current_thread() is threading.main_thread():  # one more would leave what is half-written
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
             signal.signal(number, signal.SIG_IGN)
     _ending.acquire()
     with suppress(OSError, ValueError):

@@ -39,21 +39,21 @@ sys.exit(cli.main())
 
 
 def test_a_command_in_compiled_code_ends_within_two_seconds(tmp_path):
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     runs = [
         subprocess.Popen([sys.executable, "-c", DEAF, tmp_path / f"{n}.wav"], stdout=-1, stderr=-1, text=True)
         for n in numbers
     ]
     for run in runs:
         assert run.stdout.readline() == "ready\n"
-    assert len(list(tmp_path.glob(".*.tmp"))) == 2
+    assert len(list(tmp_path.glob(".*.tmp"))) == 3
     started = time.monotonic()
     for run, number in zip(runs, numbers, strict=True):
         run.send_signal(number)
     said = [run.communicate(timeout=10)[1] for run in runs]
     assert time.monotonic() - started < 2
-    assert [run.returncode for run in runs] == [130, 143]
-    assert said == ["msr deaf: interrupted\n", "msr deaf: ended by SIGTERM\n"]
+    assert [run.returncode for run in runs] == [130, 143, 129]
+    assert said == [f"msr deaf: {how}\n" for how in ("interrupted", "ended by SIGTERM", "ended by SIGHUP")]
     assert not list(tmp_path.iterdir())
 
 

@@ -143,7 +143,8 @@ def test_a_song_of_a_sample_at_a_rate_that_the_format_has_not_becomes_files_that
 
 def test_every_channel_is_resampled_as_if_alone():
     x = np.random.default_rng(0).standard_normal((2, 3000, 5)).astype(np.float32)
-    together = np.concatenate(list(resampled_stems([x[:, :1000], x[:, 1000:]], 44_100, 32_000, 2, 5)), 1)
+    blocks = np.split(x, [1, 1000, 2990], 1)  # of some nothing comes back at first
+    together = np.concatenate(list(resampled_stems(blocks, 44_100, 32_000, 2, 5)), 1)
     for stem, channel in np.ndindex(2, 5):
         alone = soxr.resample(x[stem, :, channel], 44_100, 32_000, quality="HQ")
         np.testing.assert_array_equal(together[stem, :, channel], alone)

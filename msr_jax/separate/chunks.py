@@ -123,8 +123,14 @@ def resampled_stems(
                 ]
                 for own, part in zip(streams, block, strict=True)
             ]
-        joined = [b[0] if len(b) == 1 else np.concatenate([c.reshape(len(c), -1) for c in b], 1) for b in back]
-        yield np.stack(joined).reshape(stems, -1, channels)
+        yield np.stack([one[0] if len(pairs) == 1 else _joined(one, pairs) for one in back]).reshape(
+            stems, -1, channels
+        )
+
+
+def _joined(parts: list[np.ndarray], pairs: list[slice]) -> np.ndarray:
+    """What streams of some channels each gave, perhaps nothing -> (samples, channels)."""
+    return np.concatenate([x.reshape(len(x), p.stop - p.start) for x, p in zip(parts, pairs, strict=True)], 1)
 
 
 @cache

@@ -5,11 +5,13 @@ import importlib.util
 import math
 import re
 import secrets
+import signal
 import threading
 from pathlib import Path
 from urllib.parse import quote
 
 from msr_jax.errors import UserError
+from msr_jax.process import HUNG_UP
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -116,5 +118,7 @@ def _serve(args: argparse.Namespace, token: str | None) -> int:
     )
     server = uvicorn.Server(config)
     app.state.is_ending = lambda: server.should_exit
+    if HUNG_UP and signal.getsignal(signal.SIGHUP) is HUNG_UP:  # of a closed terminal: uvicorn knows SIGTERM alone
+        signal.signal(signal.SIGHUP, lambda _, frame: server.handle_exit(signal.SIGTERM, frame))
     server.run([listener])
     return 0

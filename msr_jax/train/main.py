@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def _train(args: argparse.Namespace, config: dict[str, Any]) -> int:
     if not args.workdir:
         raise UserError("--workdir is missing; name the folder that checkpoints, logs and the model go to")
     # Imported late: a mistyped setting is answered at once.
+    import jax
+
     from msr_jax.train.distributed import find_cluster, initialize, is_main
     from msr_jax.train.loop import train
 
@@ -71,9 +74,13 @@ def _train(args: argparse.Namespace, config: dict[str, Any]) -> int:
     initialize(find_cluster(os.environ, args.coordinator, args.processes, args.process, args.distributed))
     try:
         step = int(train(config, args.workdir, None, args.profile, args.accept_new_data).step)
-    except UserError:
+    except UserError as error:
+        if jax.process_count() == 1:
+            raise
+        # Said before the wait: where the others do not end, JAX aborts this one after minutes.
+        print(f"msr train: {error}", file=sys.stderr, flush=True)
         _leave_together()
-        raise
+        return 2
     code = EXIT_STOPPED if step < config["train"]["steps"] else 0
     if code == 0 and is_main():
         print(f"done: step {step}, model in {Path(args.workdir) / 'model'}")
