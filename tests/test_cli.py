@@ -206,7 +206,7 @@ def test_a_user_without_a_home_directory_is_told_what_that_means_for_each_comman
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
     name = str(song(tmp_path / "a.wav"))
     assert main(["separate", name, "-o", str(tmp_path / "out"), "--model", "mel-kim-vocals"]) == 2
-    assert capsys.readouterr().err == f"msr separate: {without}\n"
+    assert capsys.readouterr().err.splitlines()[-1] == f"msr separate: {without}"
     assert main(["models"]) == 0 and main(["models", "mel-kim-vocals"]) == 0 and main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert all(f"{name:<18} none: {without}\n" in said for name in ("compiled programs", "plans", "models"))
@@ -287,8 +287,9 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(tiny_model, tmp_path, ca
         (["good.wav"], out, tiny_model, ("--overlap", 0.9), "overlap must lie"),
     ):
         code = separate([tmp_path / name for name in names], folder, model, *options)
-        message = capsys.readouterr().err
-        assert code == 2 and words in message and message.count("\n") == 1, message
+        said = capsys.readouterr().err.splitlines()
+        message = [line for line in said if not line.startswith("compiling ")]  # which a busy machine tells of
+        assert code == 2 and len(message) == 1 and words in message[0], said
         assert files(tmp_path) == before and not out.exists()
 
 

@@ -147,7 +147,7 @@ def test_what_is_no_model_at_a_models_place_is_named_before_anything_is_fetched(
 
 def test_offline_nothing_is_fetched_and_what_is_at_hand_is_taken(hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match=r"tiny is not in .*models yet, and HF_HUB_OFFLINE forbids to fetch it"):
+    with pytest.raises(UserError, match=r"tiny is not in .*models, and HF_HUB_OFFLINE forbids to fetch it"):
         find_named("tiny", lambda _: None)
     assert not hub.asked
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")

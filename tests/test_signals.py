@@ -20,7 +20,8 @@ from msr_jax.process import Ended, handling_sigterm
 
 # A command in C code that neither returns nor looks for signals, as a compiled call or the compiler.
 DEAF = """
-import hashlib, sys
+import hashlib, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run by nohup
 from contextlib import nullcontext
 from pathlib import Path
 from msr_jax import cli, files
@@ -85,7 +86,8 @@ def test_workers_end_with_the_process_that_started_them(number):
 
 
 SWALLOWING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from msr_jax.process import run_as_process
 
 def main():
