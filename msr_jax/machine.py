@@ -1,4 +1,4 @@
-"""This machine: the user's cache folder, processor and memory. Settings of the process that the import of the library never changes."""
+"""This machine: the user's cache folder, processor and memory; settings that the import of the library never changes."""
 
 import ctypes
 import hashlib

@@ -41,10 +41,11 @@ def _kept() -> list[tuple[str, str]]:
     except UserError as error:
         rows = [(name, f"none: {error}") for name in ("compiled programs", "plans", "models", "downloads")]
         return rows + ([("JAX's own folder", _size(Path(own)))] if own else [])
-    is_own = own and not Path(own).is_relative_to(place / "compiled")
+    if own and Path(own).is_relative_to(place / "compiled"):  # as `msr` tells JAX
+        own = None
     return [
         ("compiled programs", _size(place / "compiled")),
-        *([("JAX's own folder", _size(Path(own)))] if own and is_own else []),
+        *([("JAX's own folder", _size(Path(own)))] if own else []),
         *((name, _size(place / name)) for name in ("plans", "models", "downloads")),
         ("may be deleted", f"compiled, plans, models and downloads in {place}: all are made or fetched again"),
     ]

@@ -20,7 +20,7 @@ from msr_jax.messages import log
 AUDIO = (".wav", ".flac")
 SPLITS = ("train", "validation", "test")
 MUSDB, SLAKH = ("drums", "bass", "other", "vocals"), ("bass", "drums", "guitar", "piano")  # stems of the two data sets
-NAMED = 5  # tracks that are named of what may be many
+NAMED = 5  # tracks that are named, where they may be many
 CORPUS_RATE = 44_100  # Hz, of all corpora here as distributed
 LENGTH_TOLERANCE = 0.15  # seconds by which stems of a track may differ, as in the published preparation
 # General MIDI programs of the four groups of the paper, counted from 0; drums are marked instead.

@@ -78,8 +78,8 @@ def score_track(
       borrowed: waits for an estimate function that is free, which is no work, and tells whether this is its first track.
 
     Returns:
-      ({"seconds", "work_seconds", "first" (a function's first track pays for its compilation), "notes", what `score_song` gives, "segments" (protocol "paper")}, estimates and references
-      (stems, channels, samples)).
+      ({"seconds", "work_seconds", "first" (a function's first track pays for its compilation), "notes", what `score_song`
+      gives, "segments" (protocol "paper")}, estimates and references (stems, channels, samples)).
 
     Raises:
       UserError: references or estimates cannot be used.

@@ -105,32 +105,26 @@ def resampled(blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, channel
 def resampled_stems(
     blocks: Iterable[np.ndarray], rate_in: int, rate_out: int, stems: int, channels: int
 ) -> Iterator[np.ndarray]:
-    """Blocks (stems, samples, channels) float32 at another rate, as `resampled`."""
+    """Blocks (stems, samples, channels) float32 at another rate in Hz, as `resampled`; each stem by itself."""
     if rate_in == rate_out:
         yield from blocks
         return
     # Two channels at most go through a stream: soxr reads beyond what it has to give of one with hundreds.
     pairs = [slice(at, min(at + 2, channels)) for at in range(0, channels, 2)]
-    make = lambda pair: soxr.ResampleStream(rate_in, rate_out, pair.stop - pair.start, dtype="float32", quality="HQ")
-    streams = [[make(pair) for pair in pairs] for _ in range(stems)]
+    places = [(stem, slice(None), pair) for stem in range(stems) for pair in pairs]
+    make = lambda width: soxr.ResampleStream(rate_in, rate_out, width, dtype="float32", quality="HQ")
+    streams = [make(pair.stop - pair.start) for _, _, pair in places]
     last = np.zeros((stems, 0, channels), np.float32)
     for block, is_last in chain(((block, False) for block in blocks), [(last, True)]):
         with waited_for():
-            back = [
-                [
-                    s.resample_chunk(np.ascontiguousarray(part[:, pair]), last=is_last)
-                    for s, pair in zip(own, pairs, strict=True)
-                ]
-                for own, part in zip(streams, block, strict=True)
+            parts = [
+                stream.resample_chunk(np.ascontiguousarray(block[place]), last=is_last)
+                for stream, place in zip(streams, places, strict=True)
             ]
-        yield np.stack([one[0] if len(pairs) == 1 else _joined(one, pairs) for one in back]).reshape(
-            stems, -1, channels
-        )
-
-
-def _joined(parts: list[np.ndarray], pairs: list[slice]) -> np.ndarray:
-    """What streams of some channels each gave, perhaps nothing -> (samples, channels)."""
-    return np.concatenate([x.reshape(len(x), p.stop - p.start) for x, p in zip(parts, pairs, strict=True)], 1)
+        back = np.empty((stems, len(parts[0]), channels), np.float32)
+        for place, part in zip(places, parts, strict=True):
+            back[place] = part.reshape(back[place].shape)
+        yield back
 
 
 @cache

@@ -114,8 +114,8 @@ def make_optimizer(
 
     `mask` is of `trained_mask`: parameters outside of it stay as they are to the bit, and take no room in the state.
 
-    `weight_decay` is decoupled, and applies to adamw, prodigy and muon; tables of frequencies (`freqs`) never move. Muon moves matrices and convolutions,
-    AdamW the rest. Its updates are scaled to the size of AdamW's, so that both take one learning rate.
+    `weight_decay` is decoupled, and applies to adamw, prodigy and muon; tables of frequencies (`freqs`) never move. Muon moves
+    matrices and convolutions, AdamW the rest. Its updates are scaled to the size of AdamW's, so that both take one learning rate.
 
     Raises:
       UserError: unknown optimiser, or a decay that it does not have.

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from msr_jax.data.records import read_manifest
+from msr_jax.data.tracks import NAMED
 from msr_jax.errors import UserError
 
 LAYOUT = ("hop", "samples", "seed", "tool")  # of records: their length and order, and the version that made them
-NAMED = 5  # tracks named at the most
 
 
 def data_identity(config: Mapping[str, Any]) -> dict[str, Any]:
