@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from msr_jax.data.tracks import find_tracks
-from msr_jax.evaluate import command
+from msr_jax.evaluate import systems
 from msr_jax.evaluate.score import Plan, evaluate_tracks, summary
 from tests.conftest import launch_script
 from tests.test_evaluate import MUSDB, RATE, results_in, run, stereo_song, two_tools
@@ -18,7 +18,7 @@ from tests.test_evaluate import MUSDB, RATE, results_in, run, stereo_song, two_t
 def test_a_deterministic_estimate_is_compared_on_the_tracks_that_both_have(
     short_corpus, toy_model, tmp_path, monkeypatch, capsys, broken, in_run, in_det
 ):
-    real = command.model_runs
+    real = systems.model_runs
 
     def runs(model, refine, *rest, **options):
         _, plan, first = real(model, refine, *rest, **options)
@@ -26,7 +26,7 @@ def test_a_deterministic_estimate_is_compared_on_the_tracks_that_both_have(
         bad = lambda folder: is_broken and folder.name == "Track00001"
         return [lambda folder, references: (references * (np.nan if bad(folder) else 0.5), [])], plan, first
 
-    monkeypatch.setattr(command, "model_runs", runs)
+    monkeypatch.setattr(systems, "model_runs", runs)
     argv = ("--data", short_corpus, "--model", toy_model, "--refine", "consistency", "--steps", 1, "--out", tmp_path)
     assert run(*argv) == (broken == "refined")
     results = results_in(tmp_path)

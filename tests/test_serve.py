@@ -19,7 +19,8 @@ from fastapi.testclient import TestClient
 from msr_jax.audio.io import AudioWriter
 from msr_jax.errors import UserError
 from msr_jax.serve import command, guard, source
-from msr_jax.serve.api import attachment, make_app
+from msr_jax.serve.api import make_app
+from msr_jax.serve.audio_routes import attachment
 from msr_jax.serve.decode import Decoded, Limits
 from msr_jax.serve.jobs import Desk, Job, own_folder
 from msr_jax.serve.models import Models

@@ -15,12 +15,12 @@ import numpy as np
 
 from msr_jax.data.tracks import find_tracks, split_of
 from msr_jax.errors import UserError
-from msr_jax.evaluate.command import model_runs, stamp_of
 from msr_jax.evaluate.protocols import PROTOCOLS, protocol_text
 from msr_jax.evaluate.published import DATA, PUBLISHED
 from msr_jax.evaluate.report import headline, number, quoted
 from msr_jax.evaluate.score import evaluate_tracks, summary
 from msr_jax.evaluate.songs import check_all_stems
+from msr_jax.evaluate.systems import model_runs, stamp_of
 from msr_jax.files import write_whole
 from msr_jax.machine import machine
 from msr_jax.separate.engine import Separator

@@ -170,8 +170,7 @@ def _run(
 
         def write_model() -> None:
             weights = {**frozen, **gather(trained_networks(method, state))}
-            model = {name: value for name, value in config["model"].items() if f"model.{name}" not in OF_TRAINING}
-            agree(lambda: save_model(workdir / "model", {**config, "model": model}, weights), main_only=True)
+            agree(lambda: save_model(workdir / "model", _of_separation(config), weights), main_only=True)
 
         def save(at_end: bool, is_stopping: bool, score: float | None) -> None:
             if at_end or not is_stopping:  # who asked for a stop waits for the checkpoint only
@@ -199,11 +198,8 @@ def _run(
                     count = jax.tree.leaves(batches)[0].shape[0]
                     if count not in programs:
                         before_all = contextlib.nullcontext() if programs else stop.nothing_to_save()
-                        with log.timed("compilation"), jax.set_mesh(mesh), before_all, _saying_compilation():
-                            traced = stage.steps.trace(state, inputs, batches)
-                            programs[count] = traced.lower().compile()
-                        flops = count_flops(traced.jaxpr) / (count * mesh.size)
-                        log.per_step(flops, peak_flops(jax.devices()[0].device_kind))
+                        with before_all:
+                            programs[count] = _compile(stage, (state, inputs, batches), count, mesh, log)
                     else:
                         profile.begin()
                     state, metrics = programs[count](state, inputs, batches)
@@ -223,11 +219,8 @@ def _run(
                         with log.timed("validation"):
                             found = validate({**networks, **trained_networks(method, state)})
                             log.scores(step, found.scores)
-                            log.sounds(
-                                step,
-                                _sounds(config, windows[0].mean(-1), found.estimate.mean(-1)),
-                                config["sample_rate"],
-                            )
+                            sounds = _sounds(config, windows[0].mean(-1), found.estimate.mean(-1))
+                            log.sounds(step, sounds, config["sample_rate"])
                             score = next(iter(found.scores.values()))
                     # A state from which no step has been finite since is not worth a checkpoint's place, unless it is the last.
                     if is_checkpoint and (at_end or stopped or not skips.counts["in_a_row"]):
@@ -240,6 +233,20 @@ def _run(
             profile.close()
             log.close()
     return state
+
+
+def _of_separation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that a model is kept with: without what its network has in training only."""
+    return {**config, "model": {k: v for k, v in config["model"].items() if f"model.{k}" not in OF_TRAINING}}
+
+
+def _compile(stage: Stage, arguments: tuple, steps: int, mesh: Mesh, log: RunLog) -> Any:
+    """The program of a dispatch of so many steps; the log learns what a step computes."""
+    with log.timed("compilation"), jax.set_mesh(mesh), _saying_compilation():
+        traced = stage.steps.trace(*arguments)
+        program = traced.lower().compile()
+    log.per_step(count_flops(traced.jaxpr) / (steps * mesh.size), peak_flops(jax.devices()[0].device_kind))
+    return program
 
 
 def _saying_compilation() -> contextlib.AbstractContextManager[None]:
