@@ -13,11 +13,11 @@ import numpy as np
 
 from data_prep.writer import CODINGS, SHARD_BYTES, convert, make_manifest, save_note, save_track
 from msr_jax.audio.io import read_audio
-from msr_jax.data.indexing import SILENT
 from msr_jax.data.records import to_pcm
 from msr_jax.data.tracks import NAMED, audio_file, is_track, read_track, track_name
 from msr_jax.errors import UserError
 from msr_jax.messages import print_log
+from msr_jax.metrics.si_sdr import SILENT
 from msr_jax.process import begin
 
 OFFSET = 1e-2  # mean of a stem's samples from which on the report speaks of a constant offset

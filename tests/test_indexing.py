@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from msr_jax.data.indexing import is_silent, kept_chunks, musdb_segments, number_of_crops, released_crops
+from msr_jax.data.indexing import kept_chunks, musdb_segments, number_of_crops, released_crops
+from msr_jax.metrics.si_sdr import is_silent
 
 
 def test_crops_lie_inside_one_song_whatever_the_shift():
@@ -22,8 +23,8 @@ def test_without_shift_a_single_song_is_cut_end_to_end():
 def test_the_threshold_of_silence_is_a_norm_over_samples():
     for samples in (1000, 100_000):
         level = 1.5e-5 * np.sqrt(samples)
-        assert is_silent(np.full(samples, 0.99 * level, np.float32))
-        assert not is_silent(np.full(samples, 1.01 * level, np.float32))
+        assert is_silent(np.full((1, samples), 0.99 * level, np.float32))
+        assert not is_silent(np.full((1, samples), 1.01 * level, np.float32))
 
 
 def test_chunks_need_two_active_stems_and_full_length():

@@ -232,5 +232,10 @@ def test_windows_of_musdb_take_all_and_pad_the_tail(sparse):
 
 def test_validation_without_an_active_window_is_refused(tmp_path):
     write_records(tmp_path / "r", {"validation": [("a", np.zeros((4, 500, 1), np.int16))]}, MANIFEST)
-    with pytest.raises(UserError, match="no validation window"):
+    with pytest.raises(UserError, match=r"^the split 'validation' of .* has no window with 2 active stems$"):
         validation_windows({"validation": str(tmp_path / "r"), "crop": CROP}, STEMS, RATE)
+
+
+def test_the_split_that_lacks_a_window_is_named(data):
+    with pytest.raises(UserError, match=r"^the split 'train' of .* has no track as long as data\.crop, 1001 samples$"):
+        validation_windows({**data, "validation_split": "train", "crop": 1001}, STEMS, RATE)

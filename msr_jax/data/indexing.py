@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-SILENT = 1.5e-5  # norm over samples
+from msr_jax.metrics.si_sdr import SILENT, is_silent
+
 MUSDB_SECONDS = 11
 
 
@@ -46,16 +47,6 @@ def number_of_crops(durations: np.ndarray, crop: int) -> int:
     return int(np.sum(durations) // crop)
 
 
-def is_silent(audio: np.ndarray, threshold: float = SILENT) -> np.ndarray:
-    """Silence test over the last axis: ‖x‖₂ / samples < 1.5e-5. A norm grows with √samples, so quiet passages count too."""
-    return np.linalg.norm(np.asarray(audio, np.float64), axis=-1) / audio.shape[-1] < threshold
-
-
-def active_stems(audio: np.ndarray, threshold: float = SILENT) -> np.ndarray:
-    """Which stems (stems,) of (stems, samples, channels) are not silent; as released, the norm is over all channels."""
-    return np.linalg.norm(np.asarray(audio, np.float64), axis=(1, 2)) / audio.shape[1] >= threshold
-
-
 def kept_chunks(stems: np.ndarray, chunk: int, threshold: float = SILENT) -> np.ndarray:
     """Indices k of the published evaluation chunks [k·chunk, (k+1)·chunk): at least two stems active, no incomplete one.
 
@@ -64,7 +55,7 @@ def kept_chunks(stems: np.ndarray, chunk: int, threshold: float = SILENT) -> np.
     """
     count = stems.shape[1] // chunk
     cut = stems[:, : count * chunk].reshape(len(stems), count, chunk)
-    return np.flatnonzero((~is_silent(cut, threshold)).sum(0) >= 2)
+    return np.flatnonzero((~is_silent(cut[:, :, None], threshold)).sum(0) >= 2)
 
 
 def musdb_segments(samples: np.ndarray, sample_rate: int = 44_100) -> np.ndarray:

@@ -7,9 +7,9 @@ import grain
 import numpy as np
 
 from msr_jax.data.augment import EFFECTS, stretch_and_shift
-from msr_jax.data.indexing import active_stems
 from msr_jax.data.records import PCM_SCALE, RecordSource, check_stems
 from msr_jax.errors import UserError
+from msr_jax.metrics.si_sdr import is_silent
 
 TAILS = ("drop", "pad")
 
@@ -148,7 +148,8 @@ def validation_windows(
     tail, least, crop = data.get("tail", "drop"), data.get("min_active", 2), data["crop"]
     if tail not in TAILS:
         raise UserError(f"data.tail must be one of {', '.join(TAILS)}, not '{tail}'")
-    source = RecordSource(data["validation"], data.get("validation_split", "validation"))
+    split = data.get("validation_split", "validation")
+    source = RecordSource(data["validation"], split)
     check_stems(source, stems, sample_rate, channels)
     windows = [
         (track, k * crop)
@@ -156,10 +157,12 @@ def validation_windows(
         for k in range(-(-source.tracks[track][1] // crop) if tail == "pad" else source.tracks[track][1] // crop)
     ]
     if least:
-        windows = [w for w in windows if active_stems(source.read(*w, crop) / PCM_SCALE).sum() >= least]
+        active = lambda stems: ~is_silent(stems.swapaxes(1, 2) / PCM_SCALE)
+        windows = [w for w in windows if active(source.read(*w, crop)).sum() >= least]
+    where = f"the split '{split}' of {data['validation']}"
     if not windows and all(samples < crop for _, samples in source.tracks):
-        raise UserError(f"{data['validation']} has no validation track as long as data.crop, {crop} samples")
+        raise UserError(f"{where} has no track as long as data.crop, {crop} samples")
     if not windows:
-        raise UserError(f"{data['validation']} has no validation window with {least} active stems")
+        raise UserError(f"{where} has no window with {least} active stems")
     chosen = np.linspace(0, len(windows) - 1, min(limit or len(windows), len(windows))).round().astype(int)
     return np.stack([source.read(*windows[int(k)], crop) for k in chosen]).astype(np.float32) / np.float32(PCM_SCALE)

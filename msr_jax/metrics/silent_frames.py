@@ -2,7 +2,8 @@
 
 import numpy as np
 
-SILENT = 1.5e-5
+from msr_jax.metrics.si_sdr import SILENT
+
 EPSILON = 1e-8
 
 
