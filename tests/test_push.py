@@ -43,6 +43,18 @@ def test_no_stem_is_behind_by_more_than_the_latency(make_copier, rate, options):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("rate", [2.0 * TINY_RATE, np.float64(11_025), 11_025.5])
+@pytest.mark.parametrize("is_ensemble", [False, True])
+def test_a_rate_may_be_a_fraction_wherever_one_is_taken(make_copier, rate, is_ensemble):
+    separator = Ensemble([make_copier(), make_copier()]) if is_ensemble else make_copier()
+    x = song(int(rate), 2)
+    pusher = separator.pusher(rate, 2)
+    assert pusher.latency == pytest.approx(separator.pusher(round(rate), 2).latency, abs=2)
+    pushed = np.concatenate([pusher.push(x)["bass"], pusher.close()["bass"]])
+    for found in (pushed, np.concatenate([part["bass"] for part in separator.stream([x], rate)])):
+        np.testing.assert_allclose(found, separator.separate(x, rate)["bass"], atol=1e-5)
+
+
 @pytest.mark.parametrize("seconds", [0.05, 0.5, 1.5, 4])
 def test_a_stream_of_unknown_length_gives_what_the_whole_song_gives(make_copier, seconds):
     separator = make_copier(segments=4)

@@ -1,5 +1,6 @@
 """Streams of audio cut into segments that overlap, and segments cross-faded into a stream again."""
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -128,12 +129,12 @@ def resampled_stems(
 
 
 @cache
-def resampling_delay(rate_in: int, rate_out: int) -> float:
+def resampling_delay(rate_in: float, rate_out: float) -> float:
     """Seconds that `resampled` is behind at most, whatever the blocks: what it shows in a second of small ones."""
     if rate_in == rate_out:
         return 0.0
     stream, step, back, most = soxr.ResampleStream(rate_in, rate_out, 1, dtype="float32", quality="HQ"), 32, 0, 0.0
-    for taken in range(step, rate_in, step):
+    for taken in range(step, math.ceil(rate_in), step):  # rates may be fractions
         back += len(stream.resample_chunk(np.zeros((step, 1), np.float32)))
         most = max(most, taken / rate_in - back / rate_out)
     return most + step / rate_in
