@@ -23,3 +23,7 @@ def __getattr__(name: str):
 
         return load_ensemble
     raise AttributeError(f"module 'msr_jax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import msr_jax
+
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = (ROOT / "msr_jax" / "README.md").read_text().split("## Who may import whom")[1]
 LAYERS = re.findall(r"^\| `([\w.]+)` \|", TABLE, re.M)  # low to high
@@ -83,3 +85,7 @@ def test_every_row_of_the_table_is_a_module_or_a_folder():
 
 def test_no_file_is_longer_than_450_lines():
     assert [str(path) for path in FILES if len(path.read_text().splitlines()) > 450] == []
+
+
+def test_a_python_prompt_completes_the_two_functions():
+    assert {"load", "load_ensemble"} <= set(dir(msr_jax))
