@@ -148,15 +148,22 @@ def test_bad_arguments_are_refused(tiny_model, separator):
     for options, words in (
         ({"refine": "magic"}, "refine must be one of"),
         ({"num_steps": 0}, "at least 1"),
+        ({"num_steps": 2.0}, r"a whole number, at least 1, not 2\.0$"),
+        ({"num_steps": "2"}, "at least 1, not '2'$"),
         ({"refine": "none", "num_steps": 2}, "a number of steps goes with"),
         ({"seed": 2**32}, "seed must lie between"),
         ({"overlap": 0.6}, "overlap must lie between"),
+        ({"overlap": "0.5"}, "overlap must lie between .* not '0.5'$"),
         ({"stems": "bass"}, "stems is a list of names"),
+        ({"stems": 5}, "stems is a list of names"),
+        ({"stems": []}, "no stem is named"),
         ({"shifts": 1.5}, "at least 1 shift"),
         ({"memory": -1}, "memory must be a whole number above 0"),
     ):
         with pytest.raises(UserError, match=words):
             msr_jax.load(tiny_model, **options)
+    with pytest.raises(UserError, match=r"^a model is named by its folder .* not by None$"):
+        msr_jax.load(None)
     for audio, rate, words in (
         (np.zeros(0), RATE, "at least one sample"),
         (np.zeros((4, 2, 2)), RATE, "must be"),

@@ -153,12 +153,22 @@ def test_models_with_other_stems_are_no_ensemble(tiny_model):
         Ensemble([Gain()], by="max")
     with pytest.raises(UserError, match="weight above 0"):
         Ensemble([Gain()], [0])
+    with pytest.raises(UserError, match="weight above 0"):
+        Ensemble([Gain()], ["2"])
     with pytest.raises(UserError, match="another name"):
         Ensemble([Gain()], residual="bass")
     with pytest.raises(UserError, match="at least 1 shift"):
         load_ensemble([tiny_model], shifts=0)
     both = load_ensemble([tiny_model, (tiny_model, 2.0)], refine="none", stems=["drums", "bass"])
     assert both.stems == ["bass", "drums"] and both.weights.tolist() == [1 / 3, 2 / 3]
+
+
+@pytest.mark.parametrize(
+    "members", ["bundled", None, [None], [("bundled", "2")], [("bundled",)], [("bundled", -1)]], ids=str
+)
+def test_what_is_no_list_of_members_is_said_before_any_is_loaded(members):
+    with pytest.raises(UserError, match=r"^(the members of an ensemble are a list|a member of an ensemble is a model)"):
+        load_ensemble(members)
 
 
 def test_the_command_averages_and_says_so(tiny_model, tmp_path, capsys):

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from msr_jax.devices import platform
 from msr_jax.errors import UserError
@@ -257,12 +258,12 @@ def make_refiner(
       example's noise independent of its batch.
 
     Raises:
-      UserError: unknown refinement, a number of steps below 1, or one for a refinement that takes no steps.
+      UserError: unknown refinement, a number of steps that is not whole or below 1, or one for a refinement that takes no steps.
     """
     if refine not in REFINEMENTS:
         raise UserError(f"refine must be one of {', '.join(REFINEMENTS)}, not '{refine}'")
-    if num_steps is not None and num_steps < 1:
-        raise UserError(f"the number of refinement steps must be at least 1, not {num_steps}")
+    if num_steps is not None and not (isinstance(num_steps, int | np.integer) and num_steps >= 1):
+        raise UserError(f"the number of refinement steps must be a whole number, at least 1, not {num_steps!r}")
     if num_steps is not None and refine not in SAMPLED:
         raise UserError(
             f"a number of steps goes with refinement by {' or '.join(SAMPLED)}, and here it is {refine}; leave it out"

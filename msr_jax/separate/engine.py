@@ -5,6 +5,7 @@ holds a few segments, however long the song is. Reading, the network and what fo
 """
 
 import math
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -33,7 +34,7 @@ from msr_jax.separate.chunks import (
     shared,
 )
 from msr_jax.separate.demix import Demix, demix
-from msr_jax.separate.interface import AudioSeparator, check_residual, is_whole
+from msr_jax.separate.interface import AudioSeparator, check_residual, is_number, is_whole
 from msr_jax.separate.mixture import OFFSET_REACH, SHARE_SECONDS, Original, as_the_song, without_offset
 from msr_jax.separate.network import ABREAST, Network
 from msr_jax.separate.one_mask import with_one_mask
@@ -306,16 +307,16 @@ def _check_numbers(
 ) -> None:
     """Raises UserError for the first of a separator's numbers that none can have."""
     if not is_whole(segments, 1):
-        raise UserError(f"a chunk must be at least 1 segment, not {segments}")
-    if not 0 <= overlap <= 0.5:
-        raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap}")
+        raise UserError(f"a chunk must be at least 1 segment, not {segments!r}")
+    if not is_number(overlap) or not 0 <= overlap <= 0.5:
+        raise UserError(f"overlap must lie between 0 and 0.5 of a segment, not {overlap!r}")
     if not is_whole(seed, 0, 2**32 - 1):
-        raise UserError(f"the seed must lie between 0 and 2^32 - 1, not {seed}")
+        raise UserError(f"the seed must lie between 0 and 2^32 - 1, not {seed!r}")
     for name, value in {"batch_size": batch_size, "memory": memory}.items():
         if value is not None and not is_whole(value, 1):
-            raise UserError(f"{name} must be a whole number above 0, not {value}")
+            raise UserError(f"{name} must be a whole number above 0, not {value!r}")
     if not is_whole(shifts, 1):
-        raise UserError(f"there must be at least 1 shift, not {shifts}")
+        raise UserError(f"there must be at least 1 shift, not {shifts!r}")
 
 
 def _of_length(
@@ -376,7 +377,10 @@ def load(
     Raises:
       UserError: the folder is no model folder, is damaged, or lacks the refinement; `num_steps` does not fit it.
     """
-    if isinstance(stems, str):
-        raise UserError(f"stems is a list of names, such as ['{stems}'], not '{stems}'")
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"a model is named by its folder or by a name that `msr models` lists, not by {folder!r}")
+    if isinstance(stems, str) or not isinstance(stems, Iterable | type(None)):
+        raise UserError(f"stems is a list of names, such as ['{stems}'], not {stems!r}")
+    stems = None if stems is None else list(stems)
     model = load_model(find_named(folder, log.info), stems, options.get("dtype", "float32"))
     return Separator(model, refine, num_steps, seed, stems=stems, **options)

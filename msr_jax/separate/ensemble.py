@@ -1,6 +1,7 @@
 """Several models as one separator: the average or the median of their stems, as waveforms or as spectra."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 from msr_jax.errors import UserError
 from msr_jax.separate.chunks import abreast, shared
 from msr_jax.separate.engine import Separator, load
-from msr_jax.separate.interface import AudioSeparator, check_residual
+from msr_jax.separate.interface import AudioSeparator, check_residual, is_number
 from msr_jax.separate.mixture import SHARE_SECONDS, Original, as_the_song
 
 BY = ("mean", "median", "mean-spectra", "median-spectra")
@@ -38,6 +39,20 @@ def parse_member(text: str) -> Member:
     return Member(Path(name), weight)
 
 
+def _is_weight(value: Any) -> bool:
+    return is_number(value) and 0 < value < math.inf
+
+
+def _as_member(given: Any) -> Member:
+    """What `load_ensemble` takes as a member. UserError where it is none."""
+    if isinstance(given, str | os.PathLike):
+        return Member(Path(given))
+    if isinstance(given, Sequence) and len(given) == 2 and isinstance(given[0], str | os.PathLike):
+        if _is_weight(given[1]):
+            return Member(Path(given[0]), given[1])
+    raise UserError(f"a member of an ensemble is a model, or (model, weight) with a weight above 0, not {given!r}")
+
+
 class Ensemble(AudioSeparator):
     """Separators with the same stems, at any rates and of any backbones, as one."""
 
@@ -59,7 +74,7 @@ class Ensemble(AudioSeparator):
           UserError: other stems, weights or ways than these.
         """
         weights = [1.0] * len(members) if weights is None else list(weights)
-        if not members or len(weights) != len(members) or not all(0 < w < math.inf for w in weights):
+        if not members or len(weights) != len(members) or not all(map(_is_weight, weights)):
             raise UserError("an ensemble needs at least one model, and for each a weight above 0")
         if by not in BY:
             raise UserError(f"an ensemble is made by {', '.join(BY)}, not '{by}'")
@@ -185,8 +200,10 @@ def load_ensemble(
       options: as of `load`, for every one of them.
 
     Raises:
-      UserError: as `load`, or their stems differ.
+      UserError: as `load`, no list, a weight that is not above 0, or their stems differ.
     """
-    whole = [Member(Path(m)) if isinstance(m, str | Path) else Member(Path(m[0]), m[1]) for m in members]
+    if isinstance(members, str | os.PathLike | Member) or not isinstance(members, Iterable):
+        raise UserError(f"the members of an ensemble are a list, such as ['bundled', 'another'], not {members!r}")
+    whole = [_as_member(member) for member in members]
     loaded = [load(member.model, **options) for member in whole]
     return Ensemble(loaded, [member.weight for member in whole], by, mixture_consistent, residual)

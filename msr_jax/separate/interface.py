@@ -128,12 +128,16 @@ def is_whole(value: Any, least: int, most: float = math.inf) -> bool:
     return isinstance(value, int | np.integer) and bool(least <= value <= most)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, Python's or NumPy's."""
+    return isinstance(value, int | float | np.integer | np.floating)
+
+
 def checked_rate(sample_rate: int) -> int:
     """A sample rate in Hz as Python's number. Raises UserError where it is none, or not positive."""
     if getattr(sample_rate, "shape", None) == () and hasattr(sample_rate, "item"):  # a number of an array package
         sample_rate = sample_rate.item()
-    is_number = isinstance(sample_rate, int | float | np.integer | np.floating)
-    if not is_number or not 0 < sample_rate < math.inf:
+    if not is_number(sample_rate) or not 0 < sample_rate < math.inf:
         raise UserError(f"the sample rate must be positive, in Hz, not {sample_rate!r}")
     return sample_rate
 

@@ -187,13 +187,12 @@ def is_whole(folder: Path) -> bool:
 
 
 def choose_stems(config: Mapping[str, Any], stems: Sequence[str]) -> list[int]:
-    """Numbers of the named stems among those of a model's config, in the model's order; UserError for a name that is none."""
+    """Numbers of the named stems among those of a model's config, in the model's order; UserError for none, or a name that is none."""
     known = list(config["stems"])
-    wrong = [stem for stem in stems if stem not in known]
-    if wrong or not stems:
-        raise UserError(
-            f"the model has no stem '{wrong[0] if wrong else ''}'; its stems are {', '.join(known)}, spelled so"
-        )
+    if not stems:
+        raise UserError(f"no stem is named; name some of the model's, {', '.join(known)}, or leave stems out for all")
+    if wrong := [stem for stem in stems if stem not in known]:
+        raise UserError(f"the model has no stem '{wrong[0]}'; its stems are {', '.join(known)}, spelled so")
     if len(set(stems)) < len(stems):
         raise UserError(f"a stem is named twice among {', '.join(stems)}; name each once")
     return [number for number, stem in enumerate(known) if stem in stems]
