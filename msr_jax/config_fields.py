@@ -72,11 +72,11 @@ FIELDS = (
     Field("stems", "names", "", "what the model separates"),
     Field("sample_rate", "int", "≥ 1", "Hz"),
     Field("channels", "int", "≥ 1", "of mixture and stems"),
-    Field("segment", "int", "≥ 1", "samples per network call in separation"),
+    Field("segment", "int", "≥ 1, < 2147483648", "samples per network call in separation"),
     Field("compute_dtype", "text", "bfloat16 | float32", "of matrix products and activations; parameters, norms, losses and samplers are float32. A CPU on which products in bfloat16 are no faster computes in float32 either way"),
     Field("input_level", "float", "≥ 0", "0: waveforms go in as they are (released); else each mixture is scaled to this RMS and results are scaled back"),
     Field("loss", "text", "", "`mse`, `l1_multires_stft` (the BS-RoFormer track's), `log_mse` (level of the error in dB: quiet stems count more nearly as much as loud ones; use with `input_level`), or one of your own"),
-    Field("loss_hop", "int", "≥ 1", "samples between the spectra of `l1_multires_stft`"),
+    Field("loss_hop", "int", "≥ 1, < 2147483648", "samples between the spectra of `l1_multires_stft`"),
     Field("loss_floor", "float", "> 0", "of `log_mse`: power added for stems that sound, in that of the mixture"),
     Field("loss_floor_silent", "float", "> 0", "of `log_mse`: the same for silent stems"),
     Field("stem_choice", "text", "example | batch | all", "a mixture's target: the stem of its label (U-Net track), one stem for the whole batch (BS-RoFormer track), or every stem in turn, for which the deterministic network and the adapters run once"),
@@ -87,15 +87,15 @@ FIELDS = (
     Field("diffusion.loss_weight", "text", "edm | none", "`edm`: (σ² + σ_data²)/(σ σ_data)²"),
     Field("diffusion.clip", "float", "≥ 0", "the denoiser clamps to ± this, in training and sampling; 0 does not clamp"),
     Field("diffusion.control_sigma", "float", "≥ 0", "of `det_x2`: 0 is the network as it is, else the scalings of a denoiser at that level are put around it, without noise"),
-    Field("diffusion.sampler.num_steps", "int", "≥ 1", "T"),
-    Field("diffusion.sampler.num_resamples", "int", "≥ 1", "R: runs of every transition, with noising back in between"),
+    Field("diffusion.sampler.num_steps", "int", "≥ 1, < 2147483648", "T"),
+    Field("diffusion.sampler.num_resamples", "int", "≥ 1, < 2147483648", "R: runs of every transition, with noising back in between"),
     Field("diffusion.sampler.s_churn", "float", "≥ 0", "S_churn: noise added at every transition"),
     Field("diffusion.sampler.sigma_min", "float", "> 0", "σ of the last step"),
     Field("diffusion.sampler.sigma_max", "float", "> 0", "σ that the estimate is noised to"),
     Field("diffusion.sampler.rho", "float", "> 0", "spacing of the levels in between"),
     Field("diffusion.sampler.solver", "text", "", "`euler`, `heun`, or one of your own"),
     Field("consistency.sigma_data", "float", "> 0", "σ_data of the consistency function"),
-    Field("consistency.num_levels", "int", "≥ 2", "levels of the distillation grid"),
+    Field("consistency.num_levels", "int", "≥ 2, < 2147483648", "levels of the distillation grid"),
     Field("consistency.sigma_min", "float", "> 0", "lowest level of the grid, at which the function is the identity"),
     Field("consistency.sigma_max", "float", "> 0", "highest level of the grid"),
     Field("consistency.rho", "float", "> 0", "spacing of the grid, and of the sampler's levels"),
@@ -105,7 +105,7 @@ FIELDS = (
     Field("consistency.dsm_uniform_limit", "float", "> 0, ≤ 1", "upper end of the uniform half of the denoising term's levels, as a part of the grid"),
     Field("consistency.target_rate", "float", "≥ 0, ≤ 1", "rate of the student's running average, the target"),
     Field("consistency.evaluate", "text", "online | target", "which of the two separates; `online` is the student's average where `ema_rate` keeps one"),
-    Field("consistency.sampler.num_steps", "int", "≥ 1", "T"),
+    Field("consistency.sampler.num_steps", "int", "≥ 1, < 2147483648", "T"),
     Field("consistency.sampler.sigma_max", "float", "> 0", "σ that the estimate is noised to"),
     Field("consistency.sampler.renoise", "text", "released | standard", "`standard`: noise after every call but the last; `released`: not before the last either"),
     Field("consistency.sampler.clip", "float", "≥ 0", "the result is clamped to ± this; 0 does not clamp"),
@@ -115,11 +115,11 @@ FIELDS = (
     Field("optim.b2", "float", "≥ 0, < 1", "rate of the second moment"),
     Field("optim.eps", "float", "> 0", "added to the root of the second moment"),
     Field("optim.weight_decay", "float", "≥ 0", "decoupled; of `adamw`, `prodigy` and `muon`"),
-    Field("optim.accumulate", "int", "≥ 1", "micro-batches of `data.batch` per optimiser step"),
+    Field("optim.accumulate", "int", "≥ 1, < 2147483648", "micro-batches of `data.batch` per optimiser step"),
     Field("optim.clip_norm", "float", "≥ 0", "largest global norm of the gradient; 0 does not clip"),
     Field("optim.schedule", "text", "constant | cosine | linear", "of the learning rate; the released configs' is constant"),
-    Field("optim.warmup_steps", "int", "≥ 0", "steps over which the rate rises from 0"),
-    Field("optim.decay_steps", "int", "≥ 0", "steps over which it falls, the last ones; 0: all after the warm-up"),
+    Field("optim.warmup_steps", "int", "≥ 0, < 2147483648", "steps over which the rate rises from 0"),
+    Field("optim.decay_steps", "int", "≥ 0, < 2147483648", "steps over which it falls, the last ones; 0: all after the warm-up"),
     Field("optim.final_lr", "float", "≥ 0", "rate that `cosine` and `linear` have come to when the last step is done"),
     Field("optim.freeze", "texts", "", "patterns of parameters' paths, such as `band_split/*`, that stay as they are"),
     Field("ema_rate", "float", "≥ 0, < 1", "rate of a running average of the parameters, at step t at most (1 + t)/(10 + t); 0 keeps none (released)"),
@@ -129,14 +129,14 @@ FIELDS = (
     Field("init_from.warm_start", "bool", "", "whether `diffusion` or `det_x2` begins with the deterministic parameters where names match"),
     Field("data.train", "text", "", "folder of records"),
     Field("data.validation", "text", "", "folder of records; none validates"),
-    Field("data.batch", "int", "≥ 1", "examples of a micro-batch, over all devices, whose number divides it"),
-    Field("data.crop", "int", "≥ 1", "samples of an example"),
+    Field("data.batch", "int", "≥ 1, < 2147483648", "examples of a micro-batch, over all devices, whose number divides it"),
+    Field("data.crop", "int", "≥ 1, < 2147483648", "samples of an example"),
     Field("data.mix_across_songs", "float", "≥ 0, ≤ 1", "probability that stems come from different songs"),
     Field("data.equal_songs", "bool", "", "songs alike (released for MUSDB18), else by length"),
     Field("data.gain_db", "low, high", "", "dB, range of a gain per stem"),
     Field("data.validation_split", "text", "train | validation | test", "the split that validates. Released: validation for Slakh2100, **test** for MUSDB18"),
     Field("data.tail", "text", "drop | pad", "what becomes of the end of a validation track; `pad`: with silence (MUSDB18)"),
-    Field("data.min_active", "int", "≥ 0", "stems that must sound in a validation window. Released: 2 for Slakh2100, 0 for MUSDB18"),
+    Field("data.min_active", "int", "≥ 0, < 2147483648", "stems that must sound in a validation window. Released: 2 for Slakh2100, 0 for MUSDB18"),
     Field("data.workers", "int", "≥ 0", "processes that load the data; 0 loads in threads"),
     Field("data.preload", "bool", "", "decode all records into memory"),
     Field("data.augment.channel_swap", "float", "≥ 0, ≤ 1", "probability per stem; ranges of the effects are in `msr_jax/data/augment.py`"),
@@ -152,19 +152,19 @@ FIELDS = (
     Field("data.augment.mixup_gain", "low, high", "≥ 0", "range of each chunk's gain"),
     Field("data.augment.loudness", "low, high", "≥ 0", "range of a stem's gain"),
     Field("train.steps", "int", "≥ 1, < 2147483648", "optimiser steps of the stage, a multiple of `steps_per_dispatch` like the next three"),
-    Field("train.log_every", "int", "≥ 1", "steps"),
-    Field("train.validate_every", "int", "≥ 1", "steps"),
-    Field("train.checkpoint_every", "int", "≥ 1", "steps"),
-    Field("train.steps_per_dispatch", "int", "≥ 1", "steps that run as one compiled scan"),
+    Field("train.log_every", "int", "≥ 1, < 2147483648", "steps"),
+    Field("train.validate_every", "int", "≥ 1, < 2147483648", "steps"),
+    Field("train.checkpoint_every", "int", "≥ 1, < 2147483648", "steps"),
+    Field("train.steps_per_dispatch", "int", "≥ 1, < 2147483648", "steps that run as one compiled scan"),
     Field("train.keep", "int", "≥ 1", "newest checkpoints that stay"),
     Field("train.keep_best", "int", "≥ 0", "best checkpoints by validation that stay too"),
     Field("train.checkpoints", "text", "", "another place for checkpoints, such as `gs://…`"),
-    Field("train.max_skipped", "int", "≥ 0", "steps whose loss or gradient is not finite change nothing and are counted; more than so many in a row end the run"),
-    Field("train.validation_windows", "int", "≥ 0", "windows of a validation, spread over the split; 0 takes all"),
+    Field("train.max_skipped", "int", "≥ 0, < 2147483648", "steps whose loss or gradient is not finite change nothing and are counted; more than so many in a row end the run"),
+    Field("train.validation_windows", "int", "≥ 0, < 2147483648", "windows of a validation, spread over the split; 0 takes all"),
     Field("train.wandb_project", "text", "", "logs to W&B too (pip install wandb)"),
     Field("mesh.data", "int", "-1 or ≥ 1", "devices that share the batch; -1 takes what is left"),
     Field("mesh.fsdp", "int", "-1 or ≥ 1", "devices that share the parameters too"),
-    Field("mesh.fsdp_min_size", "int", "≥ 0", "arrays of fewer elements are not split"),
+    Field("mesh.fsdp_min_size", "int", "≥ 0, < 2147483648", "arrays of fewer elements are not split"),
 )  # fmt: skip
 
 _ZERO_INIT = Field(
@@ -286,10 +286,14 @@ def _fits(field: Field, value: Any) -> bool:
     return all(_within(v, field.range) for v in numbers)
 
 
+OF_32_BITS = ", < 2147483648"  # told to whom it matters
+
+
 def _wanted(field: Field, value: Any) -> str:
     if field.kind == "text" and field.range:
         return f"one of {field.range.replace(' | ', ', ')}"
-    limits = field.range.replace(", ", " and ")
+    is_huge = _is_whole(value) and value >= 2**31
+    limits = (field.range if is_huge else field.range.removesuffix(OF_32_BITS)).replace(", ", " and ")
     for sign, words in (("≥", "at least"), (">", "above"), ("≤", "at most"), ("<", "below")):
         limits = limits.replace(sign, words)
     return limits if KINDS[field.kind][1](value) else f"{KINDS[field.kind][0]}{limits and ', '}{limits}"

@@ -24,6 +24,13 @@ def one_chip():
     return find_target("v5e:1x1")
 
 
+@pytest.mark.parametrize(
+    "name,count", [("v4:1x1x1", 1), ("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v5e:2x2", 4), ("v6e:1x1", 1), ("v6e:2x2", 4)]
+)
+def test_a_slice_has_a_device_for_each_chip(name, count):
+    assert len(find_target(name).devices) == count
+
+
 def small_unet():
     """One level below the first, with attention."""
     config = unet_base()

@@ -149,6 +149,12 @@ def test_what_a_compiler_refuses_for_want_of_memory_is_read():
     )
     found = compiled._refusal(words)
     assert (found["needs"], found["has"]) == (28.75 * 2**30, 15.75 * 2**30)
+    words = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (4.15T) exceeds "
+        "available HBM (15.75G)."
+    )
+    found = compiled._refusal(words)
+    assert (found["needs"], found["has"]) == (round(4.15 * 2**40), 15.75 * 2**30)
     assert compiled._refusal("INTERNAL: no tiles") == {"refused": "INTERNAL: no tiles"}
 
 
@@ -199,7 +205,7 @@ def test_a_gpu_s_text_names_it_and_its_architecture():
     [("v9:2x2", "KIND:SHAPE"), ("h200", "KIND:SHAPE"), ("v5e:", "KIND:SHAPE"), ("v5e:3x3", "slices of v5e are 1x1, 2x2"),
      ("v5e:32x32", "slices of v5e"), ("v5p:2x2", "three sizes"), ("v5p:2x2x3", "a multiple of 4"), ("h200:16", "h200:2x8"),
      ("h100:2x9", "at most 8"), ("h100:1x2x8", "HOSTSxN"), ("cpu:2x2", "cpu:N"), ("cpu:0", "has 0 devices"),
-     ("cpu:5000", "for 1 to 1024"), ("h200:12", "written h200:2x6")],
+     ("cpu:5000", "for 1 to 1024"), ("h200:12", "written h200:2x6"), ("cpu:٣", "KIND:SHAPE")],
 )  # fmt: skip
 def test_a_target_that_does_not_exist_is_answered_in_a_sentence(name, words, capsys):
     assert main(["plan", "--config", TOY, "--target", name]) == 2

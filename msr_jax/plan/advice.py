@@ -8,6 +8,7 @@ from msr_jax.errors import UserError
 from msr_jax.plan.plan import chips_that_hold
 
 MOST_COMPILATIONS = 8
+MOST_EXAMPLES = 1024  # per device, that are tried
 
 
 class Split(NamedTuple):
@@ -88,7 +89,7 @@ def _rematerialised(model: Mapping[str, Any]) -> str:
 
 
 def largest_batch(
-    compile_with: Callable[[int], Mapping[str, Any]], start: int, most: int = 1024
+    compile_with: Callable[[int], Mapping[str, Any]], start: int, most: int = MOST_EXAMPLES
 ) -> tuple[int, list[dict[str, Any]]]:
     """The largest number of examples per device that fits, by compiling a handful of times.
 
@@ -99,7 +100,7 @@ def largest_batch(
       compile_with: examples per device -> plan ("fits", "needs", "has").
 
     Returns:
-      (examples per device, 0 if not even one fits; what was tried, in order).
+      (examples per device, 0 if not even one fits, `most` where more was not tried; what was tried, in order).
     """
     tried: dict[int, Mapping[str, Any]] = {}
 

@@ -98,11 +98,16 @@ def _with_batch(config: dict[str, Any], batch: int) -> dict[str, Any]:
 
 
 def _fit(compile_with: Any, start: int, target: Any) -> dict[str, Any]:
-    from msr_jax.plan.advice import largest_batch
+    from msr_jax.plan.advice import MOST_EXAMPLES, largest_batch
     from msr_jax.plan.report import print_fit
 
     most, rows = largest_batch(compile_with, start)
     last = next((row for row in rows if row["examples"] == most and row["work_space"]), None)
     per_example = last["work_space"] / most if last else None
     print_fit(most, rows, per_example, target)
-    return {"examples_per_device": most, "work_space_per_example": per_example, "compiled": rows}
+    return {
+        "examples_per_device": most,
+        "is_all_that_was_tried": most == MOST_EXAMPLES,
+        "work_space_per_example": per_example,
+        "compiled": rows,
+    }

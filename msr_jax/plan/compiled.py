@@ -18,7 +18,7 @@ from msr_jax.plan.target import Target, tracing
 
 # For simulated CPU devices the program's machine code need not be quick. Memory and communication stay the same.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-FORMAT = 2  # of what is kept; another one is compiled anew
+FORMAT = 3  # of what is kept; another one is compiled anew
 GIB = 2**30
 
 
@@ -61,7 +61,7 @@ def compile_program(program: Program, target: Target) -> dict[str, Any]:
 
 
 def _key(text: str, target: Target) -> str:
-    of = [str(FORMAT), target.kind, target.name.partition(":")[2], target.compiler, jax.__version__, text]
+    of = [str(FORMAT), target.kind, target.name.lower().partition(":")[2], target.compiler, jax.__version__, text]
     return hashlib.sha256("\n".join(of).encode()).hexdigest()[:32]
 
 
@@ -94,11 +94,11 @@ def _cost(compiled: Any) -> dict[str, float] | None:
 def _refusal(message: str) -> dict[str, Any]:
     first = next((line for line in message.splitlines() if line.strip()), "no reason given")
     found: dict[str, Any] = {"refused": first[:400]}
-    sizes = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", message) or re.search(
-        r"([\d.]+)([KMG])i?B? exceeds available HBM \(([\d.]+)([KMG])", message
+    sizes = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message) or re.search(
+        r"([\d.]+)([KMGT])i?B?\)? exceeds available HBM \(([\d.]+)([KMGT])", message
     )
     if sizes:
-        unit = {"K": 2**10, "M": 2**20, "G": GIB}
+        unit = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
         found["needs"] = round(float(sizes[1]) * unit[sizes[2]])
         found["has"] = round(float(sizes[3]) * unit[sizes[4]])
     return found

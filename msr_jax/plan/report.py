@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from msr_jax.plan.advice import MOST_EXAMPLES
 from msr_jax.plan.plan import ASSUMED_UTILISATION, GPU_SHARE
 from msr_jax.plan.target import Target
 
@@ -77,7 +78,8 @@ def print_fit(most: int, rows: list[dict[str, Any]], per_example: float | None, 
         said = "fits" if row["fits"] else "does not fit"
         size = f", work space {row['work_space'] / 1e9:.2f} GB" if row["work_space"] else ""
         _line("tried", f"{row['examples']} on a device: {said}{size}")
-    _line("largest batch", f"{most} on each of the devices of {target.name}, {len(rows)} compilations")
+    at_least = "at least " if most == MOST_EXAMPLES else ""  # more is not tried
+    _line("largest batch", f"{at_least}{most} on each of the devices of {target.name}, {len(rows)} compilations")
     if per_example is not None:
         _line("per example", f"{per_example / 1e9:.3f} GB of work space")
 

@@ -57,7 +57,7 @@ def find_target(name: str) -> Target:
       UserError: no such kind or topology, or the package that brings the compiler is missing.
     """
     kind, _, shape = name.lower().partition(":")
-    if kind not in (*CHIPS, "cpu") or not re.fullmatch(r"\d{1,5}(x\d{1,5})*", shape):
+    if kind not in (*CHIPS, "cpu") or not re.fullmatch(r"[0-9]{1,5}(x[0-9]{1,5})*", shape):
         raise UserError(
             f"--target is KIND:SHAPE with a kind among {', '.join(CHIPS)}, cpu, such as {EXAMPLES}; not '{name}'"
         )
@@ -92,8 +92,12 @@ def _tpus(name: str, kind: str, shape: str) -> Target:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--target {name} needs the TPU's compiler, which is not here: pip install 'msr_jax[tpu]'")
     try:
-        one = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) == {"1", "x"} else {}  # a host's four chips otherwise
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **one).devices
+        more: dict[str, Any] = (
+            {"chips_per_host_bounds": (1, 1, 1)} if set(shape) == {"1", "x"} else {}
+        )  # else a host's four
+        if kind == "v4":  # as on the machine itself: both cores of a chip are one device
+            more["chip_config_name"] = "megacore"
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **more).devices
     except Exception as error:  # whatever libtpu throws for a slice that it does not know
         raise UserError(
             f"--target {name} is no slice that libtpu knows ({first_line(error)}); such are {EXAMPLES}"
