@@ -115,5 +115,5 @@ while true; do
     exit "$code"
   fi
   attempt=$((attempt + 1))
-  echo "local.sh: a process ended with code $code; starting again ($attempt of $restarts)"
+  echo "local.sh: a process ended with code $code; starting again ($attempt of $restarts)" >&2
 done

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +77,90 @@ def test_stems_of_an_earlier_run_into_the_searched_folder_are_no_songs(given, ou
         assert len(without_stems(find_tasks(order, tmp_path / out), STEMS)) == 3
     with pytest.raises(UserError, match="would replace a song"):
         check_stems([first[0], *find_tasks([named], tmp_path / out)], STEMS, "wav", is_any_format=True)
+
+
+def test_a_stem_by_a_name_that_the_model_has_not_is_no_song_where_others_of_its_song_are(tmp_path):
+    for name in ("one.wav", f"one/{STEMS[0]}.wav", "one/rest.wav", "two.wav", "two/rest.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    left = without_stems(find_tasks([tmp_path], tmp_path), STEMS)
+    assert {str(task.song.relative_to(tmp_path)) for task in left} == {"one.wav", "two.wav", "two/rest.wav"}
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.*"])
+def test_linked_folders_are_searched_and_each_song_is_found_once(library, tmp_path, pattern):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "four.wav").touch()
+    (library / "b" / "round").symlink_to(library)
+    (library / "more").symlink_to(tmp_path / "elsewhere")
+    songs = [task.song.name for task in find_tasks([f"{library}{pattern}"], tmp_path / "out")]
+    assert sorted(songs) == sorted({*songs}) and "four.wav" in songs
+
+
+def test_a_folder_that_cannot_be_searched_is_named(tmp_path, monkeypatch, caplog):
+    def walk(folder, onerror, **_):
+        onerror(PermissionError(13, "Permission denied", str(refused)))
+        return [(str(tmp_path), [], ["a.wav"])]
+
+    monkeypatch.setattr("msr_jax.separate.catalogue.os.walk", walk)
+    refused = tmp_path / "locked"
+    with caplog.at_level("INFO"):
+        assert len(find_tasks([tmp_path], tmp_path / "out")) == 1
+    assert "locked cannot be searched (Permission denied)" in caplog.text
+    refused = tmp_path
+    with pytest.raises(UserError, match="cannot be searched: Permission denied"):
+        find_tasks([tmp_path], tmp_path / "out")
+
+
+def test_stems_that_a_manifest_says_to_be_another_song_s_are_not_this_one_s(tiny_model, tmp_path, capsys):
+    for k, album in enumerate("AB"):
+        (tmp_path / album).mkdir()
+        soundfile.write(tmp_path / album / "01.wav", (k + 1) * 0.1 * np.ones(3000), TINY_RATE)
+    tell = ["--manifest", str(tmp_path / "m.jsonl")]
+    separate = lambda album, *more: main(
+        [
+            "separate",
+            str(tmp_path / album),
+            "-o",
+            str(tmp_path / "out"),
+            "--model",
+            str(tiny_model),
+            "--refine",
+            "none",
+            *tell,
+            *more,
+        ]
+    )
+    assert [separate("A"), separate("A"), separate("B"), separate("B", "--overwrite"), separate("B")] == [0, 0, 2, 0, 0]
+    assert f"are stems of {tmp_path}/A/01.wav, by the manifest" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [(Path(row["source"]).parent.name, bool(row["error"]), bool(row["stems"])) for row in rows] == [
+        ("A", False, True), ("B", True, False), ("B", False, True)
+    ]  # fmt: skip
+
+
+def test_stems_that_another_run_wrote_meanwhile_are_kept(tiny_model, tmp_path, monkeypatch, capsys):
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(3000), TINY_RATE)
+    real = os.replace
+    separate = [
+        "separate",
+        str(tmp_path / "a.wav"),
+        "-o",
+        str(tmp_path / "out"),
+        "--model",
+        str(tiny_model),
+        "--refine",
+        "none",
+    ]
+
+    def meanwhile(source, place):
+        if str(place) == str(tmp_path / "out" / "a"):
+            shutil.copytree(source, place)
+        real(source, place)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    assert main(separate) == 0
+    assert "kept" in capsys.readouterr().out
 
 
 def test_a_file_under_two_spellings_is_one_song(library):

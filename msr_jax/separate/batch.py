@@ -15,9 +15,9 @@ from msr_jax.separate.chunks import ahead
 from msr_jax.separate.demix import Demix
 from msr_jax.separate.engine import Separator, load
 from msr_jax.separate.ensemble import Ensemble, load_ensemble, parse_member
-from msr_jax.separate.manifest import sha256_of
+from msr_jax.separate.manifest import Manifest, sha256_of
 from msr_jax.separate.places import at_hand
-from msr_jax.separate.songs import Output, Task, Written, about_song, levels_of, stems_of, write_stems
+from msr_jax.separate.songs import Output, Task, Written, WrittenMeanwhile, about_song, levels_of, stems_of, write_stems
 from msr_jax.weights.model_folder import ALL_STEMS, BUNDLED
 
 SONGS = 2  # that are begun beside the one that is written
@@ -102,10 +102,16 @@ class Batch:
                 yield here, about
                 yield from stems_of(self.separator, here.song, about.info)
 
-    def finish(self, begun: "Begun", progress: Callable[[AudioInfo], Callable[[int], Any]] | None = None) -> Outcome:
+    def finish(
+        self,
+        begun: "Begun",
+        progress: Callable[[AudioInfo], Callable[[int], Any]] | None = None,
+        manifest: Manifest | None = None,
+    ) -> Outcome:
         """Write what is missing of a song. What is wrong with it comes back as the outcome's error.
 
         Args:
+          manifest: tells whose the stems are that are there.
           progress: is given the song's sizes when they are known, and gives what is called with the samples done.
         """
         started = time.perf_counter()
@@ -119,6 +125,13 @@ class Batch:
         try:
             with closing(made):
                 sha256 = next(made)
+                if manifest and (owner := manifest.other_owner(sha256, stems.values())):
+                    kept, stems = [], {}
+                    whose = f"{owner}, by the manifest" if owner != task.source else "what this file was before"
+                    raise UserError(
+                        f"{task.source}: in {task.folder} are stems of {whose}; name another folder with -o, or replace them "
+                        "with --overwrite"
+                    )
                 if missing:
                     here, about = next(made)
                     update = progress(about.info) if progress else None
@@ -127,6 +140,9 @@ class Batch:
             if written:
                 levels, seconds = levels | written.levels, written.seconds
                 stems = stems | written.paths
+        except WrittenMeanwhile:
+            kept, stems = list(paths), paths
+            levels, seconds = levels_of(stems)
         except UserError as problem:
             error = str(problem)
         row = {

@@ -2,7 +2,6 @@
 
 import glob
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from string import Formatter
@@ -88,7 +87,7 @@ def find_tasks(
             if not found:
                 raise UserError(f"{place} holds no audio files; name one that does, or a song")
         elif not os.path.exists(place) and glob.has_magic(place):
-            paths = [p for p in sorted(glob.glob(place, recursive=True)) if not os.path.isdir(p)]
+            paths = _each_once(p for p in sorted(glob.glob(place, recursive=True)) if not os.path.isdir(p))
             found = names.below_common(_outside(paths, _beginning(place), out))
         else:
             found, is_found = [names.task(place, "")], False
@@ -115,12 +114,18 @@ def _add(tasks: dict[str, Task], more: Iterable[Task]) -> None:
 
 def _check_places(tasks: Sequence[Task]) -> None:
     """Raises UserError if two songs would share a place."""
-    for (shared, name), count in Counter((task.folder, task.names) for task in tasks).most_common(1):
-        if count > 1:
-            place = (
-                f"two songs are named {shared.name}" if name == "{stem}.{ext}" else f"the stems of two songs are {name}"
-            )
-            raise UserError(f"{place} and would share a folder; separate them into different folders")
+    by_place: dict[tuple, list[Task]] = {}
+    for task in tasks:
+        by_place.setdefault((task.folder, task.names), []).append(task)
+    shared = [together for together in by_place.values() if len(together) > 1]
+    if shared:
+        one, other = shared[0][:2]
+        is_own = one.names == "{stem}.{ext}"
+        place = f"two songs are named {one.folder.name}" if is_own else f"the stems of two songs are {one.names}"
+        more = f" (and {len(shared) - 1} more such names)" if len(shared) > 1 else ""
+        raise UserError(
+            f"{place} and would share a folder: {one.source} and {other.source}{more}; separate them into different folders"
+        )
 
 
 class _Names:
@@ -186,11 +191,41 @@ def _outside(songs: Sequence[str], start: str, out: Path) -> list[str]:
     return list(songs) if is_in_out(start) else [song for song in songs if not is_in_out(song)]
 
 
+def _each_once(songs: Iterable[str]) -> list[str]:
+    """Without those that were found in the same folder before, on another way to it: a link may lead round in circles."""
+    found: dict[tuple[str, str], str] = {}
+    for song in songs:
+        folder, name = os.path.split(song)
+        found.setdefault((os.path.realpath(folder), name), song)
+    return list(found.values())
+
+
 def _songs_in(folder: Path, out: Path) -> list[str]:
-    """Audio files at any depth; those of hidden names and those in `out` are not for it."""
-    found, own = [], out.resolve()
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and (Path(place) / n).resolve() != own)
+    """Audio files at any depth, in linked folders too; those of hidden names and those in `out` are not for it.
+
+    Raises:
+      UserError: the folder cannot be searched. Of those below it that cannot, the log tells.
+    """
+
+    def tell(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise UserError(f"{folder} cannot be searched: {error.strerror}") from error
+        log.info(f"{error.filename} cannot be searched ({error.strerror}); what is in there is left out")
+
+    found: list[str] = []
+    start, own = os.path.realpath(folder), os.path.realpath(out)
+    seen = {start, own}  # links may lead round in circles
+    is_in_out = lambda real: Path(real).is_relative_to(own)
+
+    def is_new(place: str) -> bool:
+        real = os.path.realpath(place)
+        if real in seen or (is_in_out(real) and not is_in_out(start)):
+            return False
+        seen.add(real)
+        return True
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=tell):
+        folders[:] = [n for n in sorted(folders) if not n.startswith(".") and is_new(os.path.join(place, n))]
         found += [
             os.path.join(place, n)
             for n in sorted(names)
@@ -222,11 +257,15 @@ def without_stems(tasks: Sequence[Task], stems: Sequence[str]) -> list[Task]:
     if not any(task.is_found for task in tasks):
         return list(tasks)
     places = {place.removesuffix(".wav") for task in tasks for place in _places(task, stems, "wav")}
+    songs = [_spellings(task) if task.is_found else set() for task in tasks]
+    is_stem = [any(os.path.splitext(song)[0] in places for song in spelled) for spelled in songs]
+    # What else lies in a song's own folder beside such a stem is one by another name: a residual, or another model's.
+    own = {os.path.realpath(task.folder) for task in tasks if not task.is_shared}
+    own &= {os.path.dirname(song) for spelled, is_one in zip(songs, is_stem, strict=True) if is_one for song in spelled}
     left: list[Task] = []
     dropped: list[Task] = []
-    for task in tasks:
-        songs = _spellings(task) if task.is_found else set()
-        (dropped if any(os.path.splitext(song)[0] in places for song in songs) else left).append(task)
+    for task, spelled, is_one in zip(tasks, songs, is_stem, strict=True):
+        (dropped if is_one or any(os.path.dirname(song) in own for song in spelled) else left).append(task)
     if dropped:
         log.info(
             f"taken for stems, as they are where those of other songs go: {len(dropped)} files, such as {dropped[0].song}"
@@ -244,5 +283,7 @@ def check_stems(tasks: Sequence[Task], stems: Sequence[str], suffix: str, is_any
     for task in tasks:
         for place in _places(task, stems, suffix):
             if key(place) in songs:
-                raise UserError(f"the stem {place} would replace a song that is to be separated; name another folder")
+                raise UserError(
+                    f"the stem {place} would replace a song that is to be separated, unless it is a stem of an earlier run; name another folder, or the songs themselves"
+                )
     _check_places(tasks)

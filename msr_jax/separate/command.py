@@ -205,21 +205,21 @@ def main(argv: list[str]) -> int:
     if not args.overwrite:
         tasks = without_stems(tasks, all_stems(separator))
     check_stems(tasks, separator.stems, args.format, is_any_format=args.overwrite)
-    is_alone = len(tasks) == 1 and shards == 1 and not args.manifest
+    is_alone = len(tasks) == 1 and shards == 1
     tasks = tasks[shard - 1 :: shards]
     batch = Batch(args, separator)
     is_told = lambda source, stems: not args.json and (manifest is None or manifest.has(source, stems))
     told = _Teller(args, separator)
-    problems = []
+    problems: list[str] = []
     console = Console()
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=args.json or not console.is_terminal) as bar:
-        told.say = lambda text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        told.say = lambda text: bar.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
         whole = bar.add_task(f"{len(tasks)} songs", total=len(tasks), visible=len(tasks) > 1)
         for begun in begun_ahead(batch, tasks, is_told):
             task = begun.task
@@ -229,17 +229,18 @@ def main(argv: list[str]) -> int:
                 bar.reset(shown, total=info.frames, visible=True)
                 return lambda done: bar.update(shown, completed=done)
 
-            outcome = batch.finish(begun, update)
-            if outcome.error:
-                if is_alone and args.json:
-                    told.song(outcome)
-                if is_alone or (args.out.exists() and shutil.disk_usage(args.out).free < FULL_DISK):
-                    raise UserError(outcome.error)
-                problems.append(outcome.error)
+            outcome = batch.finish(begun, update, manifest)
             if (row := outcome.row) and manifest:
                 if outcome.written or not manifest.tells(row):
                     manifest.add(row)
             told.song(outcome)
+            if outcome.error:
+                is_full = args.out.exists() and shutil.disk_usage(args.out).free < FULL_DISK
+                if is_full and problems:
+                    told.problems(problems, len(tasks))
+                if is_full or is_alone:
+                    raise UserError(outcome.error)
+                problems.append(outcome.error)
             if len(tasks) > 1:
                 bar.remove_task(shown)
             bar.advance(whole)
@@ -272,13 +273,17 @@ class _Teller:
                 numbers = ", ".join(f"{count} in {written.paths[stem].name}" for stem, count in clipped.items())
                 self.say(f"  samples beyond ±1, clipped: {numbers}; --peak scale or wav of 32 bits keeps their shape")
             if written.gain != 1:
-                self.say(f"  all stems by {20 * math.log10(written.gain):.2f} dB, so that none passes ±1")
+                which = "these stems (not those that were kept)" if outcome.kept else "all stems"
+                self.say(f"  {which} by {20 * math.log10(written.gain):.2f} dB, so that none passes ±1")
 
     def end(self, problems: Sequence[str], songs: int) -> None:
         others = [name for name in self.separator.members[0].refinements if name != "none"]
         if refinement_of(self.separator) == "none" and others and not self.is_json:
             dial = f"--refine {'|'.join(others)} takes longer and may come nearer"
             print(f"not refined; {dial}")
+        self.problems(problems, songs)
+
+    def problems(self, problems: Sequence[str], songs: int) -> None:
         if problems:
             print(f"NOT separated: {len(problems)} of {songs} songs", file=sys.stderr)
             for problem in problems:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ class Manifest:
 
     A line has `source` (as it was named), `sha256` (of that file), `model`, `settings`, `stems` ({name: path}), `levels` ({name:
     RMS in dB below full scale, null for silence}), `seconds` (of audio), `work_seconds`, `kept` (stems that were there before) and
-    `error` (null, or the sentence). Of several lines of a source the last one counts: it may have been made again.
+    `error` (null, or the sentence). `model` and `settings` are of the run that wrote the line, also for stems that it kept.
+    Of several lines of a source the last one counts: it may have been made again.
     """
 
     def __init__(self, path: Path):
@@ -34,6 +35,7 @@ class Manifest:
         self.path = path
         self.done: dict[str, set[tuple[str, ...]]] = {}  # by source, its stems' places, of lines since its last error
         self.errors: dict[str, str | None] = {}  # by source, of its last line
+        self.owners: dict[str, tuple[str, str | None]] = {}  # by a stem's place, the source and its hash
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked() as file:
@@ -60,6 +62,14 @@ class Manifest:
         source, error = row["source"], row["error"]
         return self.errors.get(source) == error if error else self.has(source, row["stems"])
 
+    def other_owner(self, sha256: str | None, stems: Iterable[Any]) -> str | None:
+        """The source of another song, by its hash, that a line says one of these places to be of."""
+        for place in map(str, stems):
+            source, of = self.owners.get(place, ("", None))
+            if sha256 and of and of != sha256:
+                return source
+        return None
+
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a line. Raises UserError, as on a full disk."""
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
@@ -75,6 +85,7 @@ class Manifest:
         self.errors[row["source"]] = row["error"]
         if row["error"] is None:
             self.done.setdefault(row["source"], set()).add(_places(row["stems"]))
+            self.owners |= dict.fromkeys(map(str, row["stems"].values()), (row["source"], row.get("sha256")))
         else:
             self.done.pop(row["source"], None)
 

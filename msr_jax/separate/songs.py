@@ -82,6 +82,10 @@ class Written(NamedTuple):
     gain: float  # of all stems, 1 but for `peak` "scale"
 
 
+class WrittenMeanwhile(UserError):
+    """Another run has written the same song's stems; they are whole."""
+
+
 class About(NamedTuple):
     """What is known of a song before it is separated."""
 
@@ -156,8 +160,10 @@ def write_stems(
                 _put(beside, folder)
             except OSError as error:
                 if all(path.is_file() for path in task.paths(stems, output.suffix).values()):
-                    raise UserError(f"another run has written {folder} meanwhile; its stems stay") from error
+                    raise WrittenMeanwhile(f"another run has written {folder} meanwhile; its stems stay") from error
                 raise UserError(f"cannot write {folder}: {error.strerror}") from error
+    except WrittenMeanwhile:
+        raise
     except UserError as error:  # in the words of what was asked for
         raise UserError(str(error).replace(str(beside), str(folder)).replace(str(unscaled), str(folder))) from error
     finally:
