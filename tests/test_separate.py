@@ -304,6 +304,15 @@ def test_chunks_are_as_many_segments_as_the_model_says_and_a_short_song_needs(ti
         msr_jax.load(tiny_model, segments=0)
 
 
+def test_a_song_too_loud_for_the_model_is_refused_and_not_separated_into_nan(tiny_model):
+    noise = np.random.default_rng(0).standard_normal(3000)
+    separator = msr_jax.load(tiny_model, "none")
+    with pytest.raises(UserError, match="gives NaN or infinite samples"):
+        separator.separate(1e25 * noise, TINY_RATE)
+    with pytest.raises(UserError, match="NaN or inf"):
+        separator.separate(1e300 * noise, TINY_RATE)
+
+
 def test_without_overlap_joints_are_cross_faded_over_five_milliseconds(tiny_model):
     assert msr_jax.load(tiny_model, overlap=0)._chunk(None) == (TINY_SEGMENT, RATE * 5 // 1000)
 

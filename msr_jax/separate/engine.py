@@ -195,6 +195,10 @@ class Separator(AudioSeparator):
         mixtures = np.stack([chunks[chunk][:, groups[group]] for chunk, group in index])
         places = index + np.array([first, 0])
         for (chunk, group), stems in zip(index, self.network(mixtures, places, self.seed), strict=True):
+            if not np.isfinite([stems.max(), stems.min()]).all():  # neither passes over a NaN
+                raise UserError(
+                    "the model gives NaN or infinite samples; is the song far louder than ±1, or are the weights damaged?"
+                )
             for own, channel in enumerate(groups[group]):  # a doubled channel gets the mean of its two results
                 times = np.count_nonzero(groups[group] == channel)
                 out[chunk, :, :, channel] += stems[..., own] if times == 1 else stems[..., own] / times

@@ -164,7 +164,8 @@ def checked(audio: ArrayLike, channels: int | None = None) -> np.ndarray:
     audio = _as_array(audio)
     if audio.dtype.kind != "f" and audio.dtype.name != "bfloat16":
         raise UserError(f"audio must be floating-point samples in about [-1, 1], not {audio.dtype}")
-    audio = audio.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
+        audio = audio.astype(np.float32, copy=False)
     if audio.ndim not in (1, 2):
         raise UserError(f"audio must be (samples,) or (samples, channels) with at least one sample, not {audio.shape}")
     wide = audio[:, None] if audio.ndim == 1 else audio
