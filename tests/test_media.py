@@ -1,5 +1,7 @@
 """Audio that libsndfile does not know, by PyAV or the program ffmpeg; and `.stem.mp4` files with any stems."""
 
+import gc
+import inspect
 import json
 import os
 import struct
@@ -241,6 +243,34 @@ def test_stems_of_an_mp4_are_those_of_musdb18_unless_it_names_others(tmp_path):
     assert [strongest(x) for x in read.audio] == pytest.approx([400, 300], abs=2)
     with pytest.raises(UserError, match="holds no drums; its stems are guitar, piano"):
         read_track(named, ("drums",), RATE)
+
+
+def test_stems_of_one_name_are_numbered_and_those_without_take_their_place_as_name(tmp_path):
+    path = stem_mp4(tmp_path / "a.stem.mp4")
+    original = path.read_bytes()
+    for names, streams in (
+        (["Drums", "Bass", "Synth", "Synth"], ["drums", "bass", "synth", "synth 2"]),
+        (["Synth", "Synth", "Synth 2", "Mixture"], ["synth", "synth 3", "synth 2", "mixture 2"]),
+        (["Drums", "", None, "Vox"], ["drums", "stem 2", "stem 3", "vox"]),
+        (["Stem"] * 4, ["drums", "bass", "other", "vocals"]),
+        ([""] * 4, ["drums", "bass", "other", "vocals"]),
+    ):
+        path.write_bytes(original)
+        assert streams_of(with_names(path, names)) == ["mixture", *streams]
+
+
+def test_a_decoder_ends_with_its_file(tmp_path):
+    with media.open_media(encode(tmp_path / "a.oga", [tone()]), "ogg") as (_, blocks):
+        next(blocks)
+    decoding = [g for g in gc.get_objects() if inspect.isgenerator(g) and g.__name__ == "decode"]
+    assert not any(inspect.getgeneratorstate(g) == inspect.GEN_SUSPENDED for g in decoding)
+    del blocks  # which has held them
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_about_how_long_a_media_file_is_is_known_before_it_is_read(tmp_path, name):
+    info = audio_info(encode(tmp_path / name, [tone(seconds=2)]))
+    assert info.frames is None and info.about == pytest.approx(2 * info.sample_rate, rel=0.1)
 
 
 def test_a_damaged_stem_mp4_is_a_sentence(tmp_path):

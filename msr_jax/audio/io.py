@@ -49,7 +49,7 @@ class AudioInfo(NamedTuple):
     """What the header of an audio file says.
 
     `frames` is samples per channel, None where the header does not tell; `mask` has a bit for each speaker, by the order of
-    WAVEFORMATEXTENSIBLE, 0 where none are named.
+    WAVEFORMATEXTENSIBLE, 0 where none are named; `about` is samples per channel, roughly, where `frames` is None and that is known.
     """
 
     frames: int | None
@@ -57,6 +57,7 @@ class AudioInfo(NamedTuple):
     sample_rate: int
     subtype: str
     mask: int = 0
+    about: int | None = None
 
 
 def _readable(path: str | Path) -> Path:
@@ -142,7 +143,8 @@ def _opened(path: Path) -> Iterator[tuple[AudioInfo, Callable[[int], np.ndarray]
             if kind == "ogg" and _ogg_is_cut(file):
                 raise UserError(f"{path} is cut off: its last page is missing or incomplete") from error
             media, blocks = stack.enter_context(open_media(path, kind))
-            yield AudioInfo(None, media.channels, media.sample_rate, "", media.mask), _by_length(blocks)
+            about = round(media.about * media.sample_rate) if media.about else None
+            yield AudioInfo(None, media.channels, media.sample_rate, "", media.mask, about), _by_length(blocks)
             return
         if opened.frames == 0:
             raise UserError(f"{path} holds no audio samples")

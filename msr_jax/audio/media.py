@@ -11,7 +11,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from itertools import chain
@@ -49,12 +49,13 @@ SHORT = 0.2  # seconds by which a whole file may be shorter than its header says
 
 
 class MediaInfo(NamedTuple):
-    """A stream of audio; `mask` as `AudioInfo.mask`, `seconds` None where the header does not tell."""
+    """A stream of audio; `mask` as `AudioInfo.mask`, `seconds` None where the header does not tell; `about` may be an estimate."""
 
     channels: int
     sample_rate: int
     mask: int
     seconds: float | None
+    about: float | None = None
 
 
 def media_format(file: BinaryIO) -> str | None:
@@ -156,7 +157,7 @@ def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, It
             source, resampler = container.streams.audio[stream], av.AudioResampler(format="flt")
             packets: dict[str, float] = {}
 
-            def decode() -> Iterator[Any]:
+            def decode() -> Generator[Any, None, None]:
                 try:
                     for packet in container.demux(source):
                         if packet.pts is not None and packet.duration and packet.time_base:
@@ -178,8 +179,11 @@ def _by_pyav(path: Path, kind: str, stream: int) -> Iterator[tuple[MediaInfo, It
                 seconds = float(source.duration * source.time_base)
             elif kind in TELLS_LENGTH and container.duration:
                 seconds = container.duration / av.time_base
-            info = MediaInfo(len(names), first.sample_rate, mask, seconds)
-            yield info, (frame.to_ndarray().reshape(-1, len(names)) for frame in chain([first], frames)), packets
+            about = container.duration / av.time_base if container.duration else seconds
+            info = MediaInfo(len(names), first.sample_rate, mask, seconds, about)
+            # Else they may end with the interpreter, where PyAV has no errors to be caught any more.
+            with closing(frames):
+                yield info, (frame.to_ndarray().reshape(-1, len(names)) for frame in chain([first], frames)), packets
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 import json
 import struct
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +21,8 @@ STREAMS = ("mixture", "drums", "bass", "other", "vocals")  # of MUSDB18, whose f
 def streams_of(track: Path) -> list[str]:
     """Names of a file's streams of audio, in lower case: the mixture, then the stems as the file names them, or MUSDB18's.
 
+    Of names that are there several times all but the first get a number: synth, synth 2.
+
     Raises:
       UserError: the file cannot be opened.
     """
@@ -28,12 +32,19 @@ def streams_of(track: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"{track} cannot be read ({error.strerror})") from error
     try:
-        names = [str(stem["name"]).strip().lower() for stem in json.loads(told)["stems"]]
-    except (ValueError, KeyError, TypeError):
+        stems = json.loads(told)["stems"]
+        names = [str(stem.get("name") or "").strip().lower() or f"stem {k}" for k, stem in enumerate(stems, 1)]
+    except (ValueError, KeyError, TypeError, AttributeError):
         names = []
     # What the tool that made MUSDB18 wrote by itself says nothing.
-    is_told = len(set(names)) == len(names) > 0 and all(names) and not all(name.startswith("stem") for name in names)
-    return ["mixture", *names] if is_told else list(STREAMS)
+    if all(name.startswith("stem") for name in names):
+        return list(STREAMS)
+    told_names, numbers = set(names), defaultdict[str, Iterator[int]](lambda: count(2))
+    streams = dict.fromkeys(STREAMS[:1])
+    for name in names:
+        free = (one for k in numbers[name] if (one := f"{name} {k}") not in told_names)
+        streams[next(free) if name in streams else name] = None
+    return list(streams)
 
 
 def read_streams(track: Path, stems: Sequence[str]) -> Iterator[tuple[str, np.ndarray, int]]:
