@@ -25,6 +25,8 @@ def library(tmp_path):
         "a/two.mp3",
         "b/one.flac",
         "b/c/three.ogg",
+        "b/c/four.stem.mp4",
+        "b/c/film.mp4",
         "b/cover.jpg",
         "b/._one.flac",
         "b/.trash/x.wav",
@@ -43,7 +45,7 @@ def test_a_folder_s_songs_keep_their_folders_and_nothing_else_is_a_song(library)
     out = library / "a" / "stems"
     (out / "one").mkdir(parents=True)
     (out / "one" / "bass.wav").touch()
-    assert folders(find_tasks([library], out), out) == ["a/one", "a/two", "b/one", "b/c/three"]
+    assert folders(find_tasks([library], out), out) == ["a/one", "a/two", "b/one", "b/c/four", "b/c/three"]
 
 
 def test_patterns_and_lists_keep_folders_below_the_common_one_and_files_do_not(library, tmp_path):
@@ -165,7 +167,7 @@ def test_stems_that_another_run_wrote_meanwhile_are_kept(tiny_model, tmp_path, m
 
 def test_a_file_under_two_spellings_is_one_song(library):
     one = library / "a" / "one.WAV"
-    assert len(find_tasks([one, library / "a" / ".." / "a" / "one.WAV", library], library.parent / "out")) == 4
+    assert len(find_tasks([one, library / "a" / ".." / "a" / "one.WAV", library], library.parent / "out")) == 5
 
 
 def test_what_names_no_songs_is_refused(library, tmp_path):

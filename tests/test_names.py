@@ -31,7 +31,16 @@ def latin_corpus(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name,folder", [("a.wav", "a"), ("...wav", "...wav"), (".wav", ".wav"), ("a.b.flac", "a.b"), ("..a.wav", "..a")]
+    "name,folder",
+    [
+        ("a.wav", "a"),
+        ("...wav", "...wav"),
+        (".wav", ".wav"),
+        ("a.b.flac", "a.b"),
+        ("..a.wav", "..a"),
+        ("a.Stem.mp4", "a"),
+        ("...stem.mp4", "...stem.mp4"),
+    ],
 )
 def test_a_songs_folder_is_always_inside_of_the_one_that_was_named(tmp_path, name, folder):
     assert folder_name(tmp_path / name) == folder

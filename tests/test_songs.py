@@ -5,6 +5,7 @@ import pytest
 import soundfile
 import soxr
 
+from msr_jax.audio import io
 from msr_jax.cli import main
 from msr_jax.errors import UserError
 from msr_jax.separate.chunks import resampled_stems
@@ -89,6 +90,19 @@ def test_a_stem_that_is_made_again_has_the_gain_of_all_stems(tmp_path):
     again = write_stems(stems_of(Halves(), path, about.info), Task(path, tmp_path / "out"), about, output, ["soft"])
     assert again.gain == first.gain < 1
     np.testing.assert_array_equal(soundfile.read(again.paths["soft"])[0], stems["soft"])
+
+
+def test_stems_of_a_song_that_tells_its_length_only_roughly_may_pass_4_gb(tmp_path, monkeypatch):
+    path = song(tmp_path / "song.wav", level=1)
+    monkeypatch.setattr(io, "WAV_BYTES", 50_000)  # stands for 4 GB; a stem has 96,000
+    about = about_song(path, Output())
+    rough, unknown = (about._replace(info=about.info._replace(frames=None, about=n)) for n in (12_000, None))
+    write = lambda about, *output: write_stems(
+        stems_of(Halves(), path, about.info), Task(path, tmp_path / "out"), about, Output(*output), ["loud"]
+    )
+    assert soundfile.info(write(rough).paths["loud"]).format == "RF64"
+    # What is there for a moment is a WAV file too.
+    assert soundfile.info(write(unknown, "flac", None, "scale").paths["loud"]).frames == 12_000
 
 
 def test_stems_join_a_folder_that_another_song_has_made_meanwhile(tmp_path):

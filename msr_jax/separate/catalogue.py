@@ -7,12 +7,14 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 
 from msr_jax.audio.headers import AUDIO_SUFFIXES
+from msr_jax.data.stem_mp4 import SUFFIX
 from msr_jax.errors import UserError
 from msr_jax.messages import log
 from msr_jax.process import parse_shard
 from msr_jax.separate.places import find_urls, is_url, local_path, name_of, read_list
-from msr_jax.separate.songs import Task
+from msr_jax.separate.songs import Task, song_name
 
+SONG_SUFFIXES = frozenset({*AUDIO_SUFFIXES, SUFFIX})  # in folders; of `.stem.mp4` the mixture is separated
 FILENAME = "{folder}/{track}/{stem}.{ext}"
 # Who one is among how many, as launchers tell it; JAX's own processes first, then `mpirun`, `srun`, a pod's hosts.
 RANKS = (
@@ -24,7 +26,8 @@ RANKS = (
 
 def folder_name(song: Path) -> str:
     """The name of a song's folder of stems: the song's without suffix, or all of it where only dots would be left (`...wav`)."""
-    return song.stem if song.stem.strip(".") else song.name
+    name = song_name(song)
+    return name if name.strip(".") else song.name
 
 
 def find_shard(
@@ -76,7 +79,7 @@ def find_tasks(
     for place in map(str, given):
         is_found = True
         if is_url(place):
-            urls, folder = find_urls(place, AUDIO_SUFFIXES)
+            urls, folder = find_urls(place, SONG_SUFFIXES)
             if urls == [place]:
                 found, is_found = [names.task(place, "")], False
             else:
@@ -229,7 +232,7 @@ def _songs_in(folder: Path, out: Path) -> list[str]:
         found += [
             os.path.join(place, n)
             for n in sorted(names)
-            if not n.startswith(".") and Path(n).suffix.lower() in AUDIO_SUFFIXES
+            if not n.startswith(".") and n.lower().endswith(tuple(SONG_SUFFIXES))
         ]
     return found
 

@@ -87,7 +87,7 @@ def find_urls(url: str, suffixes: frozenset[str]) -> tuple[list[str], str | None
             return [whole(p) for p in sorted(system.glob(path)) if not system.isdir(p)], None
         if not system.isdir(path):
             return [url], None
-        found = sorted(p for p in system.find(path) if PurePosixPath(p).suffix.lower() in suffixes)
+        found = sorted(p for p in system.find(path) if str(p).lower().endswith(tuple(suffixes)))
         hidden = lambda p: any(part.startswith(".") for part in PurePosixPath(str(p).removeprefix(str(path))).parts)
         return [whole(p) for p in found if not hidden(p)], whole(path)
 

@@ -11,12 +11,16 @@ import numpy as np
 
 from msr_jax.audio.io import AudioInfo, AudioWriter, audio_info, check_rate, read_blocks, seekable, writable_rate
 from msr_jax.audio.tags import Tags, read_tags, stem_tags
+from msr_jax.data.stem_mp4 import SUFFIX
+from msr_jax.data.tracks import is_mp4
 from msr_jax.errors import UserError
 from msr_jax.files import PASSING, clear, clear_left_over, passing
 from msr_jax.separate.chunks import resampled_stems
 from msr_jax.separate.interface import AudioSeparator
 
 BLOCK_SECONDS = 10
+LARGE = 2**62  # samples: more than a WAV file of any kind but RF64 has room for
+MARGIN = 1.01  # of a length that is known roughly
 SUBTYPES = {"16": "PCM_16", "24": "PCM_24", "32f": "FLOAT"}
 ROUNDING = 1e-6  # above 1 that is no clipping
 
@@ -93,6 +97,11 @@ class About(NamedTuple):
     tags: Tags | None
 
 
+def song_name(song: Path) -> str:
+    """A song's name without its suffix, which is all of `.stem.mp4`, as where tracks are scored."""
+    return song.name[: -len(SUFFIX)] if is_mp4(song) else song.stem
+
+
 def about_song(song: Path, output: Output) -> About:
     """Raises UserError if it cannot be read."""
     return About(audio_info(song), read_tags(seekable(song)) if output.with_tags else None)
@@ -139,19 +148,22 @@ def write_stems(
     beside = folder if folder.exists() or task.is_shared else passing(folder)
     unscaled = passing(folder.with_name(unscaled_name))
     paths = task.paths(stems, output.suffix, beside)
-    title = task.song.stem if task.is_shared else folder.name
+    title = song_name(task.song) if task.is_shared else folder.name
     tags = {stem: stem_tags(found, stem, title) for stem in stems} if found else {}
     try:
         rate = writable_rate(f".{output.suffix}", about.info.sample_rate)
         for path in paths.values():
             check_rate(path, rate)  # before the song is separated
         counted = _at_rate(_counted(parts, progress) if progress else parts, list(paths), about.info, rate)
-        info = _info_at(about.info, rate)
+        info = about.info._replace(sample_rate=rate)  # only WAV asks for its length, and WAV has every rate
+        if info.frames is None and info.about:
+            info = info._replace(frames=round(info.about * MARGIN))
         if output.peak == "scale":
             # The gain is known when all is there; it is that of all stems, also of those that are kept.
             highest = [1.0]
             noted = _noting_peaks(counted, highest)
-            first = _write(noted, Task(task.song, unscaled).paths(stems, "wav"), info, Output(), {})
+            large = info._replace(frames=LARGE)  # whatever is known of the length: no one else reads these
+            first = _write(noted, Task(task.song, unscaled).paths(stems, "wav"), large, Output(), {})
             written = _write(_read_back(first.paths, info), paths, info, output, tags, 1 / max(highest))
         else:
             written = _write(counted, paths, info, output, tags)
@@ -257,12 +269,6 @@ def _at_rate(
             yield np.zeros((len(stems), 1, info.channels), np.float32)
 
     return (dict(zip(stems, block, strict=True)) for block in some() if block.shape[1])
-
-
-def _info_at(info: AudioInfo, rate: int) -> AudioInfo:
-    """Of what is written at another rate; how long it gets tells which form of a format has room."""
-    frames = None if info.frames is None else math.ceil(info.frames * rate / info.sample_rate)
-    return info._replace(sample_rate=rate, frames=frames)
 
 
 def _read_back(paths: Mapping[str, Path], info: AudioInfo) -> Iterator[dict[str, np.ndarray]]:
