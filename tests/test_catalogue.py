@@ -204,6 +204,22 @@ def test_a_pipe_or_a_name_that_is_too_long_costs_one_song_and_not_the_batch(tiny
     assert "b.wav" in "".join(capsys.readouterr())
 
 
+def test_stems_of_a_song_have_one_gain_or_none_is_added(toy_model, tmp_path, capsys):
+    song, out = tmp_path / "song.wav", tmp_path / "out"
+    soundfile.write(song, 30 * np.random.default_rng(0).standard_normal(3000), TINY_RATE, subtype="FLOAT")
+    command = ["separate", str(song), "-o", str(out), "--model", str(toy_model), "--refine", "none", "--peak", "scale"]
+    assert main([*command, "--stems", "drums"]) == 0
+    assert "  drums by -" in capsys.readouterr().out
+    before = (out / "song" / "drums.wav").read_bytes()
+    assert main(command) == 2
+    assert "has drums of song.wav already, and --peak scale is one gain for all stems" in capsys.readouterr().err
+    assert [path.name for path in (out / "song").iterdir()] == ["drums.wav"]
+    assert (out / "song" / "drums.wav").read_bytes() == before
+    assert main([*command, "--overwrite"]) == 0
+    assert "  bass, drums, guitar, piano by -" in capsys.readouterr().out
+    assert main(command) == 0  # all are there
+
+
 def test_shards_share_a_folder_and_the_manifest_has_every_song_once(tiny_model, tmp_path, capsys):
     music, out, manifest = tmp_path / "music", tmp_path / "out", tmp_path / "manifest.jsonl"
     for k, name in enumerate(("a", "b/a", "c")):

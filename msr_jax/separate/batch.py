@@ -91,13 +91,19 @@ class Batch:
         kept = [] if self.overwrite else [stem for stem, path in paths.items() if path.is_file()]
         missing = [stem for stem in paths if stem not in kept]
         is_known = not missing and is_told(task.source, paths)
-        return Begun(task, paths, kept, missing, None if is_known else ahead(self._made(task, bool(missing)), PARTS))
+        made = None if is_known else ahead(self._made(task, kept, bool(missing)), PARTS)
+        return Begun(task, paths, kept, missing, made)
 
-    def _made(self, task: Task, is_missing: bool) -> Iterator[Any]:
+    def _made(self, task: Task, kept: list[str], is_missing: bool) -> Iterator[Any]:
         """The song's hash; if stems are missing, what is known of it, and its stems part by part."""
         with at_hand(task) as here:
             yield sha256_of(seekable(here.song))
             if is_missing:
+                if kept and self.output.peak == "scale":  # by which gain these are, nobody knows
+                    raise UserError(
+                        f"{task.folder} has {', '.join(kept)} of {task.song.name} already, and --peak scale is one gain "
+                        "for all stems; --overwrite makes all of them anew, or name another folder"
+                    )
                 about = about_song(here.song, self.output)
                 yield here, about
                 yield from stems_of(self.separator, here.song, about.info)

@@ -65,7 +65,7 @@ def parser_of() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peak",
         choices=["keep", "clip", "scale"],
-        help="samples beyond ±1: keep them (default of 32-bit float), clip them (of all else), or scale all stems alike",
+        help="samples beyond ±1: keep them (default of 32-bit float), clip them (of all else), or scale all stems of a run by one gain",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the refinement's noise, and of --shifts")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of products")
@@ -273,8 +273,8 @@ class _Teller:
                 numbers = ", ".join(f"{count} in {written.paths[stem].name}" for stem, count in clipped.items())
                 self.say(f"  samples beyond ±1, clipped: {numbers}; --peak scale or wav of 32 bits keeps their shape")
             if written.gain != 1:
-                which = "these stems (not those that were kept)" if outcome.kept else "all stems"
-                self.say(f"  {which} by {20 * math.log10(written.gain):.2f} dB, so that none passes ±1")
+                gain = f"{20 * math.log10(written.gain):.2f} dB"
+                self.say(f"  {', '.join(written.paths)} by {gain}, so that none passes ±1")
 
     def end(self, problems: Sequence[str], songs: int) -> None:
         others = [name for name in self.separator.members[0].refinements if name != "none"]
