@@ -134,7 +134,7 @@ FIELDS = (
     Field("data.mix_across_songs", "float", "≥ 0, ≤ 1", "probability that stems come from different songs"),
     Field("data.equal_songs", "bool", "", "songs alike (released for MUSDB18), else by length"),
     Field("data.gain_db", "low, high", "", "dB, range of a gain per stem"),
-    Field("data.validation_split", "text", "train | validation | test", "the split that validates. Released: validation for Slakh2100, **test** for MUSDB18"),
+    Field("data.validation_split", "text", "train | validation | test", "the split that validates. Released: validation for Slakh2100, **test** for MUSDB18 (`data_prep.musdb18hq --validation` holds songs out)"),
     Field("data.tail", "text", "drop | pad", "what becomes of the end of a validation track; `pad`: with silence (MUSDB18)"),
     Field("data.min_active", "int", "≥ 0, < 2147483648", "stems that must sound in a validation window. Released: 2 for Slakh2100, 0 for MUSDB18"),
     Field("data.workers", "int", "≥ 0", "processes that load the data; 0 loads in threads"),

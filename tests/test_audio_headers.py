@@ -7,6 +7,7 @@ import pytest
 
 from msr_jax.audio.headers import find_samples
 from msr_jax.audio.io import audio_info, read_audio
+from msr_jax.audio.speakers import FROM_VORBIS, MASKS
 from msr_jax.errors import UserError
 
 RATE = 8000
@@ -229,6 +230,21 @@ def test_speakers_are_read_from_an_extensible_header(tmp_path):
     data = wav(bytes(12 * 100), form=extensible(channels=6, mask=0x60F))
     assert audio_info(written(tmp_path, data)).mask == 0x60F
     assert audio_info(written(tmp_path, wav(LITTLE))).mask == 0
+
+
+def test_speakers_are_in_the_order_of_the_vorbis_specification_there_and_of_their_bits_elsewhere():
+    bits = {"FL": 1, "FR": 2, "FC": 4, "LFE": 8, "BL": 16, "BR": 32, "BC": 0x100, "SL": 0x200, "SR": 0x400}
+    vorbis = [
+        "FL FC FR",
+        "FL FR BL BR",
+        "FL FC FR BL BR",
+        "FL FC FR BL BR LFE",
+        "FL FC FR SL SR BC LFE",
+        "FL FC FR SL SR BL BR LFE",
+    ]
+    for order in map(str.split, vorbis):
+        assert FROM_VORBIS[len(order)] == tuple(order.index(name) for name in sorted(order, key=bits.get))
+        assert MASKS[len(order)] == sum(bits[name] for name in order)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,18 @@ def test_what_is_written_is_read_back(tmp_path, name, error):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("suffix,kind,level", [(".mp3", "MP3", 0.1), (".ogg", "OGG", 0.2)])
+def test_stems_are_compressed_little(tmp_path, suffix, kind, level):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (3 * RATE, 2)).astype(np.float32)
+    write_audio(tmp_path / f"a{suffix}", noise, RATE)
+    sizes = []
+    for at in (level - 0.1, level, level + 0.1, None):
+        soundfile.write(tmp_path / f"b{suffix}", noise, RATE, format=kind, compression_level=at)
+        sizes.append((tmp_path / f"b{suffix}").stat().st_size)
+    size = (tmp_path / f"a{suffix}").stat().st_size
+    assert abs(size - sizes[1]) < 100 and sizes[0] > 1.01 * size and size > 1.01 * max(sizes[2:]), (size, sizes)
+
+
 def test_mp3_is_read(tmp_path):
     soundfile.write(tmp_path / "a.mp3", tone(2.0), RATE, format="MP3")
     audio, rate = read_audio(tmp_path / "a.mp3")

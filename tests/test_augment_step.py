@@ -83,7 +83,9 @@ def test_transforms_have_a_large_power_of_two_in_their_length_and_are_hardly_lon
 def test_bands_are_drawn_from_the_released_ranges():
     gains = np.array([(-9, 9), (-3, 6), (-3, 6), (-9, 9)])
     bands = np.asarray(_draw_bands(KEY, gains, (500, 4)))
-    low, high = np.array(EQ_CENTRES).T
+    released = ((42, 95), (91, 204), (196, 441), (421, 948), (909, 2045), (1957, 4404), (4216, 9486))  # Hz
+    assert released == EQ_CENTRES
+    low, high = np.array(released).T
     assert (bands[..., 0] >= low - 0.01).all() and (bands[..., 0] <= high + 0.5).all()
     for stem, (least, most) in enumerate(gains):
         drawn = bands[:, stem, :, 1]

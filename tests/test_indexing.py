@@ -18,6 +18,9 @@ def test_crops_lie_inside_one_song_whatever_the_shift():
 def test_without_shift_a_single_song_is_cut_end_to_end():
     found = released_crops(np.array([3700]), 1000, np.arange(3), np.zeros(3, int))
     assert found.offset.tolist() == [0, 1000, 2000]
+    # The last one may end with the song; a sample later it is moved.
+    found = released_crops(np.array([3000]), 1000, np.array([2, 2]), np.array([0, 1]))
+    assert found.offset.tolist() == [2000, 1501]
 
 
 def test_the_threshold_of_silence_is_a_norm_over_samples():

@@ -35,6 +35,18 @@ def test_silent_stems_can_have_a_higher_floor_than_the_others(pair):
     assert gained(sound) > 5.9 and gained(0 * sound) < 0.5
 
 
+@pytest.mark.parametrize("level", [1.0, 100.0])
+def test_a_stem_is_silent_from_30_db_below_the_mixture_on_whatever_its_level(pair, level):
+    unit = pair[1, :1] / np.sqrt(np.square(pair[1, :1]).mean(1, keepdims=True))
+    at = lambda target, error: log_mse(target + level * error * pair[0, :1], target, level, 1e-6, 0.1)[0]
+
+    def gained(below):
+        target = level * 10 ** (-below / 20) * unit
+        return float(at(target, 0.01) - at(target, 0.005))
+
+    assert gained(29.9) > 5.5 and gained(30.1) < 0.5
+
+
 def test_the_gain_is_the_ratio_of_errors_of_the_stems_that_sound(pair):
     error, target = pair[0], pair[1] * np.array([1.0, 1.0, 0.0], np.float32)[:, None, None]
     assert float(gain_db(target + error, target + error / 2, target)) == pytest.approx(20 * np.log10(2), abs=0.01)

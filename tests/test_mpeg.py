@@ -5,6 +5,7 @@ import pytest
 import soundfile
 
 from msr_jax.audio.io import audio_info, read_audio
+from msr_jax.audio.mpeg import _frame
 
 RATE = 16_000
 FOOTER = b"3DI\x04\0\x10\0\0\x02\0"
@@ -86,3 +87,9 @@ def test_all_rates_are_counted(tmp_path, rate):
     data = (tmp_path / "a.mp3").read_bytes()
     (tmp_path / "b.mp3").write_bytes(data[data.index(data[:2], 4) :])
     assert rate <= len(read_audio(tmp_path / "b.mp3")[0]) < rate + 3000
+
+
+def test_a_frame_of_mpeg_2_layer_1_is_as_long_as_the_standard_s_bit_rates_make_it():
+    """ISO/IEC 13818-3; no encoder at hand writes such files. At 24 kHz a frame is 16 ms, two bytes for each kbit/s."""
+    rates = [_frame(bytes([0xFF, 0xF7, index << 4 | 1 << 2, 0])).length / 2 for index in range(1, 15)]
+    assert rates == [32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256]

@@ -226,6 +226,8 @@ def test_windows_of_musdb_take_all_and_pad_the_tail(sparse):
     windows = validation_windows({**sparse, "tail": "pad", "min_active": 0}, STEMS, RATE)
     assert windows.shape == (10, 4, CROP, 1)
     assert windows[9, 0, CROP - 11] > 0 and not windows[9, :, CROP - 10 :].any()
+    spread = validation_windows({**sparse, "tail": "pad", "min_active": 0}, STEMS, RATE, limit=5)
+    assert (spread == windows[[0, 2, 4, 7, 9]]).all()  # the nearest to 0, 2.25, 4.5, 6.75 and 9
     with pytest.raises(UserError, match=r"data\.tail"):
         validation_windows({**sparse, "tail": "cut"}, STEMS, RATE)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from msr_jax.methods.consistency import draw_levels
 from msr_jax.methods.samplers import (
     noise_from_keys,
     noise_from_sequence,
@@ -100,6 +101,24 @@ def test_heun_sampling_is_more_exact_than_euler_on_a_gaussian():
     exact = X * np.sqrt(0.25 / (0.25 + 4.0))  # the ODE's end point for data of variance 0.25
     euler, heun = (refine_by_diffusion(denoise, X, sigmas, silence, solver=s, clip=0.0) for s in ("euler", "heun"))
     assert np.abs(heun - exact).max() < 0.5 * np.abs(euler - exact).max()
+
+
+def test_the_paper_s_rule_draws_the_start_uniformly_and_then_the_steps_among_those_left():
+    levels, draws = 5, 8000
+    starts, steps = jax.vmap(lambda key: draw_levels(key, 3, levels, "paper"))(
+        jax.random.split(jax.random.key(0), draws)
+    )
+    assert (starts == starts[:, :1]).all()  # shared by the batch
+    counts = np.zeros((levels, levels))
+    np.add.at(counts, (np.asarray(starts[:, 0]), np.asarray(steps)), 1)
+    # By start and steps: starts 0 … 3 alike, of start 2 one or two steps, and so on.
+    expected = np.zeros((levels, levels))
+    expected[3, 1] = 1 / 4
+    expected[2, 1:3] = 1 / 8
+    expected[1, 1:4] = 1 / 12
+    expected[0, 1:5] = 1 / 16
+    np.testing.assert_allclose(counts / draws, expected, atol=0.015)
+    assert not counts[expected == 0].any()
 
 
 def test_the_teacher_calls_its_network_twice_per_step_taken_and_no_more():
