@@ -131,12 +131,11 @@ class Batch:
         try:
             with closing(made):
                 sha256 = next(made)
-                if manifest and (owner := manifest.other_owner(sha256, stems.values())):
+                if manifest and (owner := manifest.other_owner(task.source, sha256, stems.values())):
                     kept, stems = [], {}
-                    whose = f"{owner}, by the manifest" if owner != task.source else "what this file was before"
                     raise UserError(
-                        f"{task.source}: in {task.folder} are stems of {whose}; name another folder with -o, or replace them "
-                        "with --overwrite"
+                        f"{task.source}: in {task.folder} are stems of {owner}, by the manifest; name another folder with -o, or "
+                        "replace them with --overwrite"
                     )
                 if missing:
                     here, about = next(made)

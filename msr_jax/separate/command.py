@@ -230,12 +230,12 @@ def main(argv: list[str]) -> int:
                 return lambda done: bar.update(shown, completed=done)
 
             outcome = batch.finish(begun, update, manifest)
-            if (row := outcome.row) and manifest:
+            told.song(outcome)
+            is_full = bool(outcome.error) and args.out.exists() and shutil.disk_usage(args.out).free < FULL_DISK
+            if (row := outcome.row) and manifest and not is_full:
                 if outcome.written or not manifest.tells(row):
                     manifest.add(row)
-            told.song(outcome)
             if outcome.error:
-                is_full = args.out.exists() and shutil.disk_usage(args.out).free < FULL_DISK
                 if is_full and problems:
                     told.problems(problems, len(tasks))
                 if is_full or is_alone:

@@ -62,12 +62,12 @@ class Manifest:
         source, error = row["source"], row["error"]
         return self.errors.get(source) == error if error else self.has(source, row["stems"])
 
-    def other_owner(self, sha256: str | None, stems: Iterable[Any]) -> str | None:
-        """The source of another song, by its hash, that a line says one of these places to be of."""
+    def other_owner(self, source: str, sha256: str | None, stems: Iterable[Any]) -> str | None:
+        """Another source, and another file by its hash, that a line says one of these places to be of."""
         for place in map(str, stems):
-            source, of = self.owners.get(place, ("", None))
-            if sha256 and of and of != sha256:
-                return source
+            owner, of = self.owners.get(place, (source, None))
+            if owner != source and sha256 and of and of != sha256:
+                return owner
         return None
 
     def add(self, row: Mapping[str, Any]) -> None:

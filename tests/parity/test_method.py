@@ -180,8 +180,8 @@ def test_distillation_step(path):
         sigma = distillation_sigma(
             a["dsm_std_normal"],
             a["dsm_uniform"],
-            -3.0,
-            1.0,
+            p.get("p_mean", -3.0),
+            p.get("p_std", 1.0),
             p["sigma_min"],
             p["sigma_max"],
             p["rho"],
@@ -200,7 +200,9 @@ def test_distillation_step(path):
             )  # fmt: skip
             return loss, {**parts, "teacher_out": solved}
 
-        def denoised(student, p=p, clean=clean, start=start, sigma=sigma, noise=dsm_noise, d=distance):
+        of_dsm = DISTANCES[LOSSES[p.get("dsm_loss_type", p["loss_norm"])]]
+
+        def denoised(student, p=p, clean=clean, start=start, sigma=sigma, noise=dsm_noise, d=of_dsm):
             network = analytic_network(student)
             return denoising_loss(network, clean, start, sigma, noise, sigma_data=p["sigma_data"], distance=d)
 
@@ -216,7 +218,7 @@ def test_distillation_step(path):
         assert_close(parts["distance"], a["consistency_loss"], {"rtol": 1e-4, "atol": 1e-9})
         assert_close(dsm_parts["weight"] * dsm_parts["distance"], a["denoising_loss"], {"rtol": 1e-4})
         assert_close(p["consistency_weight"] * cd + p["denoising_weight"] * dsm, a["total"][0], {"rtol": 1e-4})
-        total = cd_grad + dsm_grad
+        total = p["consistency_weight"] * cd_grad + p["denoising_weight"] * dsm_grad
         for ours, name in (
             (cd_grad, "grad_consistency"),
             (dsm_grad, "grad_denoising"),
