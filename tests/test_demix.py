@@ -76,6 +76,16 @@ def test_every_chunk_has_a_number_of_its_own():
     assert seen == list(range(len(seen))) and len(seen) > 20
 
 
+def test_the_last_chunk_is_filled_up_by_reflection_only_from_more_than_half_of_it_on():
+    seen = []
+    note = lambda chunks, _: seen.extend(chunks) or chunks[:, None]
+    for rest in (500, 501):
+        mix = song(1000 + rest, 2)
+        demix(note, mix, 1000, Demix(1, 1))
+        reflected = mix[-2 : -2 - (1000 - rest) : -1]
+        np.testing.assert_array_equal(seen[-1][rest:], reflected if rest > 500 else np.zeros_like(reflected))
+
+
 def test_settings_that_mean_nothing_are_refused(stereo_model, tmp_path, capsys):
     with pytest.raises(UserError, match="num_overlap must be at least 1"):
         msr_jax.load(stereo_model, reference=Demix(num_overlap=0))
