@@ -28,6 +28,7 @@ from msr_jax.separate import songs
 from tests.conftest import TINY_RATE
 
 ROOT = Path(__file__).resolve().parents[1]
+STUDY = ROOT / "launch" / "study" / "STUDY.md"
 RATE = TINY_RATE
 STEMS = ("bass", "drums", "guitar", "piano")
 
@@ -55,10 +56,11 @@ def test_the_version_is_that_of_the_project_in_every_file_that_names_it(capsys):
 
 def test_a_source_distribution_has_what_the_readme_points_to_and_no_half_of_the_tests(tmp_path):
     pytest.importorskip("setuptools", minversion="77")
-    for name in ("msr_jax", "data_prep", "configs"):
+    for name in ("msr_jax", "data_prep", "configs", "launch", "findings"):
         shutil.copytree(ROOT / name, tmp_path / "src" / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "src" / "tests").mkdir()
     (tmp_path / "src" / "tests" / "test_a.py").touch()
+    shutil.copy(ROOT / "tests" / "README.md", tmp_path / "src" / "tests")
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, tmp_path / "src")
@@ -76,7 +78,10 @@ def test_a_source_distribution_has_what_the_readme_points_to_and_no_half_of_the_
         "configs/README.md",
     }
     assert names >= {"msr_jax/EXTENDING.md", "data_prep/README.md", "msr_jax/bundled/config.json"}
-    assert "msr_jax/configs/unet_det.py" in names and not any(name.startswith("tests") for name in names)
+    links = {link for link in re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text()) if "://" not in link}
+    links |= {f"launch/study/{picture}" for picture in re.findall(r"\]\(([^)]+\.svg)\)", STUDY.read_text())}
+    assert links <= names and len(links) > 10
+    assert "msr_jax/configs/unet_det.py" in names and not any(name.startswith("tests/test_") for name in names)
 
 
 def test_a_place_whose_name_is_too_long_or_that_one_may_not_look_into_is_a_sentence(tmp_path, capsys, monkeypatch):
