@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from msr_jax.config_files import read_config
+from msr_jax.errors import UserError
 from msr_jax.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,8 @@ COMMITTED = ROOT / "launch" / "compile_table.json"
 TARGETS = ("h200:1", "v5e:1x1", "h100:1", "a100:1", "v5p:1x1x1", "v6e:1x1")
 FIRST = TARGETS[:2]  # those that most people rent
 STAGES = ("det", "diffusion", "consistency")
+# What every row has, also of a program that was refused.
+KEPT = {"program", "target", "seconds", "fits", "refused", "compiler", "key", "sources", "commit"}
 MORE_WORK_SPACE = 1.05  # than the committed table's is too much
 # What of the repository a program is made of; the rest of it does not make a row old.
 SOURCES = (
@@ -214,7 +217,18 @@ def worse(found: list[dict[str, Any]], committed: list[dict[str, Any]]) -> list[
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+    """The rows of a table; none where there is no file.
+
+    Raises:
+      UserError: the file is no table of this script's.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+        if all(row.keys() >= KEPT for row in found):
+            return list(found)
+    except (ValueError, LookupError, TypeError, AttributeError):  # no JSON, or another
+        pass
+    raise UserError(f"{path} is damaged, or no table of this script's; remove it, or name another folder")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -264,4 +278,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
+        sys.exit(2)

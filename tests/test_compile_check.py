@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from msr_jax.errors import UserError
 from tests.conftest import launch_script
 
 
@@ -69,6 +70,14 @@ def test_it_goes_on_where_it_stopped_and_compiles_anew_what_has_changed(
     script.main([*chosen[:3], "--targets", "h200:1"])
     assert len(compiled["ran"]) == 3
     assert "1 of 120 compiled" in (tmp_path / "table.md").read_text()  # the other row is of an older program
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": 3}', '{"rows": [3]}', '{"rows": [{"program": "unet_det"}]}'])
+def test_a_damaged_table_is_named_and_stays(script, compiled, tmp_path, text):
+    (tmp_path / "table.json").write_text(text)
+    with pytest.raises(UserError, match=r"table\.json is damaged, or no table of this script's; remove it"):
+        script.main([str(tmp_path), "--programs", "unet_det"])
+    assert (tmp_path / "table.json").read_text() == text and compiled["ran"] == []
 
 
 def test_a_program_that_does_not_exist_is_refused(script, compiled, tmp_path, capsys):
