@@ -70,8 +70,8 @@ FIELDS = (
     Field("seed", "int", "≥ 0, < 4294967296", "of initialisation, noise and data order; the same seed on the same devices gives the same run to the bit"),
     Field("method", "text", "deterministic | diffusion | consistency | det_x2", "the stage; `det_x2` is the paper's control, a second deterministic network on the first"),
     Field("stems", "names", "", "what the model separates"),
-    Field("sample_rate", "int", "≥ 1", "Hz"),
-    Field("channels", "int", "≥ 1", "of mixture and stems"),
+    Field("sample_rate", "int", "≥ 1, < 2147483648", "Hz"),
+    Field("channels", "int", "≥ 1, < 2147483648", "of mixture and stems"),
     Field("segment", "int", "≥ 1, < 2147483648", "samples per network call in separation"),
     Field("compute_dtype", "text", "bfloat16 | float32", "of matrix products and activations; parameters, norms, losses and samplers are float32. A CPU on which products in bfloat16 are no faster computes in float32 either way"),
     Field("input_level", "float", "≥ 0", "0: waveforms go in as they are (released); else each mixture is scaled to this RMS and results are scaled back"),
@@ -177,33 +177,33 @@ _ZERO_INIT = Field(
 _LORA = Field(
     "lora_rank",
     "int",
-    "≥ 0",
+    "≥ 0, < 2147483648",
     "trains adapters of that rank beside the matrices of attention and feed-forward instead of the network, and merges them into it when the model is written; 0: none",
 )
 
 # What the RoFormers have in common.
 _ROFORMER = (
-    Field("dim", "int", "≥ 1", "width of a token"),
-    Field("depth", "int", "≥ 1", "layers"),
+    Field("dim", "int", "≥ 1, < 2147483648", "width of a token"),
+    Field("depth", "int", "≥ 1, < 2147483648", "layers"),
     Field("stereo", "bool", "", "two channels, else one"),
-    Field("num_stems", "int", "≥ 1", "the number of `stems`"),
-    Field("time_transformer_depth", "int", "≥ 0", "transformers over time in each layer"),
-    Field("freq_transformer_depth", "int", "≥ 0", "transformers over bands in each layer"),
-    Field("linear_transformer_depth", "int", "≥ 0", "transformers of linear attention in each layer"),
-    Field("dim_head", "int", "≥ 2", "of each head, even"),
-    Field("heads", "int", "≥ 1", ""),
-    Field("stft_n_fft", "int", "≥ 2", "samples of a transform"),
-    Field("stft_hop_length", "int", "≥ 1", "samples from one frame to the next"),
-    Field("stft_win_length", "int", "≥ 1", "samples of the window"),
+    Field("num_stems", "int", "≥ 1, < 2147483648", "the number of `stems`"),
+    Field("time_transformer_depth", "int", "≥ 0, < 2147483648", "transformers over time in each layer"),
+    Field("freq_transformer_depth", "int", "≥ 0, < 2147483648", "transformers over bands in each layer"),
+    Field("linear_transformer_depth", "int", "≥ 0, < 2147483648", "transformers of linear attention in each layer"),
+    Field("dim_head", "int", "≥ 2, < 2147483648", "of each head, even"),
+    Field("heads", "int", "≥ 1, < 2147483648", ""),
+    Field("stft_n_fft", "int", "≥ 2, < 2147483648", "samples of a transform"),
+    Field("stft_hop_length", "int", "≥ 1, < 2147483648", "samples from one frame to the next"),
+    Field("stft_win_length", "int", "≥ 1, < 2147483648", "samples of the window"),
     Field("stft_normalized", "bool", "", "spectra divided by the root of `stft_n_fft`"),
     Field("zero_dc", "bool", "", "sets the lowest bin of the estimates to zero"),
-    Field("mask_estimator_depth", "int", "≥ 1", "layers of a mask head (Mel-Band: those inside of it, one fewer)"),
-    Field("mlp_expansion_factor", "int", "≥ 1", "width of the layers inside a mask head, in `dim`"),
+    Field("mask_estimator_depth", "int", "≥ 1, < 2147483648", "layers of a mask head (Mel-Band: those inside of it, one fewer)"),
+    Field("mlp_expansion_factor", "int", "≥ 1, < 2147483648", "width of the layers inside a mask head, in `dim`"),
     Field("skip_connection", "bool", "", "adds what earlier layers gave to the input of each"),
     Field("attention_bias", "bool", "", "biases of the projections of attention, which a few public weights have"),
     Field("attn_dropout", "float", "≥ 0, < 1", "in training"),
     Field("ff_dropout", "float", "≥ 0, < 1", "in training"),
-    Field("stft_adapter_hidden", "int", "≥ 1", "channels inside the adapter of the spectrum"),
+    Field("stft_adapter_hidden", "int", "≥ 1, < 2147483648", "channels inside the adapter of the spectrum"),
     _ZERO_INIT,
     Field("pass_mixture", "float", "", "starts a refiner's spectrum adapter with so many times the mixture's spectrum; 0 as published"),
     Field("mask_scale", "float", "", "multiplies what a refiner's masks give; 1 as published"),
@@ -215,34 +215,39 @@ _ROFORMER = (
 # of your own, checks its fields itself.
 MODEL_FIELDS = {
     "unet1d": (
-        Field("in_channels", "int", "≥ 1", "= `channels`"),
-        Field("channels", "int", "≥ 1", "of the first level"),
-        Field("patch_factor", "int", "≥ 1", "samples of a patch; divides `channels`"),
-        Field("multipliers", "ints", "≥ 1", "of `channels`, at the first level and after each of the others"),
-        Field("factors", "ints", "≥ 1", "by which each level samples down"),
-        Field("num_blocks", "ints", "≥ 1", "residual blocks of each level"),
+        Field("in_channels", "int", "≥ 1, < 2147483648", "= `channels`"),
+        Field("channels", "int", "≥ 1, < 2147483648", "of the first level"),
+        Field("patch_factor", "int", "≥ 1, < 2147483648", "samples of a patch; divides `channels`"),
+        Field("multipliers", "ints", "≥ 1, < 2147483648", "of `channels`, at the first level and after each of the others"),
+        Field("factors", "ints", "≥ 1, < 2147483648", "by which each level samples down"),
+        Field("num_blocks", "ints", "≥ 1, < 2147483648", "residual blocks of each level"),
         Field("attentions", "bools", "", "whether each level has a transformer"),
-        Field("attention_heads", "int", "≥ 1", ""),
-        Field("attention_features", "int", "≥ 1", "of each head"),
-        Field("attention_multiplier", "int", "≥ 1", "width of the feed-forward part"),
-        Field("resnet_groups", "int", "≥ 1", "of the group norms"),
-        Field("kernel_multiplier_downsample", "int", "≥ 1", "taps of a down-sampling, per factor"),
-        Field("context_features", "int", "≥ 1", "the number of `stems`"),
+        Field("attention_heads", "int", "≥ 1, < 2147483648", ""),
+        Field("attention_features", "int", "≥ 1, < 2147483648", "of each head"),
+        Field("attention_multiplier", "int", "≥ 1, < 2147483648", "width of the feed-forward part"),
+        Field("resnet_groups", "int", "≥ 1, < 2147483648", "of the group norms"),
+        Field("kernel_multiplier_downsample", "int", "≥ 1, < 2147483648", "taps of a down-sampling, per factor"),
+        Field("context_features", "int", "≥ 1, < 2147483648", "the number of `stems`"),
         _ZERO_INIT,
-        Field("remat", "ints", "≥ 0", "levels (0 is the shallowest) whose activations are computed again in the backward pass"),
+        Field("remat", "ints", "≥ 0, < 2147483648", "levels (0 is the shallowest) whose activations are computed again in the backward pass"),
         _LORA,
     ),
     "bs_roformer": (
         *_ROFORMER,
-        Field("freqs_per_bands", "ints", "≥ 1", "bins of each band, `stft_n_fft`/2 + 1 in all"),
+        Field("freqs_per_bands", "ints", "≥ 1, < 2147483648", "bins of each band, `stft_n_fft`/2 + 1 in all"),
     ),
     "mel_band_roformer": (
         *_ROFORMER,
-        Field("num_bands", "int", "≥ 1", "mel bands, which overlap; with `sample_rate` and `stft_n_fft` they make their widths"),
-        Field("sample_rate", "int", "≥ 1", "Hz, of the mel bands"),
+        Field("num_bands", "int", "≥ 1, < 2147483648", "mel bands, which overlap; with `sample_rate` and `stft_n_fft` they make their widths"),
+        Field("sample_rate", "int", "≥ 1, < 2147483648", "Hz, of the mel bands"),
         Field("match_input_audio_length", "bool", "", "whether the published program answers with all samples, or with whole hops; here it is all"),
     ),
 }  # fmt: skip
+
+# What a step takes of training data, in samples: a thousand times what the largest machine holds, and little enough for
+# compilers, which end the process where a product of sizes leaves 64 bits.
+OF_A_STEP = ("optim.accumulate", "data.batch", "data.crop", "channels")
+LARGEST_STEP = 2**48
 
 # Pairs that must rise.
 RISING = (
@@ -320,7 +325,7 @@ def check_field(name: str, value: Any, where: str, told: str = "", model: str = 
     (2, 2, 4)
     >>> check_field("sample_rate", "44.1k", "x.yaml: ", "audio.sample_rate")
     Traceback (most recent call last):
-    msr_jax.errors.UserError: x.yaml: audio.sample_rate must be a whole number, at least 1, not "44.1k"
+    msr_jax.errors.UserError: x.yaml: audio.sample_rate must be a whole number, at least 1 and below 2147483648, not "44.1k"
 
     Raises:
       UserError: another kind, or out of range.
@@ -391,6 +396,11 @@ def check_config(config: Mapping[str, Any], where: str = "config.", is_whole: bo
         if low in found and high in found and found[low] > found[high]:
             raise UserError(f"{where}{low} ({found[low]}) must be at most {high} ({found[high]})")
     _check_sizes(found, name, where)
+    taken = {key: found.get(key, 1) for key in OF_A_STEP}
+    if (samples := math.prod(taken.values())) > LARGEST_STEP:
+        raise UserError(
+            f"{where}{' × '.join(taken)} is {samples} samples a step, more than any machine holds; take less"
+        )
     bands_at, rate = found.get("model.sample_rate"), found.get("sample_rate")
     if is_whole and None not in (bands_at, rate) and bands_at != rate:
         raise UserError(f"{where}sample_rate is {rate}, and model.sample_rate, at which bands are laid out, {bands_at}")

@@ -64,7 +64,10 @@ def test_a_number_that_no_program_can_count_to_is_refused(name):
 def test_values_come_back_as_the_networks_take_them():
     assert check_field("model.freqs_per_bands", [1, 2], "") == (1, 2)
     assert check_field("optim.lr", 1, "") == 1
-    with pytest.raises(UserError, match=r"^--config x: audio.chunk_size must be a whole number, at least 1, not null$"):
+    with pytest.raises(
+        UserError,
+        match=r"^--config x: audio.chunk_size must be a whole number, at least 1 and below 2147483648, not null$",
+    ):
         check_field("segment", None, "--config x: ", "audio.chunk_size")
 
 
@@ -97,6 +100,26 @@ def test_fields_that_contradict_each_other_are_refused():
     check_config({"model": {"name": "mine", "size": "?"}})
 
 
+def test_what_a_compiled_step_counts_ends_before_32_bits_and_all_it_takes_before_64():
+    counted = (
+        "segment",
+        "optim.accumulate",
+        "optim.warmup_steps",
+        "optim.decay_steps",
+        "data.batch",
+        "data.crop",
+        "model.channels",
+    )
+    for name in counted:
+        with pytest.raises(UserError, match=f"config.{name} must be at least [01] and below 2147483648"):
+            read_config("unet_det", [f"--config.{name}=2147483648"])
+        assert read_config("unet_det", [f"--config.{name}=1048576"])
+    with pytest.raises(
+        UserError, match=r"data.batch × data.crop × channels is \d+ samples a step, more than any machine"
+    ):
+        read_config("unet_det", ["--config.data.batch=2147483647", "--config.data.crop=2147483647"])
+
+
 @pytest.mark.parametrize("setting", ["seed=-1", "data.workers=-1", "data.gain_db=(3.0,1.0)", "stems=('a','../b')"])
 def test_a_wrong_override_is_one_sentence(setting, capsys):
     assert main(["train", "--config", "unet_det_small", f"--config.{setting}", "--workdir", "nowhere"]) == 2
@@ -110,6 +133,10 @@ def test_a_wrong_override_is_one_sentence(setting, capsys):
     [
         ("data.preload=maybe", 'config.data.preload must be true or false, not "maybe"'),
         ("seed=1e3", 'config.seed must be a whole number, at least 0 and below 4294967296, not "1e3"'),
+        (
+            "optim.accumulate=1000000000000",
+            "config.optim.accumulate must be at least 1 and below 2147483648, not 1000000000000",
+        ),
         ("optim.lr=fast", 'config.optim.lr must be a number, at least 0, not "fast"'),
         ("data.gain_db=(1,", 'config.data.gain_db must be two numbers, the lower one first, not "(1,"'),
         ("own.loud=maybe", "config.own.loud cannot be 'maybe'; it is to be of the kind of True"),
