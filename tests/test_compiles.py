@@ -3,10 +3,15 @@
 libtpu comes with launch/test.sh alone. `launch/compile_check.sh` does so with the official sizes on every chip.
 """
 
+import math
+
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from msr_jax.config import bsrf_base, unet_base
+from msr_jax.plan.chips import LARGEST_SLICE, TPUS
 from msr_jax.plan.plan import make_plan
 from msr_jax.plan.target import find_target
 from tests import toy
@@ -16,7 +21,7 @@ pytest.importorskip("libtpu", reason="comes with launch/test.lock, for Linux on 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MSR_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +29,40 @@ def one_chip():
     return find_target("v5e:1x1")
 
 
-@pytest.mark.parametrize(
-    "name,count", [("v4:1x1x1", 1), ("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v5e:2x2", 4), ("v6e:1x1", 1), ("v6e:2x2", 4)]
-)
-def test_a_slice_has_a_device_for_each_chip(name, count):
-    assert len(find_target(name).devices) == count
+@pytest.mark.parametrize("kind", TPUS)
+def test_a_slice_has_a_device_for_each_chip(kind):
+    shapes = ("1x1x1", "2x2x1", "4x4x4") if kind in LARGEST_SLICE else ("1x1", "2x2", "4x8")
+    for shape in shapes:
+        assert len(find_target(f"{kind}:{shape}").devices) == math.prod(map(int, shape.split("x")))
+
+
+def test_jax_keeps_no_program_for_a_chip_that_is_not_there_and_keeps_others_as_before(one_chip, tmp_path, monkeypatch):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    kept = tmp_path / "jax"
+    try:
+        for name, value in zip(names, (str(kept), 0.0), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        jax.jit(lambda x: x + 1)(np.zeros(3))  # JAX has decided to keep
+        assert any(kept.iterdir())
+        compiling, seen = jax.stages.Lowered.compile, []
+
+        def watched(*of, **options):
+            earlier, compiled = {*kept.iterdir()}, compiling(*of, **options)
+            seen.append({*kept.iterdir()} - earlier)
+            return compiled
+
+        monkeypatch.setattr(jax.stages.Lowered, "compile", watched)
+        assert make_plan(toy.get_config().to_dict(), one_chip, "none")["refused"] == ""
+        assert seen == [set()]
+        own = {*kept.iterdir()}
+        jax.jit(lambda x: x + 2)(np.zeros(3))
+        assert {*kept.iterdir()} > own
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def small_unet():

@@ -19,6 +19,7 @@ from msr_jax.errors import UserError
 from msr_jax.plan import compiled, target
 from msr_jax.plan.advice import largest_batch, split_batch, what_would_fit
 from msr_jax.plan.chips import CHIPS, GPUS, gpu_description, peak_flops
+from msr_jax.plan.command import _fit
 from msr_jax.plan.necessary import necessary_bytes
 from msr_jax.plan.plan import expected_time, make_plan, memory_of
 from msr_jax.plan.target import find_target
@@ -30,7 +31,7 @@ TOY = str(ROOT / "tests" / "toy.py")
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MSR_HOME", str(tmp_path / "cache"))
 
 
 def plan_of(tmp_path, name, *options, config=TOY):
@@ -137,6 +138,11 @@ def test_a_compiled_plan_is_kept_and_a_changed_program_is_not_taken_for_it(monke
         make_plan({**config, "segment": 512}, cpu, "none")
 
 
+def test_a_kept_plan_is_found_however_its_target_is_written():
+    upper, lower = (SimpleNamespace(name=name, compiler="c") for name in ("V5E:2X2", "v5e:2x2"))
+    assert compiled._key("program", upper) == compiled._key("program", lower)
+
+
 def test_a_plan_is_made_all_the_same_where_there_is_no_home_directory(monkeypatch):
     monkeypatch.setattr(compiled, "home", lambda: (_ for _ in ()).throw(UserError("there is no home directory here")))
     assert make_plan(toy.get_config().to_dict(), find_target("cpu:1"), "none")["flops_per_device"] > 0
@@ -150,11 +156,12 @@ def test_what_a_compiler_refuses_for_want_of_memory_is_read():
     found = compiled._refusal(words)
     assert (found["needs"], found["has"]) == (28.75 * 2**30, 15.75 * 2**30)
     words = (
-        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (4.15T) exceeds "
-        "available HBM (15.75G)."
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries ({}) exceeds available "
+        "HBM (15.75G)."
     )
-    found = compiled._refusal(words)
-    assert (found["needs"], found["has"]) == (round(4.15 * 2**40), 15.75 * 2**30)
+    for size, needs in (("274.19G", 274.19 * 2**30), ("7.28T", 7.28 * 2**40), ("42.93P", 42.93 * 2**50)):
+        found = compiled._refusal(words.format(size))
+        assert (found["needs"], found["has"]) == (round(needs), 15.75 * 2**30)
     assert compiled._refusal("INTERNAL: no tiles") == {"refused": "INTERNAL: no tiles"}
 
 
@@ -205,7 +212,7 @@ def test_a_gpu_s_text_names_it_and_its_architecture():
     [("v9:2x2", "KIND:SHAPE"), ("h200", "KIND:SHAPE"), ("v5e:", "KIND:SHAPE"), ("v5e:3x3", "slices of v5e are 1x1, 2x2"),
      ("v5e:32x32", "slices of v5e"), ("v5p:2x2", "three sizes"), ("v5p:2x2x3", "a multiple of 4"), ("h200:16", "h200:2x8"),
      ("h100:2x9", "at most 8"), ("h100:1x2x8", "HOSTSxN"), ("cpu:2x2", "cpu:N"), ("cpu:0", "has 0 devices"),
-     ("cpu:5000", "for 1 to 1024"), ("h200:12", "written h200:2x6"), ("cpu:٣", "KIND:SHAPE")],
+     ("cpu:5000", "for 1 to 1024"), ("cpu:٣", "KIND:SHAPE"), ("h200:12", "written h200:2x6")],
 )  # fmt: skip
 def test_a_target_that_does_not_exist_is_answered_in_a_sentence(name, words, capsys):
     assert main(["plan", "--config", TOY, "--target", name]) == 2
@@ -239,6 +246,13 @@ def test_what_a_plan_cannot_use_is_answered(capsys):
     ):
         assert main(["plan", "--config", TOY, "--target", "cpu:1", *argv]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_sizes_whose_products_leave_64_bits_are_answered(capsys):
+    argv = ["--config", "bsrf_det_small", "--target", "cpu:1", "--config.model.dim=2147483646"]
+    for separate in ([], ["--separate", "none"]):
+        assert main(["plan", *argv, *separate]) == 2
+        assert "the config's sizes are beyond any machine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--dry-run"], ["--chip", "h100"], ["--devices=8"]])
@@ -283,9 +297,17 @@ def test_the_largest_batch_is_found_in_a_handful_of_compilations(per_example, fi
         needs = fixed + per_example * n
         return {"fits": needs <= 16, "needs": needs, "has": 16, "bytes_per_device": {"work_space": per_example * n}}
 
-    most, rows = largest_batch(plan, start)
-    assert most == max(0, int((16 - fixed) // per_example))
+    most, is_largest, rows = largest_batch(plan, start)
+    assert most == max(0, int((16 - fixed) // per_example)) and is_largest
     assert len(asked) == len(set(asked)) == len(rows) <= 8
+
+
+@pytest.mark.parametrize("start,per_example,most", [(1, 1e-3, 1024), (3000, 1e-3, 3000), (3, 0, 384)])
+def test_a_batch_of_which_no_more_was_tried_is_told_as_at_least_that(start, per_example, most, capsys):
+    plan = lambda n: {"fits": True, "needs": 1 + per_example * n, "has": 16, "bytes_per_device": {}}
+    found = _fit(plan, start, SimpleNamespace(name="v5p:1x1x1"))
+    assert (found["examples_per_device"], found["is_largest"]) == (most, False)
+    assert f"at least {most} (more was not tried)" in capsys.readouterr().out
 
 
 @pytest.mark.multiprocess

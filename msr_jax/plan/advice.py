@@ -89,18 +89,19 @@ def _rematerialised(model: Mapping[str, Any]) -> str:
 
 
 def largest_batch(
-    compile_with: Callable[[int], Mapping[str, Any]], start: int, most: int = MOST_EXAMPLES
-) -> tuple[int, list[dict[str, Any]]]:
+    compile_with: Callable[[int], Mapping[str, Any]], start: int, most: int = 1024
+) -> tuple[int, bool, list[dict[str, Any]]]:
     """The largest number of examples per device that fits, by compiling a handful of times.
 
-    Memory is nearly a straight line in the batch: each guess is where the line through the last two would reach the limit,
-    and the answer is a size that fits of which the next was seen, or by that line is, not to fit.
+    Memory is nearly a straight line in the batch: each guess is where the line through the last two would reach the limit.
+    No more than `most`, or `start` where that is more, are tried.
 
     Args:
       compile_with: examples per device -> plan ("fits", "needs", "has").
 
     Returns:
-      (examples per device, 0 if not even one fits, `most` where more was not tried; what was tried, in order).
+      (examples per device, 0 if not even one fits; whether one more was seen not to fit, so that it is the largest; what was
+      tried, in order).
     """
     tried: dict[int, Mapping[str, Any]] = {}
 
@@ -109,8 +110,8 @@ def largest_batch(
             tried[size] = compile_with(size)
         return bool(tried[size]["fits"])
 
-    low, high = 0, most + 1
-    guess = max(1, min(start, most))
+    low, high = 0, max(most, start) + 1
+    guess = max(1, start)
     while low + 1 < high and len(tried) < MOST_COMPILATIONS:
         if fits(guess):
             low = max(low, guess)
@@ -126,7 +127,7 @@ def largest_batch(
         }
         for n, plan in tried.items()
     ]
-    return low, rows
+    return low, low + 1 in tried, rows
 
 
 def _next(tried: Mapping[int, Mapping[str, Any]], low: int, high: int) -> int:

@@ -101,13 +101,13 @@ def _fit(compile_with: Any, start: int, target: Any) -> dict[str, Any]:
     from msr_jax.plan.advice import MOST_EXAMPLES, largest_batch
     from msr_jax.plan.report import print_fit
 
-    most, rows = largest_batch(compile_with, start)
+    most, is_largest, rows = largest_batch(compile_with, start)
     last = next((row for row in rows if row["examples"] == most and row["work_space"]), None)
     per_example = last["work_space"] / most if last else None
-    print_fit(most, rows, per_example, target)
+    print_fit(most, is_largest, rows, per_example, target)
     return {
         "examples_per_device": most,
-        "is_all_that_was_tried": most == MOST_EXAMPLES,
+        "is_largest": is_largest,
         "work_space_per_example": per_example,
         "compiled": rows,
     }

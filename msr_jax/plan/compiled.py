@@ -4,10 +4,13 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from msr_jax.errors import UserError
 from msr_jax.files import write_whole
@@ -19,7 +22,7 @@ from msr_jax.plan.target import Target, tracing
 # For simulated CPU devices the program's machine code need not be quick. Memory and communication stay the same.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FORMAT = 3  # of what is kept; another one is compiled anew
-GIB = 2**30
+UNITS = "KMGTPE"  # as XLA shortens bytes, by powers of 1024
 
 
 def cache_folder() -> Path:
@@ -46,7 +49,7 @@ def compile_program(program: Program, target: Target) -> dict[str, Any]:
     start = time.perf_counter()
     facts: dict[str, Any] = {"compiler": target.compiler, "key": key, "refused": ""}
     try:
-        with jax.set_mesh(program.mesh):
+        with jax.set_mesh(program.mesh), nullcontext() if target.platform == "cpu" else _not_kept_by_jax():
             compiled = lowered.compile(compiler_options=QUICK if target.platform == "cpu" else None)
     except jax.errors.JaxRuntimeError as error:
         facts.update(_refusal(str(error)))
@@ -60,8 +63,24 @@ def compile_program(program: Program, target: Target) -> dict[str, Any]:
     return facts
 
 
+@contextmanager
+def _not_kept_by_jax() -> Iterator[None]:
+    """What is compiled within stays out of JAX's own cache, which cannot read again what is for chips that are not there.
+
+    JAX decides once in a process whether it has a cache, unless that is reset.
+    """
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
 def _key(text: str, target: Target) -> str:
-    of = [str(FORMAT), target.kind, target.name.lower().partition(":")[2], target.compiler, jax.__version__, text]
+    of = [str(FORMAT), target.name.lower(), target.compiler, jax.__version__, text]
     return hashlib.sha256("\n".join(of).encode()).hexdigest()[:32]
 
 
@@ -94,11 +113,13 @@ def _cost(compiled: Any) -> dict[str, float] | None:
 def _refusal(message: str) -> dict[str, Any]:
     first = next((line for line in message.splitlines() if line.strip()), "no reason given")
     found: dict[str, Any] = {"refused": first[:400]}
-    sizes = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message) or re.search(
-        r"([\d.]+)([KMGT])i?B?\)? exceeds available HBM \(([\d.]+)([KMGT])", message
+    size = rf"([\d.]+)([{UNITS}])"
+    sizes = re.search(f"Used {size} of {size} hbm", message) or re.search(
+        rf"{size}i?B?\)? exceeds available HBM \({size}", message
     )
     if sizes:
-        unit = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-        found["needs"] = round(float(sizes[1]) * unit[sizes[2]])
-        found["has"] = round(float(sizes[3]) * unit[sizes[4]])
+        found["needs"], found["has"] = (
+            round(float(number) * 1024 ** (UNITS.index(unit) + 1))
+            for number, unit in (sizes.group(1, 2), sizes.group(3, 4))
+        )
     return found

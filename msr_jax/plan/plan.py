@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from msr_jax.errors import UserError, first_line
 from msr_jax.plan.chips import CHIPS, Chip
 from msr_jax.plan.compiled import compile_program
 from msr_jax.plan.flops import count_flops
@@ -29,12 +30,17 @@ def make_plan(
       None for CPUs, whose memory no target tells.
 
     Raises:
-      UserError: a config that does not fit the devices.
+      UserError: a config that does not fit the devices, or whose sizes no machine has.
     """
-    if separate is None:
-        program = training_program(config, target)
-    else:
-        program = separation_program(config, target, separate, steps, mixtures)
+    try:
+        if separate is None:
+            program = training_program(config, target)
+        else:
+            program = separation_program(config, target, separate, steps, mixtures)
+    except OverflowError as error:  # of JAX, where a product of sizes leaves 64 bits
+        raise UserError(
+            f"the config's sizes are beyond any machine ({first_line(error)}); take smaller ones"
+        ) from error
     return plan_of(program, target, compile_program(program, target))
 
 

@@ -72,14 +72,16 @@ def print_advice(advice: list[str]) -> None:
         _line("" if k else "what would do", line)
 
 
-def print_fit(most: int, rows: list[dict[str, Any]], per_example: float | None, target: Target) -> None:
-    """The largest batch, and what was compiled to find it."""
+def print_fit(
+    most: int, is_largest: bool, rows: list[dict[str, Any]], per_example: float | None, target: Target
+) -> None:
+    """The largest batch, and what was compiled to find it; that more may fit, where the next was not tried."""
     for row in rows:
         said = "fits" if row["fits"] else "does not fit"
         size = f", work space {row['work_space'] / 1e9:.2f} GB" if row["work_space"] else ""
         _line("tried", f"{row['examples']} on a device: {said}{size}")
-    at_least = "at least " if most == MOST_EXAMPLES else ""  # more is not tried
-    _line("largest batch", f"{at_least}{most} on each of the devices of {target.name}, {len(rows)} compilations")
+    size = f"{most}" if is_largest else f"at least {most} (more was not tried)"
+    _line("largest batch", f"{size} on each of the devices of {target.name}, {len(rows)} compilations")
     if per_example is not None:
         _line("per example", f"{per_example / 1e9:.3f} GB of work space")
 

@@ -92,12 +92,10 @@ def _tpus(name: str, kind: str, shape: str) -> Target:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--target {name} needs the TPU's compiler, which is not here: pip install 'msr_jax[tpu]'")
     try:
-        more: dict[str, Any] = (
-            {"chips_per_host_bounds": (1, 1, 1)} if set(shape) == {"1", "x"} else {}
-        )  # else a host's four
-        if kind == "v4":  # as on the machine itself: both cores of a chip are one device
-            more["chip_config_name"] = "megacore"
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **more).devices
+        options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) == {"1", "x"} else {}  # else four
+        if kind == "v4":  # a chip's two cores are one device, as JAX has them on a v4; libtpu's default is one each
+            options["chip_config_name"] = "megacore"
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **options).devices
     except Exception as error:  # whatever libtpu throws for a slice that it does not know
         raise UserError(
             f"--target {name} is no slice that libtpu knows ({first_line(error)}); such are {EXAMPLES}"
