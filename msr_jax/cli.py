@@ -48,8 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         name = f"msr {sys.argv[1]}" if len(sys.argv) > 1 else "msr"
         print_log()
         outlive_readers()
-        # A plan's programs, for chips that are not here, could never be loaded again; it keeps what they say.
-        if sys.argv[1:2] and sys.argv[1] in COMMANDS and sys.argv[1] != "plan":
+        if sys.argv[1:2] and sys.argv[1] in COMMANDS:
             keep_compiled_programs()
         return run_as_process(name, lambda: _run(sys.argv[1:]))
     try:

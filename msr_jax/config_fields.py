@@ -297,7 +297,7 @@ OF_32_BITS = ", < 2147483648"  # told to whom it matters
 def _wanted(field: Field, value: Any) -> str:
     if field.kind == "text" and field.range:
         return f"one of {field.range.replace(' | ', ', ')}"
-    is_huge = _is_whole(value) and value >= 2**31
+    is_huge = any(_is_whole(v) and v >= 2**31 for v in (value if isinstance(value, list | tuple) else [value]))
     limits = (field.range if is_huge else field.range.removesuffix(OF_32_BITS)).replace(", ", " and ")
     for sign, words in (("≥", "at least"), (">", "above"), ("≤", "at most"), ("<", "below")):
         limits = limits.replace(sign, words)
@@ -325,7 +325,7 @@ def check_field(name: str, value: Any, where: str, told: str = "", model: str = 
     (2, 2, 4)
     >>> check_field("sample_rate", "44.1k", "x.yaml: ", "audio.sample_rate")
     Traceback (most recent call last):
-    msr_jax.errors.UserError: x.yaml: audio.sample_rate must be a whole number, at least 1 and below 2147483648, not "44.1k"
+    msr_jax.errors.UserError: x.yaml: audio.sample_rate must be a whole number, at least 1, not "44.1k"
 
     Raises:
       UserError: another kind, or out of range.

@@ -37,6 +37,11 @@ def library(tmp_path):
     return tmp_path / "music"
 
 
+def separate_into(song, out, model, *more):
+    """The exit code."""
+    return main(["separate", *map(str, (song, "-o", out, "--model", model, "--refine", "none", *more))])
+
+
 def folders(tasks, out):
     return [str(task.folder.relative_to(out)) for task in tasks]
 
@@ -118,21 +123,8 @@ def test_stems_that_a_manifest_says_to_be_another_song_s_are_not_this_one_s(tiny
     for k, album in enumerate("AB"):
         (tmp_path / album).mkdir()
         soundfile.write(tmp_path / album / "01.wav", (k + 1) * 0.1 * np.ones(3000), TINY_RATE)
-    tell = ["--manifest", str(tmp_path / "m.jsonl")]
-    separate = lambda album, *more: main(
-        [
-            "separate",
-            str(tmp_path / album),
-            "-o",
-            str(tmp_path / "out"),
-            "--model",
-            str(tiny_model),
-            "--refine",
-            "none",
-            *tell,
-            *more,
-        ]
-    )
+    rest = (tmp_path / "out", tiny_model, "--manifest", tmp_path / "m.jsonl")
+    separate = lambda album, *more: separate_into(tmp_path / album, *rest, *more)
     assert [separate("A"), separate("A"), separate("B"), separate("B", "--overwrite"), separate("B")] == [0, 0, 2, 0, 0]
     assert f"are stems of {tmp_path}/A/01.wav, by the manifest" in capsys.readouterr().err
     rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
@@ -144,16 +136,6 @@ def test_stems_that_a_manifest_says_to_be_another_song_s_are_not_this_one_s(tiny
 def test_stems_that_another_run_wrote_meanwhile_are_kept(tiny_model, tmp_path, monkeypatch, capsys):
     soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(3000), TINY_RATE)
     real = os.replace
-    separate = [
-        "separate",
-        str(tmp_path / "a.wav"),
-        "-o",
-        str(tmp_path / "out"),
-        "--model",
-        str(tiny_model),
-        "--refine",
-        "none",
-    ]
 
     def meanwhile(source, place):
         if str(place) == str(tmp_path / "out" / "a"):
@@ -161,7 +143,7 @@ def test_stems_that_another_run_wrote_meanwhile_are_kept(tiny_model, tmp_path, m
         real(source, place)
 
     monkeypatch.setattr(os, "replace", meanwhile)
-    assert main(separate) == 0
+    assert separate_into(tmp_path / "a.wav", tmp_path / "out", tiny_model) == 0
     assert "kept" in capsys.readouterr().out
 
 

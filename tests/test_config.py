@@ -55,18 +55,12 @@ def test_every_field_has_a_row_and_refuses_what_is_no_value_of_it(base):
                 check_field(name, value, "x.yaml: ", model=model)
 
 
-@pytest.mark.parametrize("name", ["data.crop", "segment", "optim.accumulate", "optim.warmup_steps", "train.steps"])
-def test_a_number_that_no_program_can_count_to_is_refused(name):
-    with pytest.raises(UserError, match="below 2147483648, not 99999999999"):
-        check_field(name, 99999999999, "config.")
-
-
 def test_values_come_back_as_the_networks_take_them():
     assert check_field("model.freqs_per_bands", [1, 2], "") == (1, 2)
     assert check_field("optim.lr", 1, "") == 1
     with pytest.raises(
         UserError,
-        match=r"^--config x: audio.chunk_size must be a whole number, at least 1 and below 2147483648, not null$",
+        match=r"^--config x: audio.chunk_size must be a whole number, at least 1, not null$",
     ):
         check_field("segment", None, "--config x: ", "audio.chunk_size")
 

@@ -8,7 +8,6 @@ from msr_jax.errors import UserError
 from msr_jax.plan.plan import chips_that_hold
 
 MOST_COMPILATIONS = 8
-MOST_EXAMPLES = 1024  # per device, that are tried
 
 
 class Split(NamedTuple):

@@ -98,7 +98,7 @@ def _with_batch(config: dict[str, Any], batch: int) -> dict[str, Any]:
 
 
 def _fit(compile_with: Any, start: int, target: Any) -> dict[str, Any]:
-    from msr_jax.plan.advice import MOST_EXAMPLES, largest_batch
+    from msr_jax.plan.advice import largest_batch
     from msr_jax.plan.report import print_fit
 
     most, is_largest, rows = largest_batch(compile_with, start)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from msr_jax.plan.advice import MOST_EXAMPLES
 from msr_jax.plan.plan import ASSUMED_UTILISATION, GPU_SHARE
 from msr_jax.plan.target import Target
 

@@ -259,16 +259,16 @@ def without_stems(tasks: Sequence[Task], stems: Sequence[str]) -> list[Task]:
     """
     if not any(task.is_found for task in tasks):
         return list(tasks)
-    places = {place.removesuffix(".wav") for task in tasks for place in _places(task, stems, "wav")}
+    is_shared = {place.removesuffix(".wav"): t.is_shared for t in tasks for place in _places(t, stems, "wav")}
     songs = [_spellings(task) if task.is_found else set() for task in tasks]
-    is_stem = [any(os.path.splitext(song)[0] in places for song in spelled) for spelled in songs]
+    found = {place for spelled in songs for song in spelled if (place := os.path.splitext(song)[0]) in is_shared}
     # What else lies in a song's own folder beside such a stem is one by another name: a residual, or another model's.
-    own = {os.path.realpath(task.folder) for task in tasks if not task.is_shared}
-    own &= {os.path.dirname(song) for spelled, is_one in zip(songs, is_stem, strict=True) if is_one for song in spelled}
+    own = {os.path.dirname(place) for place in found if not is_shared[place]}
     left: list[Task] = []
     dropped: list[Task] = []
-    for task, spelled, is_one in zip(tasks, songs, is_stem, strict=True):
-        (dropped if is_one or any(os.path.dirname(song) in own for song in spelled) else left).append(task)
+    for task, spelled in zip(tasks, songs, strict=True):
+        is_stem = any(os.path.splitext(song)[0] in found or os.path.dirname(song) in own for song in spelled)
+        (dropped if is_stem else left).append(task)
     if dropped:
         log.info(
             f"taken for stems, as they are where those of other songs go: {len(dropped)} files, such as {dropped[0].song}"
@@ -287,6 +287,7 @@ def check_stems(tasks: Sequence[Task], stems: Sequence[str], suffix: str, is_any
         for place in _places(task, stems, suffix):
             if key(place) in songs:
                 raise UserError(
-                    f"the stem {place} would replace a song that is to be separated, unless it is a stem of an earlier run; name another folder, or the songs themselves"
+                    f"the stem {place} would replace a song that is to be separated, unless it is a stem of an earlier run; "
+                    "name another folder, or the songs themselves"
                 )
     _check_places(tasks)
