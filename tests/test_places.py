@@ -93,7 +93,8 @@ def test_songs_elsewhere_are_found_as_those_here_are(bucket, tmp_path):
     assert find(listed=tmp_path / "list") == ["one/bass.wav", "deep/two/bass.wav"]
     with pytest.raises(UserError, match="no file is called like"):
         find("memory://b/*.flac")
-    assert find("memory://b/.hidden") == ["three/bass.wav"]
+    assert find("memory://b/.hidden") == find("memory://b/.h*/*.wav") == ["three/bass.wav"]
+    assert find("memory://b/*/*.wav") == ["two/bass.wav"]
 
 
 def test_the_keys_of_a_store_are_what_they_are_and_the_web_s_addresses_are_quoted(tmp_path):
@@ -103,6 +104,10 @@ def test_the_keys_of_a_store_are_what_they_are_and_the_web_s_addresses_are_quote
     found = find_tasks([f"file://{song}" for song in songs], tmp_path / "out")
     assert [task.folder.name for task in found] == ["Song #1 [live]?", "50%20off"]
     assert name_of("https://example.org/a/My%20song.mp3?key=1#t") == "My song.mp3"
+    (tmp_path / "list").write_text("https://example.org/An%20album/1.mp3?k=/a/b\nhttps://example.org/other/1.mp3\n")
+    found = find_tasks([], tmp_path / "out", tmp_path / "list")
+    assert places(found, tmp_path / "out") == ["An album/1/bass.wav", "other/1/bass.wav"]
+    assert [name_of(f"https://{rest}") for rest in ("[host/1.mp3", "host/%00.mp3")] == ["1.mp3", "%00.mp3"]
 
 
 def test_no_name_leads_out_of_the_folder_of_stems(tmp_path):

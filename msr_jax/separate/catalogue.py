@@ -11,7 +11,7 @@ from msr_jax.data.stem_mp4 import SUFFIX
 from msr_jax.errors import UserError
 from msr_jax.messages import log
 from msr_jax.process import parse_shard
-from msr_jax.separate.places import find_urls, is_url, local_path, name_of, read_list
+from msr_jax.separate.places import find_urls, is_url, local_path, name_of, path_of, read_list
 from msr_jax.separate.songs import Task, song_name
 
 SONG_SUFFIXES = frozenset({*AUDIO_SUFFIXES, SUFFIX})  # in folders; of `.stem.mp4` the mixture is separated
@@ -172,7 +172,7 @@ class _Names:
 def _place(song: str) -> str:
     """An absolute path, also of a URL: its parts."""
     path = local_path(song)
-    return "/" + _inside(song.replace("://", "/", 1)) if path is None else os.path.abspath(path)
+    return "/" + _inside(f"{song.partition('://')[0]}/{path_of(song)}") if path is None else os.path.abspath(path)
 
 
 def _inside(place: str) -> str:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from tempfile import gettempdir
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from uuid import uuid4
 
 from msr_jax.audio.io import seekable
@@ -66,14 +67,16 @@ def _reading(url: str) -> Iterator[None]:
 
 def name_of(url: str) -> str:
     """The file's name in a URL, as a file here can be called."""
-    name = _path_of(url).name
+    name = path_of(url).name
     return "song" if name in ("", "..") else name
 
 
-def _path_of(url: str) -> PurePosixPath:
-    """Of the web's addresses without what is asked for, and unquoted; the keys of a store are what they are."""
-    is_web = url.startswith(("http://", "https://"))
-    return PurePosixPath(unquote(urlsplit(url).path) if is_web else url.partition("://")[2])
+def path_of(url: str) -> PurePosixPath:
+    """Host or bucket, then the web's addresses without what is asked for, and unquoted; the keys of a store are what they are."""
+    path = url.partition("://")[2]
+    if url.startswith(("http://", "https://")):
+        path = unquote(re.split("[?#]", path, maxsplit=1)[0]).replace("\0", "%00")
+    return PurePosixPath(path)
 
 
 def find_urls(url: str, suffixes: frozenset[str]) -> tuple[list[str], str | None]:
@@ -81,14 +84,15 @@ def find_urls(url: str, suffixes: frozenset[str]) -> tuple[list[str], str | None
     system, path = _file_system(url)
     scheme = url.partition("://")[0]
     root = "/" if local_path(url) else ""
+    hidden = lambda found: "/." in f"/{str(found).removeprefix(str(path))}"
     whole = lambda found: str(found) if is_url(found) else f"{scheme}://{root}{str(found).lstrip('/')}"
     with _reading(url):
         if any(sign in url for sign in "*[") and not system.exists(path):
-            return [whole(p) for p in sorted(system.glob(path)) if not system.isdir(p)], None
+            found = [p for p in sorted(system.glob(path)) if not system.isdir(p)]
+            return [whole(p) for p in found if "/." in path or not hidden(p)], None
         if not system.isdir(path):
             return [url], None
         found = sorted(p for p in system.find(path) if str(p).lower().endswith(tuple(suffixes)))
-        hidden = lambda p: any(part.startswith(".") for part in PurePosixPath(str(p).removeprefix(str(path))).parts)
         return [whole(p) for p in found if not hidden(p)], whole(path)
 
 
@@ -136,7 +140,7 @@ def read_list(place: str) -> list[str]:
       UserError: it cannot be read, has no such column, or names none.
     """
     data = _bytes_of(place)
-    kind = (_path_of(place) if is_url(place) else PurePosixPath(place)).suffix.lower()
+    kind = (path_of(place) if is_url(place) else PurePosixPath(place)).suffix.lower()
     is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # as PowerShell writes
     try:
         if kind == ".parquet":
