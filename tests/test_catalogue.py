@@ -86,12 +86,16 @@ def test_stems_of_an_earlier_run_into_the_searched_folder_are_no_songs(given, ou
         check_stems([first[0], *find_tasks([named], tmp_path / out)], STEMS, "wav", is_any_format=True)
 
 
-def test_a_stem_by_a_name_that_the_model_has_not_is_no_song_where_others_of_its_song_are(tmp_path):
-    for name in ("one.wav", f"one/{STEMS[0]}.wav", "one/rest.wav", "two.wav", "two/rest.wav"):
+def test_a_stem_by_a_name_that_the_model_has_not_is_no_song_where_others_of_its_song_are_and_an_album_s_song_is(tmp_path):
+    stem = f"one/{STEMS[0]}.wav"
+    lengths = {"one.wav": 300, stem: 300, "one/rest.wav": 300, "one/01.wav": 301, "two.wav": 300, "two/rest.wav": 300}
+    for name, length in lengths.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        soundfile.write(tmp_path / name, np.zeros(length), TINY_RATE)
+    (tmp_path / "one" / "02.wav").touch()  # said to be no audio when its turn comes
     left = without_stems(find_tasks([tmp_path], tmp_path), STEMS)
-    assert {str(task.song.relative_to(tmp_path)) for task in left} == {"one.wav", "two.wav", "two/rest.wav"}
+    songs = {"one.wav", "one/01.wav", "one/02.wav", "two.wav", "two/rest.wav"}
+    assert {str(task.song.relative_to(tmp_path)) for task in left} == songs
 
 
 @pytest.mark.parametrize("pattern", ["", "/**/*.*"])
@@ -100,8 +104,11 @@ def test_linked_folders_are_searched_and_each_song_is_found_once(library, tmp_pa
     (tmp_path / "elsewhere" / "four.wav").touch()
     (library / "b" / "round").symlink_to(library)
     (library / "more").symlink_to(tmp_path / "elsewhere")
-    songs = [task.song.name for task in find_tasks([f"{library}{pattern}"], tmp_path / "out")]
-    assert sorted(songs) == sorted({*songs}) and "four.wav" in songs
+    find = lambda: [task.song for task in find_tasks([f"{library}{pattern}"], tmp_path / "out")]
+    songs = find()
+    assert sorted(songs) == sorted({*songs}) and "four.wav" in {song.name for song in songs}
+    (library / "A link to b").symlink_to("b")
+    assert find() == songs, "a finished batch is not begun anew by another name of a folder"
 
 
 def test_a_folder_that_cannot_be_searched_is_named(tmp_path, monkeypatch, caplog):

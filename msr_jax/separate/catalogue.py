@@ -3,10 +3,12 @@
 import glob
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from string import Formatter
 
 from msr_jax.audio.headers import AUDIO_SUFFIXES
+from msr_jax.audio.io import audio_info
 from msr_jax.data.stem_mp4 import SUFFIX
 from msr_jax.errors import UserError
 from msr_jax.messages import log
@@ -195,16 +197,17 @@ def _outside(songs: Sequence[str], start: str, out: Path) -> list[str]:
 
 
 def _each_once(songs: Iterable[str]) -> list[str]:
-    """Without those that were found in the same folder before, on another way to it: a link may lead round in circles."""
+    """Each file once, on the way with the fewest links to its folder: a link may lead round in circles."""
+    links = cache(lambda folder: sum(map(os.path.islink, (folder, *map(str, Path(folder).parents)))))
     found: dict[tuple[str, str], str] = {}
-    for song in songs:
+    for song in sorted(songs, key=lambda song: links(os.path.dirname(song))):
         folder, name = os.path.split(song)
         found.setdefault((os.path.realpath(folder), name), song)
-    return list(found.values())
+    return sorted(found.values())
 
 
 def _songs_in(folder: Path, out: Path) -> list[str]:
-    """Audio files at any depth, in linked folders too; those of hidden names and those in `out` are not for it.
+    """Audio files at any depth, in linked folders too, last; those of hidden names and those in `out` are not for it.
 
     Raises:
       UserError: the folder cannot be searched. Of those below it that cannot, the log tells.
@@ -227,13 +230,16 @@ def _songs_in(folder: Path, out: Path) -> list[str]:
         seen.add(real)
         return True
 
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=tell):
-        folders[:] = [n for n in sorted(folders) if not n.startswith(".") and is_new(os.path.join(place, n))]
-        found += [
-            os.path.join(place, n)
-            for n in sorted(names)
-            if not n.startswith(".") and n.lower().endswith(tuple(SONG_SUFFIXES))
-        ]
+    starts = [os.fspath(folder)]
+    for begin in starts:  # which links to folders are added to: what is there without them is found first, under its own name
+        if begin != starts[0] and not is_new(begin):
+            continue
+        for place, folders, names in os.walk(begin, onerror=tell):
+            shown = [os.path.join(place, n) for n in sorted(folders) if not n.startswith(".")]
+            starts += filter(os.path.islink, shown)
+            folders[:] = [os.path.basename(p) for p in shown if not os.path.islink(p) and is_new(p)]
+            songs = (n for n in sorted(names) if not n.startswith(".") and n.lower().endswith(tuple(SONG_SUFFIXES)))
+            found += [os.path.join(place, n) for n in songs]
     return found
 
 
@@ -249,10 +255,22 @@ def _spellings(task: Task) -> set[str]:
     return set() if path is None else {os.path.join(os.path.realpath(path.parent), path.name), os.path.realpath(path)}
 
 
+def _is_as_long(song: str, stem: str | None) -> bool:
+    """Whether a file has the samples and the rate that a stem beside it has; not, where either cannot be read."""
+    if stem is None:
+        return False
+    try:
+        one, other = audio_info(song), audio_info(stem)
+    except UserError:
+        return False
+    return one.frames is not None and (one.frames, one.sample_rate) == (other.frames, other.sample_rate)
+
+
 def without_stems(tasks: Sequence[Task], stems: Sequence[str]) -> list[Task]:
     """Without songs that were found where stems of others go, in whatever format: an earlier run or another process put them there.
 
-    Else a second run into the folder that it searches would separate the first one's stems.
+    Else a second run into the folder that it searches would separate the first one's stems. In a song's own folder of stems a
+    file of another name is one too, a residual or another model's, where it is as long as they are; an album's song is not.
 
     Args:
       stems: all that the model has, whichever are wanted now.
@@ -261,14 +279,13 @@ def without_stems(tasks: Sequence[Task], stems: Sequence[str]) -> list[Task]:
         return list(tasks)
     is_shared = {place.removesuffix(".wav"): t.is_shared for t in tasks for place in _places(t, stems, "wav")}
     songs = [_spellings(task) if task.is_found else set() for task in tasks]
-    found = {place for spelled in songs for song in spelled if (place := os.path.splitext(song)[0]) in is_shared}
-    # What else lies in a song's own folder beside such a stem is one by another name: a residual, or another model's.
-    own = {os.path.dirname(place) for place in found if not is_shared[place]}
+    place_of = lambda song: os.path.splitext(song)[0]
+    beside = {os.path.dirname(s): s for spelled in songs for s in spelled if not is_shared.get(place_of(s), True)}
+    is_stem = lambda song: place_of(song) in is_shared or _is_as_long(song, beside.get(os.path.dirname(song)))
     left: list[Task] = []
     dropped: list[Task] = []
     for task, spelled in zip(tasks, songs, strict=True):
-        is_stem = any(os.path.splitext(song)[0] in found or os.path.dirname(song) in own for song in spelled)
-        (dropped if is_stem else left).append(task)
+        (dropped if any(map(is_stem, spelled)) else left).append(task)
     if dropped:
         log.info(
             f"taken for stems, as they are where those of other songs go: {len(dropped)} files, such as {dropped[0].song}"
