@@ -164,9 +164,9 @@ def which_chip(found: list[dict[str, Any]], wanted: list[Row]) -> str:
     programs, targets = _shown(found, stages, "program"), _shown(found, wanted, "target")
     lines = _head(["stage", "batch"], targets)
     for program in programs:
-        batch = released_batch(program)
+        batch, times = released_batch(program)
         shown = " | ".join(_share(cells.get((program, target)), batch) for target in targets)
-        lines.append(f"| {program} | {batch} | {shown} |")
+        lines.append(f"| {program} | {batch}{f' × {times}' if times > 1 else ''} | {shown} |")
     lines += [
         "",
         "Cells: at least so many examples fit one device (part of the work space does not grow with them), GB of work space for"
@@ -176,9 +176,10 @@ def which_chip(found: list[dict[str, Any]], wanted: list[Row]) -> str:
 
 
 @cache
-def released_batch(program: str) -> int:
-    """Examples of a step as released."""
-    return int(read_config(str(ROOT / "configs" / f"{program}.py"), [])["data"]["batch"])
+def released_batch(program: str) -> tuple[int, int]:
+    """As released: examples that go at once, and how often they do in a step."""
+    config = read_config(str(ROOT / "configs" / f"{program}.py"), [])
+    return int(config["data"]["batch"]), int(config["optim"]["accumulate"])
 
 
 def _share(row: dict[str, Any] | None, batch: int) -> str:

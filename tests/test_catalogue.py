@@ -12,6 +12,7 @@ import soundfile
 from msr_jax.cli import main
 from msr_jax.errors import UserError
 from msr_jax.separate.catalogue import check_stems, find_tasks, without_stems
+from msr_jax.separate.manifest import Manifest
 from tests.conftest import TINY_RATE
 
 STEMS = ["bass", "drums", "guitar", "piano"]
@@ -86,7 +87,7 @@ def test_stems_of_an_earlier_run_into_the_searched_folder_are_no_songs(given, ou
         check_stems([first[0], *find_tasks([named], tmp_path / out)], STEMS, "wav", is_any_format=True)
 
 
-def test_a_stem_by_a_name_that_the_model_has_not_is_no_song_where_others_of_its_song_are_and_an_album_s_song_is(tmp_path):
+def test_what_is_as_long_as_the_stems_beside_it_is_no_song_and_an_album_s_song_is(tmp_path):
     stem = f"one/{STEMS[0]}.wav"
     lengths = {"one.wav": 300, stem: 300, "one/rest.wav": 300, "one/01.wav": 301, "two.wav": 300, "two/rest.wav": 300}
     for name, length in lengths.items():
@@ -107,7 +108,7 @@ def test_linked_folders_are_searched_and_each_song_is_found_once(library, tmp_pa
     find = lambda: [task.song for task in find_tasks([f"{library}{pattern}"], tmp_path / "out")]
     songs = find()
     assert sorted(songs) == sorted({*songs}) and "four.wav" in {song.name for song in songs}
-    (library / "A link to b").symlink_to("b")
+    (library / "A link to a").symlink_to("a")
     assert find() == songs, "a finished batch is not begun anew by another name of a folder"
 
 
@@ -138,20 +139,40 @@ def test_stems_that_a_manifest_says_to_be_another_song_s_are_not_this_one_s(tiny
     assert [(Path(row["source"]).parent.name, bool(row["error"]), bool(row["stems"])) for row in rows] == [
         ("A", False, True), ("B", True, False), ("B", False, True)
     ]  # fmt: skip
+    assert [separate("A"), separate("B")] == [2, 0], "what was replaced is the first one's no longer"
 
 
-def test_stems_that_another_run_wrote_meanwhile_are_kept(tiny_model, tmp_path, monkeypatch, capsys):
-    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(3000), TINY_RATE)
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_stems_that_another_run_wrote_meanwhile_are_kept_and_a_broken_one_costs_one_song(
+    is_whole, tiny_model, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "songs").mkdir()
+    for name in "ab":
+        soundfile.write(tmp_path / "songs" / f"{name}.wav", 0.1 * np.ones(3000), TINY_RATE)
     real = os.replace
 
     def meanwhile(source, place):
         if str(place) == str(tmp_path / "out" / "a"):
             shutil.copytree(source, place)
+            if not is_whole:
+                (Path(place) / "bass.wav").write_bytes(b"no audio")
         real(source, place)
 
     monkeypatch.setattr(os, "replace", meanwhile)
-    assert separate_into(tmp_path / "a.wav", tmp_path / "out", tiny_model) == 0
+    code = separate_into(tmp_path / "songs", tmp_path / "out", tiny_model)
+    assert code == (0 if is_whole else 1) and (tmp_path / "out" / "b" / "bass.wav").exists()
     assert "kept" in capsys.readouterr().out
+
+
+def test_a_manifest_knows_what_another_process_has_written_meanwhile(tmp_path):
+    early, late = Manifest(tmp_path / "m.jsonl"), Manifest(tmp_path / "m.jsonl")
+    row = {"source": "A/1.wav", "sha256": "a", "stems": {"bass": "out/1/bass.wav"}, "error": None}
+    early.add(row)
+    assert late.other_owner("B/1.wav", "b", row["stems"].values()) == "A/1.wav"
+    assert late.other_owner("copy.wav", "a", row["stems"].values()) is None
+    late.add({**row, "source": "B/1.wav", "sha256": "b"})
+    early.add({**row, "source": "C.wav", "stems": {}})
+    assert not early.has("A/1.wav", row["stems"]) and early.has("B/1.wav", row["stems"])
 
 
 def test_a_file_under_two_spellings_is_one_song(library):

@@ -157,6 +157,8 @@ def test_models_with_other_stems_are_no_ensemble(tiny_model):
         Ensemble([Gain()], ["2"])
     with pytest.raises(UserError, match="another name"):
         Ensemble([Gain()], residual="bass")
+    with pytest.raises(UserError, match="where all of them are there"):
+        load_ensemble([tiny_model, tiny_model], refine="none", stems=["bass"], mixture_consistent=True)
     with pytest.raises(UserError, match="at least 1 shift"):
         load_ensemble([tiny_model], shifts=0)
     both = load_ensemble([tiny_model, (tiny_model, 2.0)], refine="none", stems=["drums", "bass"])
@@ -184,6 +186,8 @@ def test_the_command_averages_and_says_so(tiny_model, tmp_path, capsys):
     np.testing.assert_allclose(soundfile.read(row["stems"]["bass"])[0], alone, atol=1e-6)
     assert main([*command, *together, "--model", str(tiny_model)]) == 2
     assert "leave --model out" in capsys.readouterr().err
+    assert main([*command, "--ensemble-by", "median"]) == 2
+    assert "--ensemble-by goes with --ensemble" in capsys.readouterr().err
     assert (
         main([*command, "--coordinator", "localhost:1", "--processes", "2", "--process", "1"]) == 0
     )  # of a single song

@@ -22,7 +22,9 @@ import soundfile
 from msr_jax.machine import keep_compiled_programs, keep_freed_memory
 from msr_jax.separate.engine import Separator, channel_groups, load
 
-FIELDS = {"source", "sha256", "model", "settings", "stems", "levels", "seconds", "work_seconds", "kept", "error"}
+FIELDS = {
+    "source", "sha256", "model", "settings", "stems", "levels", "gain_db", "clipped", "seconds", "work_seconds", "kept", "error"
+}  # fmt: skip
 LIMIT = 3600  # seconds that a start may take
 
 

@@ -104,7 +104,7 @@ def attend(q: Array, k: Array, v: Array, rate: float = 0.0, keys: Array | None =
 
 
 def is_fused(dtype: jnp.dtype, length: int, features: int, rate: float) -> bool:
-    """Whether a kernel serves that never holds the logits: for 16 bits and without dropout, which neither kernel draws.
+    """Whether a kernel serves that never holds the logits: for 16 bits and without dropout, which neither draws from keys of ours.
 
     cuDNN's on a GPU takes heads of a multiple of 8 features, 128 at most (on an A100). On a TPU the one that comes with JAX takes
     a third of the memory traffic for long sequences, and more than XLA's own products for short ones (by the v5e's compiler).
@@ -236,7 +236,8 @@ def attention(p: Mapping[str, Array], h: Array, film: Film, sizes: Sizes, keys: 
     # rotation runs over whole vectors.
     weight = p["to_qkv"].reshape(dim, 3, heads, features // 2, 2)
     sorted_halves = weight[:, :2].swapaxes(-1, -2).reshape(dim, -1)
-    wide = product(u, jnp.concatenate([sorted_halves, p["to_qkv"][:, 2 * width :]], axis=1), sizes.dtype)
+    weight = jnp.concatenate([sorted_halves, p["to_qkv"][:, 2 * width :]], axis=1)
+    wide = features_last(product(u, weight, sizes.dtype))
     qk = wide[..., : 2 * width].reshape(-1, length, 2, heads, features)
     v = wide[..., 2 * width :].reshape(-1, length, heads, features)
     if "to_qkv_bias" in p:

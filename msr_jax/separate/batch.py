@@ -1,9 +1,10 @@
 """One song of a batch, wherever the batch runs: kept if it is done, else separated, and told in a row of the manifest."""
 
 import argparse
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from msr_jax.methods.stages import REFINEMENTS
 from msr_jax.separate.chunks import ahead
 from msr_jax.separate.demix import Demix
 from msr_jax.separate.engine import Separator, load
-from msr_jax.separate.ensemble import Ensemble, load_ensemble, parse_member
+from msr_jax.separate.ensemble import BY, Ensemble, load_ensemble, parse_member
 from msr_jax.separate.manifest import Manifest, sha256_of
 from msr_jax.separate.places import at_hand
 from msr_jax.separate.songs import Output, Task, Written, WrittenMeanwhile, about_song, levels_of, stems_of, write_stems
@@ -47,11 +48,13 @@ def separator_of(args: argparse.Namespace) -> Separator | Ensemble:
     options |= {"one_mask": args.one_mask, "reference": reference if args.demix else None}
     options["stems"] = [name.strip() for name in args.stems.split(",")] if args.stems is not None else None
     whole = {"mixture_consistent": args.mixture_consistent, "residual": args.residual}
+    if args.ensemble_by and not args.ensemble:
+        raise UserError("--ensemble-by goes with --ensemble")
     if not args.ensemble:
         return load(args.model or BUNDLED, **options, **whole)
     if args.model:
         raise UserError("--ensemble names all of its models itself; leave --model out, or name that one there too")
-    return load_ensemble([parse_member(text) for text in args.ensemble], args.ensemble_by, **whole, **options)
+    return load_ensemble([parse_member(text) for text in args.ensemble], args.ensemble_by or BY[0], **whole, **options)
 
 
 class Outcome(NamedTuple):
@@ -131,25 +134,22 @@ class Batch:
         try:
             with closing(made):
                 sha256 = next(made)
-                if manifest and (owner := manifest.other_owner(task.source, sha256, stems.values())):
-                    kept, stems = [], {}
-                    raise UserError(
-                        f"{task.source}: in {task.folder} are stems of {owner}, by the manifest; name another folder with -o, or "
-                        "replace them with --overwrite"
-                    )
+                _check_owner(task, sha256, stems, manifest)
                 if missing:
                     here, about = next(made)
                     update = progress(about.info) if progress else None
-                    written = write_stems(made, here, about, self.output, missing, update)
+                    try:
+                        written = write_stems(made, here, about, self.output, missing, update)
+                    except WrittenMeanwhile:
+                        kept, stems = list(paths), paths
+                        _check_owner(task, sha256, stems, manifest)
             levels, seconds = levels_of(stems)
             if written:
                 levels, seconds = levels | written.levels, written.seconds
                 stems = stems | written.paths
-        except WrittenMeanwhile:
-            kept, stems = list(paths), paths
-            levels, seconds = levels_of(stems)
         except UserError as problem:
             error = str(problem)
+            stems = {} if isinstance(problem, _OfAnother) else stems
         row = {
             "source": task.source,
             "sha256": sha256,
@@ -157,12 +157,27 @@ class Batch:
             "settings": self.settings,
             "stems": {stem: str(stems[stem]) for stem in paths if stem in stems},
             "levels": levels,
+            "gain_db": round(20 * math.log10(written.gain), 3) if written else None,
+            "clipped": written.clipped if written else {},
             "seconds": seconds,
             "work_seconds": round(time.perf_counter() - started, 3),
-            "kept": kept,
+            "kept": [stem for stem in kept if stem in stems],
             "error": error,
         }
-        return Outcome(task, kept, written, error, row)
+        return Outcome(task, row["kept"], written, error, row)
+
+
+class _OfAnother(UserError):
+    pass
+
+
+def _check_owner(task: Task, sha256: str | None, stems: Mapping[str, Path], manifest: Manifest | None) -> None:
+    """Raises _OfAnother where a manifest says that the stems that are there are another song's."""
+    if manifest and (owner := manifest.other_owner(task.source, sha256, stems.values())):
+        raise _OfAnother(
+            f"{task.source}: in {task.folder} are stems of {owner}, by the manifest; name another folder with -o, or "
+            "replace them with --overwrite"
+        )
 
 
 class Begun(NamedTuple):

@@ -231,7 +231,7 @@ def _songs_in(folder: Path, out: Path) -> list[str]:
         return True
 
     starts = [os.fspath(folder)]
-    for begin in starts:  # which links to folders are added to: what is there without them is found first, under its own name
+    for begin in starts:  # links to folders are added: what is there without them is found first, under its own name
         if begin != starts[0] and not is_new(begin):
             continue
         for place, folders, names in os.walk(begin, onerror=tell):

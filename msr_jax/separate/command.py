@@ -115,7 +115,6 @@ def parser_of() -> argparse.ArgumentParser:
     better.add_argument(
         "--ensemble-by",
         choices=BY,
-        default="mean",
         help="of what: samples (default mean), or magnitudes of spectra with the phases of their mean",
     )
     many = parser.add_argument_group(
@@ -252,11 +251,12 @@ class _Teller:
     """Says what becomes of every song, in words or in JSON."""
 
     def __init__(self, args: argparse.Namespace, separator: Separator | Ensemble):
-        self.separator, self.is_json = separator, args.json
+        self.separator, self.is_json, self.has_written = separator, args.json, False
+        self.is_float = Output(args.format, args.bits, "keep").keeps_peaks
         self.say: Callable[[str], None] = print
         ways = [f"T = {args.steps}"] if args.steps else []
         ways += [f"{args.shifts} shifts"] if args.shifts > 1 else []
-        ways += [f"{args.ensemble_by} of {len(args.ensemble)} models"] if args.ensemble else []
+        ways += [f"{separator.by} of {len(separator.members)} models"] if isinstance(separator, Ensemble) else []
         self.how = ", ".join([f"refinement: {refinement_of(separator)}", *ways])
 
     def song(self, outcome: Outcome) -> None:
@@ -264,6 +264,7 @@ class _Teller:
             print(json.dumps(outcome.row, allow_nan=False), flush=True)
             return
         task, written = outcome.task, outcome.written
+        self.has_written |= written is not None
         if outcome.kept:
             self.say(f"{task.song.name}: kept {', '.join(outcome.kept)} in {task.folder}; --overwrite replaces them")
         if written:
@@ -271,14 +272,15 @@ class _Teller:
             self.say(f"{task.song.name}: {stems} in {task.folder} ({self.how})")
             if clipped := {stem: count for stem, count in written.clipped.items() if count}:
                 numbers = ", ".join(f"{count} in {written.paths[stem].name}" for stem, count in clipped.items())
-                self.say(f"  samples beyond ±1, clipped: {numbers}; --peak scale or wav of 32 bits keeps their shape")
+                ways = "--peak keep or scale" if self.is_float else "--peak scale or wav of 32 bits"
+                self.say(f"  samples beyond ±1, clipped: {numbers}; {ways} keeps their shape")
             if written.gain != 1:
                 gain = f"{20 * math.log10(written.gain):.2f} dB"
                 self.say(f"  {', '.join(written.paths)} by {gain}, so that none passes ±1")
 
     def end(self, problems: Sequence[str], songs: int) -> None:
         others = [name for name in self.separator.members[0].refinements if name != "none"]
-        if refinement_of(self.separator) == "none" and others and not self.is_json:
+        if refinement_of(self.separator) == "none" and others and self.has_written:
             dial = f"--refine {'|'.join(others)} takes longer and may come nearer"
             print(f"not refined; {dial}")
         self.problems(problems, songs)

@@ -34,7 +34,7 @@ from msr_jax.separate.chunks import (
     shared,
 )
 from msr_jax.separate.demix import Demix, demix
-from msr_jax.separate.interface import AudioSeparator, check_residual, is_number, is_whole
+from msr_jax.separate.interface import AudioSeparator, check_consistent, check_residual, is_number, is_whole
 from msr_jax.separate.mixture import OFFSET_REACH, SHARE_SECONDS, Original, as_the_song, without_offset
 from msr_jax.separate.network import ABREAST, Network
 from msr_jax.separate.one_mask import with_one_mask
@@ -44,7 +44,6 @@ from msr_jax.weights.model_folder import (
     DEFAULT_OVERLAP,
     DEFAULT_REFINE,
     DEFAULT_SEGMENTS,
-    STEM_NUMBERS,
     Model,
     choose_stems,
     load_model,
@@ -123,17 +122,8 @@ class Separator(AudioSeparator):
         self.config, self.refine, self.num_steps, self.seed = config, refine, num_steps, seed
         self.reference, self.shifts = reference, shifts
         self.separated = [stem for stem in config["stems"] if stems is None or stem in stems]  # what the network gives
-        if mixture_consistent and (STEM_NUMBERS in config or len(self.separated) < len(config["stems"])):
-            raise UserError(
-                "stems add up to the mixture where all of them are there; leave mixture_consistent or stems out"
-            )
-        if mixture_consistent and len(self.separated) == 1 and not residual:
-            raise UserError(
-                f"a mixture-consistent model of one stem gives the mixture itself as {self.separated[0]}; "
-                "have the rest as a stem of its own instead, by --residual NAME"
-            )
-        if mixture_consistent and residual:
-            raise UserError("with a residual the stems add up to the song already; leave mixture_consistent out")
+        if mixture_consistent:
+            check_consistent(self.separated, config, residual)
         check_residual(residual, config.get(ALL_STEMS, config["stems"]))
         self.mixture_consistent, self.residual = mixture_consistent, residual
         self.stems: list[str] = [*self.separated, *([residual] if residual else [])]

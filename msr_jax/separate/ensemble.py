@@ -11,7 +11,7 @@ import numpy as np
 from msr_jax.errors import UserError
 from msr_jax.separate.chunks import abreast, shared
 from msr_jax.separate.engine import Separator, load
-from msr_jax.separate.interface import AudioSeparator, check_residual, is_number
+from msr_jax.separate.interface import AudioSeparator, check_consistent, check_residual, is_number
 from msr_jax.separate.mixture import SHARE_SECONDS, Original, as_the_song
 
 BY = ("mean", "median", "mean-spectra", "median-spectra")
@@ -173,7 +173,7 @@ class Ensemble(AudioSeparator):
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Over the first axis; weights add up to 1."""
-    return np.tensordot(weights.astype(values.real.dtype), values, 1)
+    return sum(weight * value for weight, value in zip(weights.astype(values.real.dtype), values, strict=True))
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -206,4 +206,7 @@ def load_ensemble(
         raise UserError(f"the members of an ensemble are a list, such as ['bundled', 'another'], not {members!r}")
     whole = [_as_member(member) for member in members]
     loaded = [load(member.model, **options) for member in whole]
+    if mixture_consistent:
+        for separator in loaded:
+            check_consistent(separator.separated, separator.config, residual)
     return Ensemble(loaded, [member.weight for member in whole], by, mixture_consistent, residual)

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from msr_jax.config_fields import is_plain_name
 from msr_jax.errors import UserError, first_line
 from msr_jax.separate.push import Pusher
+from msr_jax.weights.model_folder import STEM_NUMBERS
 
 MAX_CHANNELS = 1024  # as in libsndfile
 
@@ -140,6 +141,21 @@ def checked_rate(sample_rate: int) -> int:
     if not is_number(sample_rate) or not 0 < sample_rate < math.inf:
         raise UserError(f"the sample rate must be positive, in Hz, not {sample_rate!r}")
     return sample_rate
+
+
+def check_consistent(stems: Sequence[str], config: Mapping[str, Any], residual: str | None) -> None:
+    """Raises UserError unless these stems of a model can be made to add up to the mixture: all that it has, two at least."""
+    if STEM_NUMBERS in config or len(stems) < len(config["stems"]):
+        raise UserError(
+            "stems add up to the mixture where all of them are there; leave mixture_consistent or stems out"
+        )
+    if residual:
+        raise UserError("with a residual the stems add up to the song already; leave mixture_consistent out")
+    if len(stems) == 1:
+        raise UserError(
+            f"a mixture-consistent model of one stem gives the mixture itself as {stems[0]}; "
+            "have the rest as a stem of its own instead, by --residual NAME"
+        )
 
 
 def check_residual(residual: str | None, stems: Sequence[str]) -> None:
