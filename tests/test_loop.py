@@ -73,6 +73,10 @@ def test_sigterm_saves_and_the_next_start_goes_on_from_there(small, tmp_path, ca
     jax.tree.map(np.testing.assert_array_equal, saved, straight.ema_params)
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (saved, straight.params)), strict=True))
 
+    train({**small, "data": {**small["data"], "batch": 2 * small["data"]["batch"]}}, tmp_path / "straight", noise())
+    then = 40 * small["data"]["batch"]
+    assert f"the data go on at example {2 * then} of their order, not at {then}" in capsys.readouterr().out
+
     # A finished run started again has nothing to do but to give its model a sampler's new settings; one of another network
     # keeps what is there.
     sampler = {**small["diffusion"]["sampler"], "sigma_max": 0.5}

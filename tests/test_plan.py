@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -308,6 +309,16 @@ def test_a_batch_of_which_no_more_was_tried_is_told_as_at_least_that(start, per_
     found = _fit(plan, start, SimpleNamespace(name="v5p:1x1x1"))
     assert (found["examples_per_device"], found["is_largest"]) == (most, False)
     assert f"at least {most} (more was not tried)" in capsys.readouterr().out
+
+
+def test_a_search_that_ends_between_two_batches_names_both(capsys):
+    fits = lambda n: n * n + 100 <= 2600  # work space that grows faster than the batch
+    plan = lambda n: {"fits": fits(n), "needs": n * n + 100, "has": 2600, "bytes_per_device": {"work_space": n * n}}
+    found = _fit(plan, 1, SimpleNamespace(name="v5p:1x1x1"))
+    most = found["examples_per_device"]
+    assert fits(most) and not found["is_largest"]
+    told = re.search(rf"at least {most} \((\d+) do not fit, nothing between was tried\)", capsys.readouterr().out)
+    assert told and int(told[1]) > most + 1 and not fits(int(told[1]))
 
 
 @pytest.mark.multiprocess

@@ -79,7 +79,9 @@ def print_fit(
         said = "fits" if row["fits"] else "does not fit"
         size = f", work space {row['work_space'] / 1e9:.2f} GB" if row["work_space"] else ""
         _line("tried", f"{row['examples']} on a device: {said}{size}")
-    size = f"{most}" if is_largest else f"at least {most} (more was not tried)"
+    too_many = min((row["examples"] for row in rows if not row["fits"]), default=None)
+    rest = "more was not tried" if too_many is None else f"{too_many} do not fit, nothing between was tried"
+    size = f"{most}" if is_largest else f"at least {most} ({rest})"
     _line("largest batch", f"{size} on each of the devices of {target.name}, {len(rows)} compilations")
     if per_example is not None:
         _line("per example", f"{per_example / 1e9:.3f} GB of work space")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -294,9 +295,21 @@ def _restore_or_start(
     if changed:
         listed = ", ".join(f"{name} ({old} before, {new} now)" for name, old, new in changed)
         _say(f"settings changed since then: {listed}")
+        _say_where_the_data_go_on({name: old for name, old, _ in changed}, config, int(state.step))
     if others:
         _say(f"the data changed since then: {others}")
     return state, _SkipCount(limit, **meta.get("skipped", {}))
+
+
+def _say_where_the_data_go_on(before: Mapping[str, Any], config: Mapping[str, Any], step: int) -> None:
+    """Examples are counted in steps of today's size: with another size before, some are left out, or come again."""
+    fields = (("data", "batch"), ("optim", "accumulate"))
+    size = lambda changes: math.prod(changes.get(f"{part}.{name}", config[part][name]) for part, name in fields)
+    now, then = size({}), size(before)
+    if now != then:
+        _say(
+            f"the data go on at example {step * now} of their order, not at {step * then}: as if all steps had taken {now}"
+        )
 
 
 def _compared(
