@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import re
 import tracemalloc
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +29,7 @@ SIZES = {
     "mel_band_roformer": {**SHARED, "num_bands": 8, "sample_rate": 44_100},
 }
 KINDS = list(SIZES)
+README = (Path(__file__).parents[1] / "msr_jax" / "weights" / "README.md").read_text()
 
 
 def weights_of(kind, **changed):
@@ -377,6 +380,7 @@ def test_ten_kinds_of_bad_files_get_a_sentence_each(told, tmp_path, capsys):
     text = json.dumps(header).encode()
     data = b"".join(v.tobytes() for v in quantised.values())
     (tmp_path / "quantised.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    told_of = []
     for name, words in (
         ("none.ckpt", "does not exist"),
         ("cut.ckpt", "is cut off"),
@@ -395,6 +399,10 @@ def test_ten_kinds_of_bad_files_get_a_sentence_each(told, tmp_path, capsys):
     ):
         message = refused(tmp_path / name, tmp_path / "m", capsys, "--config", config)
         assert words in message and "--arch" not in message, message
+        if row := re.search(rf"^\| `{name}`.* \| (.*) \|$", README, re.MULTILINE):
+            assert re.fullmatch(re.escape(row[1]).replace("…", ".*"), message.split(f"{tmp_path / name} ")[1].strip())
+            told_of.append(name)
+    assert len(told_of) == 11, "the page has these kinds as they are"
     message = refused(whole, tmp_path / "m", capsys, "--config", told(kind, sample_rate=22_050))
     assert "mel bands are not those of 22050 Hz" in message and "band " in message
     message = refused(whole, tmp_path / "m", capsys, "--config", told(kind, dim=7))
