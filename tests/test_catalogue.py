@@ -173,6 +173,9 @@ def test_a_manifest_knows_what_another_process_has_written_meanwhile(tmp_path):
     late.add({**row, "source": "B/1.wav", "sha256": "b"})
     early.add({**row, "source": "C.wav", "stems": {}})
     assert not early.has("A/1.wav", row["stems"]) and early.has("B/1.wav", row["stems"])
+    os.rename(tmp_path / "m.jsonl", tmp_path / "moved")
+    late.add(row)
+    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 1 and late.has("A/1.wav", row["stems"])
 
 
 def test_a_file_under_two_spellings_is_one_song(library):

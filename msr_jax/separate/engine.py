@@ -122,9 +122,9 @@ class Separator(AudioSeparator):
         self.config, self.refine, self.num_steps, self.seed = config, refine, num_steps, seed
         self.reference, self.shifts = reference, shifts
         self.separated = [stem for stem in config["stems"] if stems is None or stem in stems]  # what the network gives
+        check_residual(residual, config.get(ALL_STEMS, config["stems"]), mixture_consistent)
         if mixture_consistent:
-            check_consistent(self.separated, config, residual)
-        check_residual(residual, config.get(ALL_STEMS, config["stems"]))
+            check_consistent(self.separated, config)
         self.mixture_consistent, self.residual = mixture_consistent, residual
         self.stems: list[str] = [*self.separated, *([residual] if residual else [])]
         self.segment, self.sample_rate = config["segment"], config["sample_rate"]

@@ -85,9 +85,7 @@ class Ensemble(AudioSeparator):
                     f"the models of an ensemble must have the same stems, but one has {', '.join(first.stems)} and another "
                     f"{', '.join(other.stems)}; name those that all of them have by --stems"
                 )
-        if mixture_consistent and residual:
-            raise UserError("with a residual the stems add up to the song already; leave mixture_consistent out")
-        check_residual(residual, first.stems)
+        check_residual(residual, first.stems, mixture_consistent)
         self.members, self.by, self.separated = list(members), by, list(first.stems)
         self.weights = np.asarray(weights) / np.sum(weights)
         self.mixture_consistent, self.residual = mixture_consistent, residual
@@ -206,7 +204,8 @@ def load_ensemble(
         raise UserError(f"the members of an ensemble are a list, such as ['bundled', 'another'], not {members!r}")
     whole = [_as_member(member) for member in members]
     loaded = [load(member.model, **options) for member in whole]
+    ensemble = Ensemble(loaded, [member.weight for member in whole], by, mixture_consistent, residual)
     if mixture_consistent:
         for separator in loaded:
-            check_consistent(separator.separated, separator.config, residual)
-    return Ensemble(loaded, [member.weight for member in whole], by, mixture_consistent, residual)
+            check_consistent(separator.separated, separator.config)
+    return ensemble

@@ -143,14 +143,12 @@ def checked_rate(sample_rate: int) -> int:
     return sample_rate
 
 
-def check_consistent(stems: Sequence[str], config: Mapping[str, Any], residual: str | None) -> None:
+def check_consistent(stems: Sequence[str], config: Mapping[str, Any]) -> None:
     """Raises UserError unless these stems of a model can be made to add up to the mixture: all that it has, two at least."""
     if STEM_NUMBERS in config or len(stems) < len(config["stems"]):
         raise UserError(
             "stems add up to the mixture where all of them are there; leave mixture_consistent or stems out"
         )
-    if residual:
-        raise UserError("with a residual the stems add up to the song already; leave mixture_consistent out")
     if len(stems) == 1:
         raise UserError(
             f"a mixture-consistent model of one stem gives the mixture itself as {stems[0]}; "
@@ -158,10 +156,12 @@ def check_consistent(stems: Sequence[str], config: Mapping[str, Any], residual: 
         )
 
 
-def check_residual(residual: str | None, stems: Sequence[str]) -> None:
-    """Raises UserError unless the stem that is left over can have this name beside the others."""
+def check_residual(residual: str | None, stems: Sequence[str], mixture_consistent: bool) -> None:
+    """Raises UserError unless something is left over, and can have this name beside the others."""
     if residual is None:
         return
+    if mixture_consistent:
+        raise UserError("with a residual the stems add up to the song already; leave mixture_consistent out")
     if not is_plain_name(residual):
         raise UserError(f"the residual is a file's name without a folder, not {residual!r}")
     if residual.casefold() in [stem.casefold() for stem in stems]:

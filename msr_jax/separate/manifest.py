@@ -59,7 +59,10 @@ class Manifest:
 
     def _catch_up(self, file: int) -> bytes:
         """Read the lines that were not read yet, this process's or another's; what comes after the last whole one is left."""
-        text = os.pread(file, os.fstat(file).st_size - self.read, self.read)
+        size = os.fstat(file).st_size
+        if size < self.read:  # somebody moved the file away, and another one began
+            self.read = 0
+        text = os.pread(file, size - self.read, self.read)
         whole = text[: text.rfind(b"\n") + 1]
         for row in [json.loads(line) for line in whole.decode().splitlines()]:
             self._note(row)
@@ -68,11 +71,10 @@ class Manifest:
 
     def has(self, source: str, stems: Mapping[str, Any]) -> bool:
         """Whether there is a line, without an error, of this source and stems in these places, and none later of another song's there."""
-        mine = (source, self.hashes.get(source))
-        is_mine = lambda owner: owner[0] == source or (owner[1] is not None and owner[1] == mine[1])
-        return _places(stems) in self.done.get(source, ()) and all(
-            is_mine(self.owners.get(str(place), mine)) for place in stems.values()
-        )
+        if _places(stems) not in self.done.get(source, ()):
+            return False
+        owners = [self.owners[str(place)] for place in stems.values()]
+        return all(owner == source or (of and of == self.hashes[source]) for owner, of in owners)
 
     def tells(self, row: Mapping[str, Any]) -> bool:
         """Whether a line says the same of the source: that it has these stems, or the same error."""
