@@ -110,6 +110,17 @@ def test_separation_compiles(make_config, one_chip):
     assert plan["refused"] == "" and plan["fits"]
 
 
+def test_separation_is_spread_over_the_devices_of_a_host_which_send_each_other_nothing(one_chip):
+    config = toy.get_config().to_dict()
+    alone, spread = (make_plan(config, target, "none") for target in (one_chip, find_target("v5e:2x4")))
+    assert spread["mesh"] == {"devices": 8} and spread["batch"] == 8 * alone["batch"] == 8
+    assert spread["collectives"] == {} and spread["fits"]
+    for said in ("examples_per_device", "flops_per_device"):
+        assert spread[said] == alone[said]
+    assert spread["bytes_per_device"]["work_space"] == alone["bytes_per_device"]["work_space"]
+    assert make_plan(config, find_target("v5e:4x4"), "none")["mesh"] == {"devices": 4}  # as hosts of such a slice have
+
+
 def test_what_a_step_sends_is_its_parameters_once_and_its_gradients_once():
     """As read from what the TPU's compiler writes, where a transfer is in the text of several fusions."""
     config = toy.get_config()

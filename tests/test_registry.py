@@ -67,7 +67,7 @@ def hub(tmp_path, monkeypatch):
         "sha256": hashlib.sha256(server.data).hexdigest(),
     }  # fmt: skip
     unsummed = {k: v for k, v in entry.items() if k not in ("sha256", "licence")}
-    table = {"shapes": {"tiny": SHAPE}, "models": {"tiny": entry, "unsummed": unsummed}}
+    table = {"rate": 44_100, "shapes": {"tiny": SHAPE}, "models": {"tiny": entry, "unsummed": unsummed}}
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(table))
     monkeypatch.setattr(registry, "TABLE", tmp_path / "table.yaml")
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -230,6 +230,7 @@ def test_the_table_is_listed_and_a_model_of_it_described(hub, capsys, monkeypatc
     assert main(["models"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in read_table(registry.TABLE))
+    assert re.search(r"^bs-anvuew-dereverb +BS 256/12 +44100 +512 +204 +dry$", listed, re.M)
     assert main(["models", "mel-kim-vocals"]) == 0
     told = capsys.readouterr().out
     assert "kimberley jensen" in told and "stft_hop_length: 441" in told and "sha256: 87201f4d" in told
@@ -244,6 +245,6 @@ def test_every_entry_has_what_is_needed_and_only_what_is_known():
         assert re.fullmatch(r"[0-9a-f]{64}", entry.get("sha256", "0" * 64)), name
         assert address_of(entry).startswith("https://") and ("figure" in entry) == ("figure_source" in entry), name
         assert told_of(entry)["model"]["num_stems"] == len(entry["stems"])
-        known = {"shape", "model", "stems", "chunk", "author", "size", "file", "sha256", "licence", "figure"}
+        known = {"shape", "model", "rate", "stems", "chunk", "author", "size", "file", "sha256", "licence", "figure"}
         assert set(entry) <= known | {"figure_source"}, name
         assert np.isfinite(entry["size"])

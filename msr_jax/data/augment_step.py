@@ -190,8 +190,8 @@ def add_noise(x: Array, amplitude: Array, key: Array) -> Array:
 def mix_chunks(x: Array, chances: tuple[float, ...], gain: tuple[float, float], key: Array) -> Array:
     """Average a stem with up to two further chunks of its instrument, each chunk under a gain of its own: (b, s, t, c).
 
-    The further chunks are those of the next examples of the batch: as likely as any other, and read anyway. (In a batch
-    of one there is none, and the stem itself takes their place.)
+    The further chunks are those of the next examples of the batch: as likely as any other, and read anyway. (Where a
+    batch is too small to have one, as one of two has no second, the stem itself takes its place.)
     """
     key_gain, key_coin = jax.random.split(key)
     shape = x.shape[:2]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from msr_jax.config_fields import check_config
 from msr_jax.errors import UserError
@@ -15,8 +15,9 @@ from msr_jax.models.interface import Backbone
 from msr_jax.plan.necessary import necessary_bytes
 from msr_jax.plan.target import Target, tracing
 from msr_jax.separate.engine import batch_function
+from msr_jax.separate.network import AXIS, PLACES, spread
 from msr_jax.train.batches import check_batch
-from msr_jax.train.sharding import make_mesh, replicated, stacked_batch_sharding, tree_sharding, with_shardings
+from msr_jax.train.sharding import make_mesh, stacked_batch_sharding, tree_sharding, with_shardings
 from msr_jax.train.stage import BUILDS_ON, as_inputs, make_stage
 from msr_jax.weights.model_folder import inputs_of
 
@@ -87,37 +88,40 @@ def training_program(config: Mapping[str, Any], target: Target) -> Program:
 def separation_program(
     config: Mapping[str, Any], target: Target, refine: str, steps: int | None, mixtures: int = 1
 ) -> Program:
-    """One call of the networks of `msr separate`: all stems of so many segments, on one device of the target, at the config's
-    `compute_dtype`.
+    """One call of the networks of `msr separate`: all stems of so many segments on each device of one host of the target, at the
+    config's `compute_dtype`. (Several hosts share the songs, not the segments.)
 
     Raises:
       UserError: an unknown refinement, or a number of steps that it does not take.
     """
     if refine not in REFINEMENTS:
         raise UserError(f"--separate must be one of {', '.join(REFINEMENTS)}, not '{refine}'")
-    mesh = make_mesh({"data": 1, "fsdp": 1}, target.devices[:1])
-    place = lambda tree: with_shardings(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+    mesh = Mesh(np.array(target.devices[: max(1, len(target.devices) // target.hosts)]), (AXIS,))
+    batch = mixtures * mesh.size
+
+    def place(tree: Any, spec: PartitionSpec) -> Any:
+        return with_shardings(tree, jax.tree.map(lambda _: NamedSharding(mesh, spec), tree))
+
     with tracing(target):
         backbone = make_backbone(config["model"], config["compute_dtype"])
         backbone.check_length(config["segment"])
         refiner = make_refiner(config, backbone, refine, steps)
         weights = _parameter_shapes(backbone, sorted({"deterministic", network_of(config, refine)}))
-        cast = place(jax.eval_shape(lambda: cast_params(_zeros(weights), config["compute_dtype"])))
-        inputs = place(
-            (
-                jax.ShapeDtypeStruct((mixtures, config["segment"], config["channels"]), np.float32),
-                jax.ShapeDtypeStruct((mixtures, 2), np.int32),
-                jax.ShapeDtypeStruct((), np.uint32),
-            )
+        shapes = (
+            jax.eval_shape(lambda: cast_params(_zeros(weights), config["compute_dtype"])),
+            jax.ShapeDtypeStruct((batch, config["segment"], config["channels"]), np.float32),
+            jax.ShapeDtypeStruct((batch, 2), np.int32),
+            jax.ShapeDtypeStruct((), np.uint32),
         )
+        cast, *inputs = map(place, shapes, PLACES)
         with jax.set_mesh(mesh):
-            traced = jax.jit(batch_function(refiner)).trace(cast, *inputs)
+            traced = jax.jit(spread(batch_function(refiner), mesh)).trace(cast, *inputs)
     sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(cast)]
     facts = {
         "program": "separate",
         "method": refine,
         "mesh": dict(mesh.shape),
-        "batch": mixtures,
+        "batch": batch,
         "accumulate": 1,
         "crop": config["segment"],
         "parameters": sum(sizes),

@@ -14,7 +14,8 @@ def print_plan(plan: Mapping[str, Any], target: Target) -> None:
     mesh = " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     what = "segments" if plan["program"] == "separate" else "samples"
     _line("target", f"{target.name}: {len(target.devices)} devices, hosts {target.hosts}; by {plan['compiler']}")
-    _line("mesh", mesh + (" (of one device; several share the segments)" if plan["program"] == "separate" else ""))
+    is_part = plan["program"] == "separate" and target.hosts > 1
+    _line("mesh", mesh + (" (of one host; several share the songs, not a song's segments)" if is_part else ""))
     size = f"{plan['batch']} × {plan['accumulate']} of {plan['crop']} samples"
     _line("batch", size + f", {plan['examples_per_device']} on a device; {plan['program']}, {plan['method']}")
     _line("parameters", f"{plan['parameters']:,} {'trained' if what == 'samples' else 'in its networks'}")

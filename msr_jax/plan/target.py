@@ -92,7 +92,9 @@ def _tpus(name: str, kind: str, shape: str) -> Target:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--target {name} needs the TPU's compiler, which is not here: pip install 'msr_jax[tpu]'")
     try:
-        options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if set(shape) == {"1", "x"} else {}  # else four
+        options: dict[str, Any] = {}
+        if set(shape) == {"1", "x"} or shape == "2x4":  # one host of one chip, or of eight; else of four
+            options["chips_per_host_bounds"] = (2, 4, 1) if shape == "2x4" else (1, 1, 1)
         if kind == "v4":  # a chip's two cores are one device, as JAX has them on a v4; libtpu's default is one each
             options["chip_config_name"] = "megacore"
         devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **options).devices

@@ -32,6 +32,9 @@ MAX_BATCH = 64  # examples a call on an accelerator, per device: more is no fast
 ABREAST, ABREAST_BYTES = min(4, max(2, (os.cpu_count() or 1) // 2)), 1_200_000_000
 
 CONFIG: Any = jax.config  # whose fields have no types
+AXIS = "devices"  # of the mesh that a call's mixtures are spread over
+EVERYWHERE, EACH = PartitionSpec(), PartitionSpec(AXIS)
+PLACES = (EVERYWHERE, EACH, EACH, EVERYWHERE)  # of a function's arguments
 
 # (weights, mixture (batch, time, channels), place (batch, 2) integers, seed) -> stems (batch, stems, time, channels)
 Function = Callable[[Any, Any, Any, Any], Any]
@@ -40,6 +43,14 @@ Function = Callable[[Any, Any, Any, Any], Any]
 def local_devices() -> list[jax.Device]:
     """Those that a song is spread over: this process's, or the one that this thread computes on by default."""
     return jax.local_devices() if CONFIG.jax_default_device is None else list(jnp.zeros(()).devices())
+
+
+def spread(function: Function, mesh: Mesh) -> Function:
+    """The same for all devices of a mesh: each takes its part of the batch, and computes it as if it were alone."""
+    if mesh.size == 1:
+        return function
+    spread_out: Function = jax.shard_map(function, mesh=mesh, in_specs=PLACES, out_specs=EACH, check_vma=False)
+    return spread_out
 
 
 def free_memory(device: jax.Device) -> int:
@@ -90,8 +101,8 @@ class Network:
         """
         self.function, self.stems, self.settings, self.name = function, stems, settings, name
         self.devices = local_devices()
-        self.mesh = Mesh(np.array(self.devices), ("devices",))
-        self.weights = jax.device_put(weights, self._placed(PartitionSpec()))
+        self.mesh = Mesh(np.array(self.devices), (AXIS,))
+        self.weights = jax.device_put(weights, self._placed(EVERYWHERE))
         self.is_one_cpu = len(self.devices) == 1 and self.devices[0].platform == "cpu"
         self.is_growing = batch_size is None and self.devices[0].platform != "cpu"
         self.batch_size = batch_size or mixtures * stems
@@ -213,16 +224,12 @@ class Network:
             self._read[batch_size, *shape] = kept
             return program
         with saying(f"compiling {self.name}" + ("; it is kept for the next time" if kept else "")):
-            function = self.function(batch_size < self.stems)
-            everywhere, each = PartitionSpec(), PartitionSpec("devices")
-            specs = (everywhere, each, each, everywhere)
-            if len(self.devices) > 1:
-                function = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=each, check_vma=False)
-            placed = tuple(self._placed(spec) for spec in specs)
+            function = spread(self.function(batch_size < self.stems), self.mesh)
+            placed = tuple(self._placed(spec) for spec in PLACES)
             named = lambda *inputs: function(*inputs)
             # What JAX's own cache gives back cannot be kept here, as its functions are missing then: under a new name it has none.
             named.__name__ = f"separate_{version('msr_jax')}_{secrets.token_hex(8) if kept else ''}"
-            jitted = jax.jit(named, in_shardings=placed, out_shardings=self._placed(each))
+            jitted = jax.jit(named, in_shardings=placed, out_shardings=self._placed(EACH))
             program = jitted.lower(*arguments).compile()
             give_back_memory()
         if kept:

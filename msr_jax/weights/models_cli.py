@@ -12,13 +12,14 @@ NETWORKS = {"bs_roformer": "BS", "mel_band_roformer": "Mel"}
 
 
 def _listed() -> str:
-    rows = [("name", "network", "MB", "stems", "licence", "published figure")]
+    rows = [("name", "network", "Hz", "hop", "MB", "stems", "licence", "published figure")]
     for name, entry in read_table(TABLE).items():
         network = f"{NETWORKS[entry['model']['network']]} {entry['model']['dim']}/{entry['model']['depth']}"
         mark = "*" if is_at_hand(name) else ""
         size, stems = f"{entry['size'] / 1e6:.0f}", ", ".join(entry["stems"])
-        rows.append((name + mark, network, size, stems, entry.get("licence", ""), entry.get("figure", "")))
-    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+        times = str(entry["rate"]), str(entry["model"]["stft_hop_length"])
+        rows.append((name + mark, network, *times, size, stems, entry.get("licence", ""), entry.get("figure", "")))
+    widths = [max(len(row[k]) for row in rows) for k in range(6)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0, 0], strict=True)) for row in rows]
     told = "* is in the cache. An empty licence: no document says it; `msr models NAME` names the page to ask."
     return "\n".join([*(line.rstrip() for line in lines), "", told])

@@ -28,14 +28,14 @@ except ImportError:  # Windows
 TABLE = Path(__file__).with_name("registry.yaml")
 HUB = "https://huggingface.co"
 TIMEOUT = 30  # seconds without an answer
-RATE = 44_100  # Hz, of all of them
 
 
 @cache
 def read_table(path: Path) -> dict[str, dict[str, Any]]:
-    """Each model's fields by its name; `model` are those of its network."""
+    """Each model's fields by its name; `model` are those of its network, `rate` is in Hz."""
     table = yaml.safe_load(path.read_text())
-    return {name: {**entry, "model": dict(table["shapes"][entry["shape"]])} for name, entry in table["models"].items()}
+    of_shape = lambda entry: {"model": dict(table["shapes"][entry["shape"]]), "rate": table["rate"]}
+    return {name: {**of_shape(entry), **entry} for name, entry in table["models"].items()}
 
 
 def told_of(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def told_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     network |= {"time_transformer_depth": 1, "freq_transformer_depth": 1}
     return {
         "model": {name: value for name, value in network.items() if name != "network"},
-        "audio": {"sample_rate": RATE, "chunk_size": entry["chunk"]},
+        "audio": {"sample_rate": entry["rate"], "chunk_size": entry["chunk"]},
         "training": {"instruments": list(entry["stems"])},
     }
 
